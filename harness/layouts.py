@@ -1,0 +1,248 @@
+"""The layouts in which other programs keep the same weights: one row a layout, one way each way.
+
+Sources: torch.nn.LSTM documentation (weight_ih_l0 is [4H, in], gates i f g o, two biases);
+keras/src/layers/rnn/lstm.py (kernel [in, 4H], gates i f c o, one bias, forget bias in the bias);
+TF1 BasicLSTMCell (one kernel [in + H, 4H], gates i j f o, one bias, forget_bias=1 added at run
+time).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.errors import HarnessError
+from harness.spec import ModelSpec, build, parameters
+
+Arrays = Mapping[str, NDArray[Any]]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Layout(NamedTuple):
+    """Names ({k}: the layer) and conventions of one layout.
+
+    `w_h` None: the rows of w_h follow those of w_i in one matrix. `b_h` None: one bias, the sum of
+    the two. `gates` is the order of the four blocks, `transposed` says that matrices are
+    [out, in], `forget_bias` is what the program adds to the forget gate at run time.
+    """
+
+    name: str
+    embedding: str
+    w_i: str
+    w_h: str | None
+    b_i: str
+    b_h: str | None
+    softmax_w: str
+    softmax_b: str
+    gates: str = "ifgo"
+    transposed: bool = False
+    forget_bias: float = 0.0
+
+    def layer_names(self, k: int) -> list[str]:
+        """The names of layer `k`'s arrays."""
+        templates = (self.w_i, self.w_h, self.b_i, self.b_h)
+        return [template.format(k=k) for template in templates if template]
+
+    def names(self, layers: int) -> list[str]:
+        """All names of a file of `layers` layers, in canonical order."""
+        middle = [name for k in range(layers) for name in self.layer_names(k)]
+        return [self.embedding, *middle, self.softmax_w, self.softmax_b]
+
+
+_ROWS = (
+    Layout(
+        "canonical",
+        *("embedding", "layer{k}/w_i", "layer{k}/w_h", "layer{k}/b_i", "layer{k}/b_h"),
+        *("softmax_w", "softmax_b"),
+    ),
+    Layout(  # debug_pytorch_lm, the program that this project grew from
+        "original",
+        *("Model/embedding", "Model/RNN/Layer_{k}/w_i", "Model/RNN/Layer_{k}/w_h"),
+        *("Model/RNN/Layer_{k}/b_i", "Model/RNN/Layer_{k}/b_h"),
+        *("Model/softmax_w", "Model/softmax_b"),
+    ),
+    Layout(  # the state dict of PyTorch's word language model
+        "torch",
+        *("encoder.weight", "rnn.weight_ih_l{k}", "rnn.weight_hh_l{k}"),
+        *("rnn.bias_ih_l{k}", "rnn.bias_hh_l{k}", "decoder.weight", "decoder.bias"),
+        transposed=True,
+    ),
+    Layout(
+        "keras",
+        *("embedding/embeddings", "lstm_{k}/kernel", "lstm_{k}/recurrent_kernel"),
+        b_i="lstm_{k}/bias",
+        b_h=None,
+        softmax_w="dense/kernel",
+        softmax_b="dense/bias",
+    ),
+    Layout(
+        "tf1",
+        "Model/embedding",
+        w_i="Model/RNN/multi_rnn_cell/cell_{k}/basic_lstm_cell/kernel",
+        w_h=None,
+        b_i="Model/RNN/multi_rnn_cell/cell_{k}/basic_lstm_cell/bias",
+        b_h=None,
+        softmax_w="Model/softmax_w",
+        softmax_b="Model/softmax_b",
+        gates="igfo",
+        forget_bias=1.0,
+    ),
+)
+LAYOUTS = {row.name: row for row in _ROWS}
+
+
+def recognise(names: Iterable[str]) -> Layout:
+    """The layout that most of `names` belong to. Raises HarnessError if none of them does."""
+    found = set(names)
+    layers = len(found)
+    best = max(_ROWS, key=lambda row: len(found.intersection(row.names(layers))))
+    if not found.intersection(best.names(layers)):
+        known = "; ".join(f"{row.name}: {row.names(1)[0]}, {row.names(1)[1]}" for row in _ROWS)
+        raise HarnessError(
+            f"no known layout of weights (found {_listed(found)}). Known layouts and their first "
+            f"names: {known}"
+        )
+    return best
+
+
+def infer_model(shapes: Shapes, layout: Layout, model: ModelSpec | None) -> ModelSpec:
+    """The model that arrays of these shapes describe, or `model` itself if they fit it.
+
+    Raises HarnessError that names every missing, extra or misshaped array.
+    """
+    if model is None:
+        layers = 0
+        while any(name in shapes for name in layout.layer_names(layers)):
+            layers += 1
+        _check_names(shapes, layout.names(max(layers, 1)))
+        embedding, softmax_b = shapes[layout.embedding], shapes[layout.softmax_b]
+        bias = shapes[layout.b_i.format(k=0)]
+        if len(embedding) != 2 or len(softmax_b) != 1 or len(bias) != 1 or bias[0] % 4:
+            raise HarnessError(
+                f"{layout.embedding} {list(embedding)}, {layout.b_i.format(k=0)} {list(bias)} and "
+                f"{layout.softmax_b} {list(softmax_b)} are not [V, E], [4H] and [V]"
+            )
+        model = build(
+            ModelSpec,
+            vocab_size=embedding[0],
+            embed_size=embedding[1],
+            hidden_size=bias[0] // 4,
+            num_layers=layers,
+        )
+    else:
+        _check_names(shapes, layout.names(model.num_layers))
+    expected = _shapes(model, layout)
+    wrong = [
+        f"{name} has shape {list(shapes[name])}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if tuple(shapes[name]) != shape
+    ]
+    if wrong:
+        sizes = f"V={model.vocab_size}, E={model.embed_size}, H={model.hidden_size}"
+        raise HarnessError(f"{'; '.join(wrong)} (model: {sizes}, {model.num_layers} layers)")
+    return model
+
+
+def from_layout(arrays: Arrays, layout: Layout, model: ModelSpec) -> dict[str, NDArray[Any]]:
+    """Canonical arrays from those of a file whose shapes were checked by `infer_model`."""
+    turn = _turn(layout)
+    weights = {"embedding": arrays[layout.embedding]}
+    for k in range(model.num_layers):
+        w_i = _regate(turn(arrays[layout.w_i.format(k=k)]), layout.gates, "ifgo")
+        if layout.w_h is None:
+            inputs = w_i.shape[0] - model.hidden_size
+            w_i, w_h = w_i[:inputs], w_i[inputs:]
+        else:
+            w_h = _regate(turn(arrays[layout.w_h.format(k=k)]), layout.gates, "ifgo")
+        b_i = _regate(arrays[layout.b_i.format(k=k)], layout.gates, "ifgo")
+        b_h = (
+            np.zeros_like(b_i)
+            if layout.b_h is None
+            else _regate(arrays[layout.b_h.format(k=k)], layout.gates, "ifgo")
+        )
+        if layout.forget_bias:
+            b_h[_gate("f", model.hidden_size)] += layout.forget_bias
+        named = {"w_i": w_i, "w_h": w_h, "b_i": b_i, "b_h": b_h}
+        weights |= {f"layer{k}/{name}": array for name, array in named.items()}
+    weights |= {"softmax_w": turn(arrays[layout.softmax_w]), "softmax_b": arrays[layout.softmax_b]}
+    return {name: np.ascontiguousarray(array) for name, array in weights.items()}
+
+
+def to_layout(weights: Arrays, layout: Layout) -> dict[str, NDArray[Any]]:
+    """The arrays of a file in `layout` from canonical ones."""
+    turn = _turn(layout)
+    arrays = {layout.embedding: weights["embedding"]}
+    layers = sum(name.endswith("/w_h") for name in weights)
+    for k in range(layers):
+        w_i, w_h, b_i, b_h = (
+            _regate(weights[f"layer{k}/{name}"], "ifgo", layout.gates)
+            for name in ("w_i", "w_h", "b_i", "b_h")
+        )
+        if layout.w_h is None:
+            arrays[layout.w_i.format(k=k)] = turn(np.concatenate([w_i, w_h]))
+        else:
+            arrays[layout.w_i.format(k=k)] = turn(w_i)
+            arrays[layout.w_h.format(k=k)] = turn(w_h)
+        if layout.forget_bias:
+            b_i = b_i.copy()
+            hidden = b_i.shape[0] // 4
+            b_i[_gate("f", hidden, layout.gates)] -= layout.forget_bias
+        if layout.b_h is None:
+            arrays[layout.b_i.format(k=k)] = b_i + b_h
+        else:
+            arrays[layout.b_i.format(k=k)] = b_i
+            arrays[layout.b_h.format(k=k)] = b_h
+    arrays |= {layout.softmax_w: turn(weights["softmax_w"]), layout.softmax_b: weights["softmax_b"]}
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def _turn(layout: Layout) -> Any:
+    return np.transpose if layout.transposed else np.asarray
+
+
+def _gate(gate: str, hidden: int, order: str = "ifgo") -> slice:
+    start = order.index(gate) * hidden
+    return slice(start, start + hidden)
+
+
+def _regate(array: NDArray[Any], have: str, want: str) -> NDArray[Any]:
+    """The four blocks of the last axis brought from order `have` into order `want`."""
+    hidden = array.shape[-1] // 4
+    return np.concatenate([array[..., _gate(gate, hidden, have)] for gate in want], axis=-1)
+
+
+def _shapes(model: ModelSpec, layout: Layout) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every array of a file in `layout`."""
+    canonical = {p.name: p.shape for p in parameters(model)}
+    step = -1 if layout.transposed else 1
+    shapes = {layout.embedding: canonical["embedding"]}
+    for k in range(model.num_layers):
+        w_i, w_h = canonical[f"layer{k}/w_i"], canonical[f"layer{k}/w_h"]
+        if layout.w_h is None:
+            w_i = (w_i[0] + w_h[0], w_i[1])
+        else:
+            shapes[layout.w_h.format(k=k)] = w_h[::step]
+        shapes[layout.w_i.format(k=k)] = w_i[::step]
+        for bias in filter(None, (layout.b_i, layout.b_h)):
+            shapes[bias.format(k=k)] = canonical[f"layer{k}/b_i"]
+    shapes[layout.softmax_w] = canonical["softmax_w"][::step]
+    shapes[layout.softmax_b] = canonical["softmax_b"]
+    return shapes
+
+
+def _check_names(found: Iterable[str], expected: list[str]) -> None:
+    have = set(found)
+    missing, extra = [n for n in expected if n not in have], have.difference(expected)
+    if missing or extra:
+        parts = [f"missing {_listed(missing)}"] if missing else []
+        parts += [f"extra {_listed(extra)}"] if extra else []
+        raise HarnessError("; ".join(parts))
+
+
+def _listed(names: Iterable[str], most: int = 12) -> str:
+    names = sorted(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,64 @@
+"""Every random draw of a run, from counters: the same bytes for both sides, whatever framework.
+
+NumPy guarantees the raw stream of a bit generator but not that of its distributions, so the draws
+are made from raw Philox words by integer and exact floating-point arithmetic written out here. Two
+interpreters with different NumPy versions draw the same.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.spec import ModelSpec, TrainSpec
+
+# One stream a purpose, so that drawing more of one thing never moves another.
+STREAM_WEIGHTS, STREAM_SHUFFLE, STREAM_CORPUS, STREAM_DROPOUT = 0, 1, 2, 16
+
+
+def words(seed: int, stream: int, block: int, count: int) -> NDArray[np.uint64]:
+    """`count` raw 64-bit words of stream `stream`, from the start of its block `block`."""
+    philox = np.random.Philox(key=[seed, stream], counter=[0, 0, block, 0])
+    raw: NDArray[np.uint64] = philox.random_raw(count)
+    return raw
+
+
+def uniform(seed: int, stream: int, block: int, count: int) -> NDArray[np.float64]:
+    """`count` numbers of [0, 1): the upper 53 bits of each word, exact in float64."""
+    return (words(seed, stream, block, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def permutation(seed: int, stream: int, count: int) -> NDArray[np.int64]:
+    """A random order of 0..count-1: the stable order of as many random words."""
+    return np.argsort(words(seed, stream, 0, count), kind="stable")
+
+
+def dropout_sites(model: ModelSpec) -> dict[str, int]:
+    """Where dropout acts and how wide: the embedding's output and every layer's, never recurrent.
+
+    (Zaremba et al. 2014, figure 2: the dashed arrows.)
+    """
+    sites = {"embedding": model.embed_size}
+    for k in range(model.num_layers):
+        sites[f"layer{k}"] = model.hidden_size
+    return sites
+
+
+def dropout_masks(model: ModelSpec, train: TrainSpec, step: int) -> dict[str, NDArray[np.bool_]]:
+    """The masks of one step: for each site a boolean array [B, T, width], True where kept.
+
+    Empty when the model has no dropout. The scaling by 1 / (1 - dropout) is left to the twins: it
+    is arithmetic, and arithmetic that both sides shared could be wrong in both.
+    """
+    if model.dropout == 0:
+        return {}
+    limit = np.uint64(round((1 - model.dropout) * 2**32))
+    masks = {}
+    for site, (name, width) in enumerate(dropout_sites(model).items()):
+        shape = (train.batch_size, train.bptt, width)
+        count = int(np.prod(shape))
+        raw = words(train.seed, STREAM_DROPOUT + site, step, (count + 1) // 2)
+        # Little-endian halves of each word, on any machine.
+        halves = raw.astype("<u8").view("<u4")[:count]
+        masks[name] = (halves < limit).reshape(shape)
+    return masks

@@ -1,0 +1,221 @@
+"""What a run computes: the model, its training, and one side's share of it. Frozen and validated.
+
+The table of parameters is here because names, order and shapes of weights are part of the model's
+specification: both twins, the weights files and the trace read them from this one place.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+import msgspec
+
+from harness.errors import HarnessError
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
+Probability = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+Dtype = Literal["float32", "float64"]
+
+LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An LSTM language model: embedding [V,E], LSTM layers of H units, softmax [H,V].
+
+    `init_scale` is the half-width of the uniform distribution that weights are drawn from;
+    `dropout` the probability of dropping (never of keeping) at every non-recurrent site.
+    """
+
+    vocab_size: Positive
+    embed_size: Positive
+    hidden_size: Positive
+    num_layers: Positive
+    init_scale: PositiveFloat = 0.1
+    dropout: Probability = 0.0
+
+
+class TrainSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the model is trained: batches, loss, clipping, SGD and its schedule.
+
+    `lr` is divided by `lr_decay` once for every epoch after the first `flat_epochs`.
+    `clip_limit` is the largest global norm (clip="global_norm") or the largest absolute value of
+    one element (clip="elementwise"). `loss` says what happens along time; along the batch the loss
+    is always averaged. `shuffle` shuffles the sentences of the corpus once, by `seed`.
+    """
+
+    batch_size: Positive = 20
+    bptt: Positive = 20
+    lr: PositiveFloat = 1.0
+    flat_epochs: Annotated[int, msgspec.Meta(ge=0)] = 4
+    lr_decay: PositiveFloat = 2.0
+    clip: Literal["global_norm", "elementwise", "none"] = "global_norm"
+    clip_limit: PositiveFloat = 5.0
+    loss: Literal["sum", "mean"] = "sum"
+    shuffle: bool = False
+    dtype: Dtype = "float32"
+    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**62)] = 1
+
+
+class Capture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which steps and which tensors a trace holds. Globs match whole tensor names.
+
+    A step is traced if it lies in first..last (both included; last None means no end) and is the
+    first of every `every`. A tensor is traced if a glob of `include` matches (none means all) and
+    none of `exclude` does.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    every: Positive = 1
+    first: Positive = 1
+    last: Positive | None = None
+
+
+class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One side of a run, as handed to its process: what to compute, from which files, into which.
+
+    `eos` is the token that ends a sentence (None in a corpus that has none); `tokens` the training
+    text as int32 [N] in a .npy file; `final` is where the weights after the last step go.
+    """
+
+    label: str
+    model: ModelSpec
+    train: TrainSpec
+    steps: Positive
+    weights: str
+    tokens: str
+    trace: str
+    final: str
+    eos: int | None = None
+    capture: Capture = Capture()
+    device: Literal["cpu", "gpu"] = "cpu"
+    threads: Positive = 1
+
+
+class Parameter(NamedTuple):
+    """A row of the table of parameters: canonical name, shape, and what each axis counts."""
+
+    name: str
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+
+
+PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    # Zaremba et al. 2014 (arXiv 1409.2329), section 4.1; clip and schedule as stated there.
+    "zaremba-small": (
+        dict(embed_size=200, hidden_size=200, num_layers=2, init_scale=0.1, dropout=0.0),
+        dict(batch_size=20, bptt=20, lr=1.0, flat_epochs=4, lr_decay=2.0, clip_limit=5.0),
+    ),
+    "zaremba-medium": (
+        dict(embed_size=650, hidden_size=650, num_layers=2, init_scale=0.05, dropout=0.5),
+        dict(batch_size=20, bptt=35, lr=1.0, flat_epochs=6, lr_decay=1.2, clip_limit=5.0),
+    ),
+    "zaremba-large": (
+        dict(embed_size=1500, hidden_size=1500, num_layers=2, init_scale=0.04, dropout=0.65),
+        dict(batch_size=20, bptt=35, lr=1.0, flat_epochs=14, lr_decay=1.15, clip_limit=10.0),
+    ),
+}
+
+
+def parameters(model: ModelSpec) -> tuple[Parameter, ...]:
+    """The parameters of `model` in canonical order: the order of files, traces and norms.
+
+    Matrices are [in, out], so that a layer computes x @ w; the 4H columns of a layer's matrices
+    and biases are four blocks of H in the order i, f, g, o. Each layer has two biases.
+    """
+    v, e, h = model.vocab_size, model.embed_size, model.hidden_size
+    table = [Parameter("embedding", (v, e), ("token", "unit"))]
+    for k in range(model.num_layers):
+        inputs = e if k == 0 else h
+        table += [
+            Parameter(f"layer{k}/w_i", (inputs, 4 * h), ("input", "gate")),
+            Parameter(f"layer{k}/w_h", (h, 4 * h), ("hidden", "gate")),
+            Parameter(f"layer{k}/b_i", (4 * h,), ("gate",)),
+            Parameter(f"layer{k}/b_h", (4 * h,), ("gate",)),
+        ]
+    table += [
+        Parameter("softmax_w", (h, v), ("hidden", "token")),
+        Parameter("softmax_b", (v,), ("token",)),
+    ]
+    return tuple(table)
+
+
+def preset(name: str, vocab_size: int) -> tuple[ModelSpec, TrainSpec]:
+    """The model and training of a published model over a vocabulary of `vocab_size` tokens."""
+    if name not in PRESETS:
+        raise HarnessError(f"no model named {name!r}; there are: {', '.join(PRESETS)}")
+    model, train = PRESETS[name]
+    return build(ModelSpec, vocab_size=vocab_size, **model), build(TrainSpec, **train)
+
+
+def build(kind: type[S], **fields: Any) -> S:
+    """A validated spec of `kind`. Raises HarnessError that names the field, value and rule."""
+    try:
+        return msgspec.convert(fields, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise HarnessError(f"{kind.__name__}: {_explain(kind, fields, error)}") from None
+
+
+def replace(spec: S, **fields: Any) -> S:
+    """`spec` with some fields changed and all of it validated again."""
+    return build(type(spec), **{**msgspec.structs.asdict(spec), **fields})
+
+
+def _explain(kind: type[msgspec.Struct], fields: dict[str, Any], error: Exception) -> str:
+    """The sentence of a validation error, with the value that broke the rule in it."""
+    text = str(error)
+    found = re.search(r"`\$\.(\w+)`", text)
+    if found and found[1] in fields:
+        rule = text.split(" - at ")[0]
+        return f"{found[1]}={fields[found[1]]!r}: {rule}"
+    if "unknown field" in text:
+        return f"{text}; fields: {', '.join(kind.__struct_fields__)}"
+    return text
+
+
+def field_names() -> tuple[str, ...]:
+    """Every name that `--set NAME=VALUE` takes."""
+    return ModelSpec.__struct_fields__ + TrainSpec.__struct_fields__
+
+
+def override(
+    model: ModelSpec, train: TrainSpec, settings: dict[str, str]
+) -> tuple[ModelSpec, TrainSpec]:
+    """`model` and `train` with `settings` (field name to text) applied to whichever has the field.
+
+    Raises HarnessError for an unknown name or a value outside what the field allows.
+    """
+    for name in settings:
+        if name not in field_names():
+            raise HarnessError(
+                f"no setting named {name!r}; there are: {', '.join(sorted(field_names()))}"
+            )
+    own = {k: v for k, v in settings.items() if k in ModelSpec.__struct_fields__}
+    rest = {k: v for k, v in settings.items() if k not in own}
+    return replace(model, **own), replace(train, **rest)
+
+
+def check_label(label: str) -> str:
+    """`label` itself if it can name a side and its files; HarnessError otherwise."""
+    if not LABEL.fullmatch(label):
+        raise HarnessError(
+            f"{label!r} cannot name a side: letters, digits, '-', '_' and '.', not first a sign"
+        )
+    return label
+
+
+def save_run(run: RunSpec, path: Path) -> None:
+    """Write `run` as JSON to `path`: what a side's process is started with."""
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=2) + b"\n")
+
+
+def load_run(path: str | Path) -> RunSpec:
+    """Read what `save_run` wrote. Raises HarnessError that names the file and the fault."""
+    try:
+        return msgspec.json.decode(Path(path).read_bytes(), type=RunSpec)
+    except (OSError, msgspec.MsgspecError, RecursionError) as error:
+        raise HarnessError(f"{path}: not a run specification: {error}") from None

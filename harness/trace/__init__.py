@@ -1,0 +1,7 @@
+"""The trace: a folder that holds every tensor of every step (specified in traces/README.md)."""
+
+from harness.trace.reader import Trace, open_trace
+from harness.trace.schema import Header, StepEntry, TensorEntry, TraceError
+from harness.trace.writer import TraceWriter
+
+__all__ = ["Header", "StepEntry", "TensorEntry", "Trace", "TraceError", "TraceWriter", "open_trace"]

@@ -1,0 +1,293 @@
+"""Reading a trace that may be unfinished, damaged or hostile."""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, TypeVar
+
+import msgspec
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from harness.trace.schema import (
+    DTYPES,
+    FORMAT,
+    HASH,
+    HEADER_FILE,
+    HEADER_LIMIT,
+    INDEX_FILE,
+    LINE_LIMIT,
+    TENSOR_HEADER_LIMIT,
+    VERSION,
+    Header,
+    StepEntry,
+    TensorEntry,
+    TraceError,
+    check_name,
+    describe,
+    digest,
+    step_file,
+)
+
+R = TypeVar("R", bound=msgspec.Struct)
+
+
+class _StepOnly(msgspec.Struct):
+    """The part of an index line that is read when a trace is opened."""
+
+    step: int
+
+
+class _Version(msgspec.Struct):
+    """The part of a header that every version of the format has."""
+
+    format: str
+    version: int
+
+
+class _Line(NamedTuple):
+    """Where a step's line stands in the index."""
+
+    offset: int
+    length: int
+
+
+class Trace:
+    """A trace opened for reading: `header`, the finished `steps`, and their tensors.
+
+    Opening reads the header and the step numbers; entries and tensors are read when asked for, one
+    at a time. `cut` is true where the index ends in half a line: the process was killed while it
+    wrote there.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Raises TraceError that names the file and what is wrong with it."""
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise TraceError(f"{path}: no such trace: a trace is a folder with {HEADER_FILE} in it")
+        self.header = _read_header(self.path / HEADER_FILE)
+        self._lines, self.cut = _read_index(self.path / INDEX_FILE)
+        self.steps = tuple(self._lines)
+        if self.header.complete and (self.cut or self.header.steps != len(self.steps)):
+            raise TraceError(
+                f"{self.path / INDEX_FILE}: holds {len(self.steps)} whole steps, and {HEADER_FILE} "
+                f"says {self.header.steps}: the index was changed or cut after the run"
+            )
+
+    def entry(self, step: int) -> StepEntry:
+        """What the index says of `step`. Raises TraceError if it or the step's file is damaged."""
+        if step not in self._lines:
+            have = f"{self.steps[0]} to {self.steps[-1]}" if self.steps else "none"
+            raise TraceError(f"{self.path}: no step {step}; finished steps: {have}")
+        line = self._lines[step]
+        index = self.path / INDEX_FILE
+        try:
+            with open(index, "rb") as file:
+                file.seek(line.offset)
+                text = file.read(line.length)
+        except OSError as error:
+            raise TraceError(f"{index}: cannot be read: {error}") from None
+        entry = _decode(text, StepEntry, f"{index}, step {step}")
+        _check_entry(entry, step, f"{index}, step {step}")
+        file_path = step_file(self.path, step)
+        try:
+            size = file_path.stat().st_size
+        except OSError as error:
+            raise TraceError(f"{file_path}: the step's tensors are gone: {error}") from None
+        if size != entry.bytes:
+            raise TraceError(
+                f"{file_path}: {size} bytes, and the index says {entry.bytes}: cut or changed "
+                "after it was written"
+            )
+        return entry
+
+    def tensor(self, step: int, entry: TensorEntry) -> NDArray[Any]:
+        """One tensor, checked against its index entry: dtype, shape and hash.
+
+        Raises TraceError where the file says otherwise: it was damaged, or swapped.
+        """
+        path = step_file(self.path, step)
+        with _open_tensors(path) as file:
+            return _checked(file, path, entry)
+
+    def tensors(self, step: int) -> Iterator[tuple[TensorEntry, NDArray[Any]]]:
+        """All tensors of a step in execution order, one at a time."""
+        path = step_file(self.path, step)
+        entries = self.entry(step).tensors
+        with _open_tensors(path) as file:
+            for entry in entries:
+                yield entry, _checked(file, path, entry)
+
+    def check(self) -> Iterator[tuple[int, list[str]]]:
+        """Read everything and yield each step with what is wrong with it (nothing: whole)."""
+        for step in self.steps:
+            faults = []
+            try:
+                entries = self.entry(step).tensors
+                path = step_file(self.path, step)
+                with _open_tensors(path) as file:
+                    extra = set(file.keys()) - {entry.name for entry in entries}
+                    if extra:
+                        faults.append(f"{path}: not in the index: {', '.join(sorted(extra))!r}")
+                    for entry in entries:
+                        faults += _check_tensor(file, path, entry)
+            except TraceError as error:
+                faults.append(str(error))
+            yield step, faults
+
+
+def open_trace(path: str | Path) -> Trace:
+    """Open the trace folder at `path`. Raises TraceError that says what is wrong with it."""
+    return Trace(path)
+
+
+def _read_header(path: Path) -> Header:
+    text = _bounded(path, HEADER_LIMIT)
+    basic = _decode(text, _Version, str(path))
+    if basic.format != FORMAT:
+        raise TraceError(f"{path}: format {basic.format!r}, not {FORMAT!r}: this is no trace")
+    if basic.version != VERSION:
+        raise TraceError(
+            f"{path}: version {basic.version} of the format; this harness reads version {VERSION}"
+        )
+    header = _decode(text, Header, str(path))
+    if header.hash != HASH:
+        raise TraceError(f"{path}: hash {header.hash!r} is unknown; version {VERSION} has {HASH}")
+    return header
+
+
+def _read_index(path: Path) -> tuple[dict[int, _Line], bool]:
+    """Where each finished step's line is, and whether half a line follows the last."""
+    lines: dict[int, _Line] = {}
+    last, offset = 0, 0
+    try:
+        with open(path, "rb") as file:
+            while text := file.readline(LINE_LIMIT):
+                if not text.endswith(b"\n"):
+                    if len(text) == LINE_LIMIT:
+                        raise TraceError(f"{path}: a line of over {LINE_LIMIT} bytes")
+                    return lines, True
+                step = _decode(text, _StepOnly, f"{path}, line {len(lines) + 1}").step
+                if step <= last:
+                    raise TraceError(
+                        f"{path}, line {len(lines) + 1}: step {step} after step {last}: the lines "
+                        "were reordered"
+                    )
+                lines[step] = _Line(offset, len(text))
+                last, offset = step, offset + len(text)
+    except FileNotFoundError:
+        return lines, False  # killed before the index was made: no step was finished
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read: {error}") from None
+    return lines, False
+
+
+def _check_entry(entry: StepEntry, step: int, where: str) -> None:
+    if entry.step != step:
+        raise TraceError(f"{where}: says step {entry.step}: the index changed while it was read")
+    names = [tensor.name for tensor in entry.tensors]
+    for tensor in entry.tensors:
+        wrong = check_name(tensor.name)
+        if wrong:
+            raise TraceError(f"{where}: {tensor.name!r} cannot name a tensor: it {wrong}")
+        if tensor.dtype not in DTYPES or min(tensor.shape, default=0) < 0:
+            raise TraceError(
+                f"{where}: {tensor.name}: {tensor.dtype!r} {list(tensor.shape)} is no dtype and "
+                "shape of a tensor"
+            )
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise TraceError(f"{where}: {twice} stands there twice")
+
+
+def _open_tensors(path: Path) -> Any:
+    """Open a step's file with its header bounded before any of it is parsed."""
+    try:
+        with open(path, "rb") as file:
+            _check_size(path, file)
+        return safe_open(path, framework="numpy")
+    except (OSError, SafetensorError) as error:
+        raise TraceError(f"{path}: not a readable safetensors file: {error}") from None
+
+
+def _check_size(path: Path, file: BinaryIO) -> None:
+    start = file.read(8)
+    size = os.fstat(file.fileno()).st_size
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else None
+    if length is None or length > min(TENSOR_HEADER_LIMIT, size - 8):
+        raise TraceError(
+            f"{path}: not a readable safetensors file: a header of {length} bytes in a file of "
+            f"{size} (at most {TENSOR_HEADER_LIMIT} allowed)"
+        )
+
+
+def _checked(file: Any, path: Path, entry: TensorEntry) -> NDArray[Any]:
+    """One tensor of an open file if it is what `entry` says; TraceError otherwise."""
+    try:
+        found = file.get_slice(entry.name)
+        shape = tuple(found.get_shape())
+        if shape != entry.shape:
+            raise TraceError(
+                f"{path}: {entry.name} has shape {list(shape)}, and the index says "
+                f"{list(entry.shape)}: damaged or swapped"
+            )
+        array: NDArray[Any] = file.get_tensor(entry.name)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise TraceError(f"{path}: {entry.name} cannot be read: {error}") from None
+    if str(array.dtype) != entry.dtype:
+        raise TraceError(
+            f"{path}: {entry.name} is {array.dtype}, and the index says {entry.dtype}: damaged or "
+            "swapped"
+        )
+    if digest(array) != entry.hash:
+        raise TraceError(
+            f"{path}: {entry.name} does not match its hash in the index: damaged or swapped"
+        )
+    return array
+
+
+def _check_tensor(file: Any, path: Path, entry: TensorEntry) -> list[str]:
+    """What is wrong with one tensor, its statistics in the index included."""
+    try:
+        array = _checked(file, path, entry)
+    except TraceError as error:
+        return [str(error)]
+    if not _same_statistics(describe(entry.name, array), entry):
+        return [f"{path}: {entry.name}: the statistics in the index are not those of the tensor"]
+    return []
+
+
+def _same_statistics(a: TensorEntry, b: TensorEntry) -> bool:
+    """Counts and extremes to the bit; sums up to the order in which a machine adds."""
+    for x, y in ((a.mean, b.mean), (a.l2, b.l2)):
+        if (x is None) != (y is None):
+            return False
+    scale = abs(a.min or 0) + abs(a.max or 0)
+    means = math.isclose(a.mean or 0, b.mean or 0, rel_tol=1e-9, abs_tol=1e-9 * scale)
+    norms = math.isclose(a.l2 or 0, b.l2 or 0, rel_tol=1e-9)
+    exact = ("min", "max", "nan", "inf", "zero")
+    return means and norms and all(getattr(a, f) == getattr(b, f) for f in exact)
+
+
+def _bounded(path: Path, limit: int) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            text = file.read(limit + 1)
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read: {error}") from None
+    if len(text) > limit:
+        raise TraceError(f"{path}: over {limit} bytes, which no header needs")
+    return text
+
+
+def _decode(text: bytes, kind: type[R], where: str) -> R:
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        # The message of a validation error may quote the file: keep it printable.
+        said = "".join(c if c.isprintable() else "?" for c in str(error))
+        raise TraceError(f"{where}: damaged, or no part of a trace: {said}") from None

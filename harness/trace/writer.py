@@ -1,0 +1,233 @@
+"""Writing a trace so that a process killed at any instant leaves every finished step readable."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from harness.spec import Capture, RunSpec
+from harness.trace.schema import (
+    DTYPES,
+    FORMAT,
+    HASH,
+    HEADER_FILE,
+    INDEX_FILE,
+    VERSION,
+    Header,
+    StepEntry,
+    TraceError,
+    check_name,
+    describe,
+    digest,
+    step_file,
+)
+
+OWN_FILE = re.compile(r"trace\.json|index\.jsonl|step-\d{8,}\.safetensors|.*\.partial")
+
+
+class TraceWriter:
+    """Writes one trace folder; use it as a context manager.
+
+    Leaving the `with` block normally marks the trace complete; leaving it by an exception does
+    not, and everything written until then stays readable. An earlier trace at `path` is replaced;
+    a folder that holds anything else is refused.
+
+    Example:
+        with TraceWriter("mine.trace", label="mine", dtype="float32") as trace:
+            for step in range(1, 11):
+                ...
+                trace.write(step, {"forward/loss": loss, "grads/w": grad})
+
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        label: str,
+        dtype: str,
+        framework: Mapping[str, str] | None = None,
+        spec: Mapping[str, Any] | None = None,
+        digests: Mapping[str, str] | None = None,
+        capture: Capture | None = None,
+    ) -> None:
+        """Create the folder. `framework` names packages and versions; raises TraceError."""
+        self.path = Path(path)
+        self.capture = capture or Capture()
+        self.steps = 0
+        self._last = 0
+        self._header = Header(
+            format=FORMAT,
+            version=VERSION,
+            complete=False,
+            steps=None,
+            label=label,
+            dtype=dtype,
+            level="full",
+            hash=HASH,
+            capture=self.capture,
+            framework={name: str(number) for name, number in (framework or {}).items()},
+            versions=_versions(),
+            spec=dict(spec or {}),
+            digests=dict(digests or {}),
+            argv=tuple(sys.argv),
+        )
+        try:
+            _clear(self.path)
+            self._write_header()
+            self._index = os.open(
+                self.path / INDEX_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_EXCL, 0o644
+            )
+        except OSError as error:
+            raise self._failure(error) from None
+
+    @classmethod
+    def for_run(
+        cls,
+        run: RunSpec,
+        framework: Mapping[str, str],
+        weights: Mapping[str, NDArray[Any]],
+        tokens: NDArray[Any],
+    ) -> TraceWriter:
+        """The writer of one side of a run: its spec, and digests of the bytes it was handed."""
+        digests = {"tokens": digest(tokens)}
+        digests |= {f"weights/{name}": digest(array) for name, array in weights.items()}
+        spec = {"model": msgspec.to_builtins(run.model), "train": msgspec.to_builtins(run.train)}
+        return cls(
+            run.trace,
+            label=run.label,
+            dtype=run.train.dtype,
+            framework=framework,
+            spec={**spec, "device": run.device, "threads": run.threads, "steps": run.steps},
+            digests=digests,
+            capture=run.capture,
+        )
+
+    def wants_step(self, step: int) -> bool:
+        """Whether this step is to be traced: the others cost nothing."""
+        c = self.capture
+        if step < c.first or (c.last is not None and step > c.last):
+            return False
+        return (step - c.first) % c.every == 0
+
+    def wants(self, name: str) -> bool:
+        """Whether a tensor of this name is to be traced."""
+        c = self.capture
+        included = not c.include or any(fnmatchcase(name, glob) for glob in c.include)
+        return included and not any(fnmatchcase(name, glob) for glob in c.exclude)
+
+    def write(self, step: int, tensors: Mapping[str, ArrayLike]) -> None:
+        """Write the tensors of one step, in execution order: all of them, or, on failure, none.
+
+        Steps that the capture leaves out are passed over, tensors likewise. Raises TraceError for
+        a step that does not come after the last one, for a name or a dtype that cannot be stored,
+        and for a disk that is full.
+        """
+        if step <= self._last:
+            raise TraceError(f"{self.path}: step {step} after step {self._last}: steps must grow")
+        if not self.wants_step(step):
+            return
+        arrays = {name: self._array(name, t) for name, t in tensors.items() if self.wants(name)}
+        final = step_file(self.path, step)
+        partial = final.with_suffix(".partial")
+        try:
+            save_file(arrays, partial)
+            size = partial.stat().st_size
+            entries = tuple(describe(name, array) for name, array in arrays.items())
+            line = msgspec.json.encode(StepEntry(step=step, bytes=size, tensors=entries)) + b"\n"
+            os.replace(partial, final)
+            if os.write(self._index, line) != len(line):
+                raise OSError(f"{INDEX_FILE}: the line of step {step} was cut short")
+        except (OSError, SafetensorError) as error:
+            partial.unlink(missing_ok=True)
+            raise self._failure(error) from None
+        self._last = step
+        self.steps += 1
+
+    def close(self, complete: bool = True) -> None:
+        """Close the index and, if `complete`, mark the trace as whole. Raises TraceError."""
+        os.close(self._index)
+        if complete:
+            self._header = msgspec.structs.replace(self._header, complete=True, steps=self.steps)
+            try:
+                self._write_header()
+            except OSError as error:
+                raise self._failure(error) from None
+
+    def __enter__(self) -> TraceWriter:
+        """Return the writer itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close; complete only if the block ended without an exception."""
+        self.close(complete=kind is None)
+
+    def _array(self, name: str, tensor: ArrayLike) -> NDArray[Any]:
+        wrong = check_name(name)
+        if wrong:
+            raise TraceError(f"{self.path}: {name!r} cannot name a tensor: it {wrong}")
+        array = np.asarray(tensor)
+        if str(array.dtype) not in DTYPES:
+            raise TraceError(
+                f"{self.path}: {name}: dtype {array.dtype} cannot be stored; "
+                f"there are: {', '.join(DTYPES)}"
+            )
+        # ascontiguousarray would turn a scalar into an array of one axis.
+        return array if array.flags.c_contiguous else array.copy(order="C")
+
+    def _write_header(self) -> None:
+        text = msgspec.json.format(msgspec.json.encode(self._header, enc_hook=repr), indent=2) + b"\n"
+        partial = self.path / f"{HEADER_FILE}.partial"
+        partial.write_bytes(text)
+        os.replace(partial, self.path / HEADER_FILE)
+
+    def _failure(self, error: Exception) -> TraceError:
+        return TraceError(
+            f"{self.path}: cannot write the trace: {error}; {self.steps} finished steps stay "
+            "readable. Free space or trace less (--include, --every, --steps)"
+        )
+
+
+def _clear(path: Path) -> None:
+    """Make `path` an empty folder; only a former trace is ever deleted."""
+    if path.is_symlink():
+        raise TraceError(f"{path}: is a symbolic link; a trace is not written through one")
+    if path.exists() and not path.is_dir():
+        raise TraceError(f"{path}: is a file, and a trace is a folder; choose another --out")
+    path.mkdir(parents=True, exist_ok=True)
+    found = sorted(path.iterdir())
+    strange = [p.name for p in found if not OWN_FILE.fullmatch(p.name) or not p.is_file()]
+    if strange:
+        raise TraceError(
+            f"{path}: holds {strange[0]!r}, which is no part of a trace; choose another --out"
+        )
+    for file in found:
+        file.unlink()
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "numpy": np.__version__}
+    try:
+        found["twin-harness"] = version("twin-harness")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        found["twin-harness"] = "not installed"
+    return found
