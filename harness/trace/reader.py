@@ -105,39 +105,59 @@ class Trace:
             )
         return entry
 
-    def tensor(self, step: int, entry: TensorEntry) -> NDArray[Any]:
-        """One tensor, checked against its index entry: dtype, shape and hash.
-
-        Raises TraceError where the file says otherwise: it was damaged, or swapped.
-        """
-        path = step_file(self.path, step)
-        with _open_tensors(path) as file:
-            return _checked(file, path, entry)
-
-    def tensors(self, step: int) -> Iterator[tuple[TensorEntry, NDArray[Any]]]:
-        """All tensors of a step in execution order, one at a time."""
-        path = step_file(self.path, step)
-        entries = self.entry(step).tensors
-        with _open_tensors(path) as file:
-            for entry in entries:
-                yield entry, _checked(file, path, entry)
+    def step(self, step: int) -> Step:
+        """One step's entries and tensors. Raises TraceError as `entry` does."""
+        return Step(step_file(self.path, step), self.entry(step))
 
     def check(self) -> Iterator[tuple[int, list[str]]]:
         """Read everything and yield each step with what is wrong with it (nothing: whole)."""
         for step in self.steps:
             faults = []
             try:
-                entries = self.entry(step).tensors
-                path = step_file(self.path, step)
-                with _open_tensors(path) as file:
-                    extra = set(file.keys()) - {entry.name for entry in entries}
-                    if extra:
-                        faults.append(f"{path}: not in the index: {', '.join(sorted(extra))!r}")
-                    for entry in entries:
-                        faults += _check_tensor(file, path, entry)
+                opened = self.step(step)
+                extra = opened.names() - {entry.name for entry in opened.entries}
+                if extra:
+                    faults.append(f"{opened.path}: not in the index: {sorted(extra)!r}")
+                for entry in opened.entries:
+                    faults += _check_tensor(opened, entry)
             except TraceError as error:
                 faults.append(str(error))
             yield step, faults
+
+
+class Step:
+    """One finished step: `entries` in execution order, and the tensors, read when asked for.
+
+    The file is not opened before the first tensor is read.
+    """
+
+    def __init__(self, path: Path, entry: StepEntry) -> None:
+        """The step whose tensors are in the file `path`."""
+        self.path = path
+        self.number = entry.step
+        self.entries = entry.tensors
+        self._file: Any = None
+
+    def read(self, entry: TensorEntry) -> NDArray[Any]:
+        """One tensor, checked against its index entry: dtype, shape and hash.
+
+        Raises TraceError where the file says otherwise: it was damaged, or swapped.
+        """
+        return _checked(self._open(), self.path, entry)
+
+    def tensors(self) -> Iterator[tuple[TensorEntry, NDArray[Any]]]:
+        """All tensors in execution order, one at a time."""
+        for entry in self.entries:
+            yield entry, self.read(entry)
+
+    def names(self) -> set[str]:
+        """The names that the file itself holds."""
+        return set(self._open().keys())
+
+    def _open(self) -> Any:
+        if self._file is None:
+            self._file = _open_tensors(self.path)
+        return self._file
 
 
 def open_trace(path: str | Path) -> Trace:
@@ -250,14 +270,14 @@ def _checked(file: Any, path: Path, entry: TensorEntry) -> NDArray[Any]:
     return array
 
 
-def _check_tensor(file: Any, path: Path, entry: TensorEntry) -> list[str]:
+def _check_tensor(step: Step, entry: TensorEntry) -> list[str]:
     """What is wrong with one tensor, its statistics in the index included."""
     try:
-        array = _checked(file, path, entry)
+        array = step.read(entry)
     except TraceError as error:
         return [str(error)]
     if not _same_statistics(describe(entry.name, array), entry):
-        return [f"{path}: {entry.name}: the statistics in the index are not those of the tensor"]
+        return [f"{step.path}: {entry.name}: its statistics in the index are not its own"]
     return []
 
 

@@ -195,7 +195,9 @@ class TraceWriter:
         return array if array.flags.c_contiguous else array.copy(order="C")
 
     def _write_header(self) -> None:
-        text = msgspec.json.format(msgspec.json.encode(self._header, enc_hook=repr), indent=2) + b"\n"
+        text = (
+            msgspec.json.format(msgspec.json.encode(self._header, enc_hook=repr), indent=2) + b"\n"
+        )
         partial = self.path / f"{HEADER_FILE}.partial"
         partial.write_bytes(text)
         os.replace(partial, self.path / HEADER_FILE)

@@ -1,0 +1,7 @@
+"""Comparing: metrics of two arrays, the tolerance, and the diff of two traces."""
+
+from harness.compare.diff import DiffResult, Structure, diff
+from harness.compare.metrics import Comparison, compare
+from harness.compare.tolerance import DEFAULT_TABLE, Tolerance
+
+__all__ = ["DEFAULT_TABLE", "Comparison", "DiffResult", "Structure", "Tolerance", "compare", "diff"]

@@ -1,0 +1,384 @@
+"""The diff of two traces: the first step and tensor at which they part."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from harness.compare.axes import describe_index
+from harness.compare.metrics import Comparison, compare, scan
+from harness.compare.tolerance import Allowance, Tolerance
+from harness.errors import HarnessError
+from harness.trace import Step, TensorEntry, Trace, open_trace
+
+Status = Literal["identical", "close", "diverged", "structure"]
+Value = float | int | bool | str
+
+CONTEXT = 2  # steps shown before and after the one at which the traces part
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """One tensor of one step on both sides. Figures as in `Comparison`.
+
+    `where` is the index in words; `a` and `b` are the values at it, NaN and infinities as text.
+    """
+
+    step: int
+    tensor: str
+    index: tuple[int, ...] | None
+    where: str
+    a: Value | None
+    b: Value | None
+    max_abs_diff: float | None
+    max_abs_index: tuple[int, ...] | None
+    max_rel_diff: float | None
+    max_ulp_diff: int | None
+    rel_l2: float | None
+    rel_l2_eps: float | None
+    mismatch_ratio: float
+    mismatches: int
+    size: int
+    dtype: str
+    shape: tuple[int, ...]
+    nan_equal: int
+    nonfinite_mismatches: int
+    rtol: float
+    atol: float
+    factor: float | None
+    least_rtol: float | None
+    least_atol: float | None
+    least_factor: float | None
+
+
+class Structure(msgspec.Struct, frozen=True):
+    """A difference that is not of numbers; first at `step`, and at `count` steps in all."""
+
+    kind: Literal["missing step", "missing tensor", "shape", "dtype"]
+    step: int
+    tensor: str | None
+    a: str
+    b: str
+    count: int
+
+
+class StepSummary(msgspec.Struct, frozen=True):
+    """One row of the table around the divergence; None where a figure was not found or computed."""
+
+    step: int
+    loss_a: Value | None
+    loss_b: Value | None
+    norm_a: Value | None
+    norm_b: Value | None
+    tensors: int
+    unequal: int
+    not_close: int | None
+    worst_rel_l2_eps: float | None
+
+
+class Place(msgspec.Struct, frozen=True):
+    """A tensor of a step."""
+
+    step: int
+    tensor: str
+
+
+class DiffResult(msgspec.Struct, frozen=True):
+    """What a diff found. `b` is the reference. Encodes to the JSON of `harness diff --json`."""
+
+    status: Status
+    a: str
+    b: str
+    labels: tuple[str, str]
+    steps_compared: int
+    tensors_compared: int
+    tolerance: Tolerance
+    first_divergence: Difference | None
+    onset: Difference | None
+    last_agreeing: Place | None
+    structure: tuple[Structure, ...]
+    divergences: tuple[Difference, ...]
+    steps: tuple[StepSummary, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def equivalent(self) -> bool:
+        """Whether the traces are identical or close."""
+        return self.status in ("identical", "close")
+
+
+def diff(
+    a: str | Path | Trace,
+    b: str | Path | Trace,
+    *,
+    rtol: float | None = None,
+    atol: float | None = None,
+    all: bool = False,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    steps: tuple[int, int | None] = (1, None),
+    progress: Callable[[int, int], None] | None = None,
+) -> DiffResult:
+    """Compare trace `a` with the reference `b`, step by step in execution order.
+
+    Tensor bytes are read only where hashes differ. It stops at the end of the first tensor that is
+    not close unless `all`. `rtol` and `atol` give numpy.allclose's rule; neither gives the default
+    (harness.compare.tolerance). `include` and `exclude` are globs of tensor names, `steps` the
+    first and last step to compare. `progress` is called with steps done and steps in all.
+
+    Raises HarnessError if there is nothing to compare and TraceError for a damaged trace.
+    """
+    first, last = steps
+    trace_a = a if isinstance(a, Trace) else open_trace(a)
+    trace_b = b if isinstance(b, Trace) else open_trace(b)
+    walk = _Walk(Tolerance.given(rtol, atol), tuple(include), tuple(exclude), all)
+    in_range = [
+        [s for s in trace.steps if s >= first and (last is None or s <= last)]
+        for trace in (trace_a, trace_b)
+    ]
+    common = sorted(set(in_range[0]).intersection(in_range[1]))
+    walk.missing_steps(*in_range)
+    for done, step in enumerate(common):
+        if walk.finished:
+            break
+        walk.compare_step(trace_a.step(step), trace_b.step(step))
+        if progress:
+            progress(done + 1, len(common))
+    if not walk.tensors:
+        raise HarnessError(
+            f"{trace_a.path} and {trace_b.path}: nothing to compare: {_why_empty(*in_range)}"
+        )
+    return walk.result(trace_a, trace_b, common)
+
+
+class _Walk:
+    """The state of one diff while it goes through the steps."""
+
+    def __init__(
+        self, tolerance: Tolerance, include: tuple[str, ...], exclude: tuple[str, ...], all: bool
+    ) -> None:
+        self.tolerance, self.include, self.exclude, self.all = tolerance, include, exclude, all
+        self.steps = self.tensors = 0
+        self.divergences: list[Difference] = []
+        self.onset: Difference | None = None
+        self.last_agreeing: Place | None = None
+        self.structure: dict[tuple[str, str | None, str, str], list[int]] = {}
+        self.summaries: dict[int, StepSummary] = {}
+        self.nan_equal: list[Place] = []
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.divergences) and not self.all
+
+    def missing_steps(self, a: list[int], b: list[int]) -> None:
+        for step in sorted(set(a).symmetric_difference(b)):
+            sides = ("present", "missing") if step in a else ("missing", "present")
+            self._differ("missing step", step, None, *sides)
+
+    def compare_step(self, a: Step, b: Step) -> None:
+        """Compare one step, in the reference's execution order: structure first, then numbers."""
+        self.steps += 1
+        entries_a, entries_b = self._entries(a), self._entries(b)
+        for name in sorted(entries_a.keys() - entries_b.keys()):
+            self._differ("missing tensor", a.number, name, "present", "missing")
+        for name in sorted(entries_b.keys() - entries_a.keys()):
+            self._differ("missing tensor", b.number, name, "missing", "present")
+        worst, not_close = 0.0, 0
+        for name, entry_b in entries_b.items():
+            if name in entries_a:
+                close, distance = self._compare_tensor(a, entries_a[name], b, entry_b)
+                worst = max(worst, distance or 0.0)
+                not_close += not close
+            if self.finished:
+                break
+        self.summaries[b.number] = _summary(
+            b.number, entries_a, entries_b, not_close, None if self.finished else worst
+        )
+
+    def _compare_tensor(
+        self, a: Step, entry_a: TensorEntry, b: Step, entry_b: TensorEntry
+    ) -> tuple[bool, float | None]:
+        """Whether a pair is close, and its rel_l2_eps; what is found is kept."""
+        step, name = b.number, entry_b.name
+        for kind, value_a, value_b in (
+            ("dtype", entry_a.dtype, entry_b.dtype),
+            ("shape", str(list(entry_a.shape)), str(list(entry_b.shape))),
+        ):
+            if value_a != value_b:
+                self._differ(kind, step, name, value_a, value_b)
+                return True, None
+        self.tensors += 1
+        if entry_a.nan and entry_b.nan:
+            self.nan_equal.append(Place(step, name))
+        mismatches, distance = 0, 0.0
+        if entry_a.hash != entry_b.hash:
+            x, y = a.read(entry_a), b.read(entry_b)
+            allowed = self.tolerance.allowance(entry_b)
+            mismatches, distance = scan(x, y, allowed)
+            if mismatches or self.onset is None:
+                figures = compare(x, y, allowed)
+                if self.onset is None:
+                    self.onset = _difference(step, entry_b, figures, figures.onset, x, y, allowed)
+                if mismatches:
+                    self.divergences.append(
+                        _difference(step, entry_b, figures, figures.index, x, y, allowed)
+                    )
+        if not self.divergences:
+            self.last_agreeing = Place(step, name)
+        return not mismatches, distance
+
+    def _entries(self, step: Step) -> dict[str, TensorEntry]:
+        """The entries of a step that the globs want, by name, in execution order."""
+        return {entry.name: entry for entry in step.entries if self._wanted(entry.name)}
+
+    def _wanted(self, name: str) -> bool:
+        included = not self.include or any(fnmatchcase(name, glob) for glob in self.include)
+        return included and not any(fnmatchcase(name, glob) for glob in self.exclude)
+
+    def _differ(self, kind: str, step: int, tensor: str | None, a: str, b: str) -> None:
+        self.structure.setdefault((kind, tensor, a, b), []).append(step)
+
+    def result(self, a: Trace, b: Trace, common: list[int]) -> DiffResult:
+        structure = tuple(
+            msgspec.convert(
+                dict(kind=kind, step=steps[0], tensor=tensor, a=x, b=y, count=len(steps)), Structure
+            )
+            for (kind, tensor, x, y), steps in self.structure.items()
+        )
+        status: Status = "close" if self.onset else "identical"
+        if structure:
+            status = "structure"
+        elif self.divergences:
+            status = "diverged"
+        return DiffResult(
+            status=status,
+            a=str(a.path),
+            b=str(b.path),
+            labels=(a.header.label, b.header.label),
+            steps_compared=self.steps,
+            tensors_compared=self.tensors,
+            tolerance=self.tolerance,
+            first_divergence=self.divergences[0] if self.divergences else None,
+            onset=self.onset,
+            last_agreeing=self.last_agreeing,
+            structure=structure,
+            divergences=tuple(self.divergences) if self.all else (),
+            steps=self._context(a, b, common),
+            notes=tuple(_notes(a, b, self.nan_equal)),
+        )
+
+    def _context(self, a: Trace, b: Trace, common: list[int]) -> tuple[StepSummary, ...]:
+        """The steps around the divergence (all of them with `all`; else the last ones)."""
+        if self.all:
+            return tuple(self.summaries.values())
+        centre = common.index(self.divergences[0].step) if self.divergences else len(common) - 1
+        rows = []
+        for step in common[max(0, centre - CONTEXT) : centre + CONTEXT + 1]:
+            if step not in self.summaries:
+                x, y = (self._entries(trace.step(step)) for trace in (a, b))
+                self.summaries[step] = _summary(step, x, y, None, None)
+            rows.append(self.summaries[step])
+        return tuple(rows)
+
+
+def _difference(
+    step: int,
+    entry: TensorEntry,
+    figures: Comparison,
+    index: tuple[int, ...] | None,
+    x: Any,
+    y: Any,
+    allowed: Allowance,
+) -> Difference:
+    """The record of one pair, with the values at `index`."""
+    shared = {
+        name: getattr(figures, name)
+        for name in Comparison.__struct_fields__
+        if name in Difference.__struct_fields__ and name != "index"
+    }
+    return Difference(
+        step=step,
+        tensor=entry.name,
+        index=index,
+        where="" if index is None else describe_index(entry.name, entry.shape, index),
+        a=None if index is None else _value(x[index].item()),
+        b=None if index is None else _value(y[index].item()),
+        mismatch_ratio=figures.mismatches / figures.size if figures.size else 0.0,
+        dtype=entry.dtype,
+        shape=entry.shape,
+        rtol=allowed.rtol,
+        atol=allowed.atol,
+        factor=allowed.factor,
+        **shared,
+    )
+
+
+def _summary(
+    step: int,
+    a: dict[str, TensorEntry],
+    b: dict[str, TensorEntry],
+    not_close: int | None,
+    worst: float | None,
+) -> StepSummary:
+    """A row of the table from the index alone: scalars are their own minimum."""
+    names = a.keys() & b.keys()
+    loss, norm = "forward/loss", "update/global_norm"
+    return StepSummary(
+        step=step,
+        loss_a=_scalar(a.get(loss)),
+        loss_b=_scalar(b.get(loss)),
+        norm_a=_scalar(a.get(norm)),
+        norm_b=_scalar(b.get(norm)),
+        tensors=len(names),
+        unequal=sum(a[name].hash != b[name].hash for name in names),
+        not_close=not_close,
+        worst_rel_l2_eps=worst,
+    )
+
+
+def _scalar(entry: TensorEntry | None) -> Value | None:
+    if entry is None or entry.size != 1:
+        return None
+    return "nan" if entry.nan else "inf" if entry.inf else entry.min
+
+
+def _value(value: float | int | bool) -> Value:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _why_empty(a: list[int], b: list[int]) -> str:
+    if not a or not b:
+        return f"{len(a)} steps on one side and {len(b)} on the other"
+    if not set(a).intersection(b):
+        return f"no step is in both (steps {a[0]} to {a[-1]}, and {b[0]} to {b[-1]})"
+    return "no tensor with the same name, dtype and shape is in both (see harness show)"
+
+
+def _notes(a: Trace, b: Trace, nan_equal: list[Place]) -> Iterable[str]:
+    """What a reader should know beside the numbers."""
+    for trace in (a, b):
+        if not trace.header.complete:
+            yield f"{trace.path} is not complete: its run stopped after {len(trace.steps)} steps"
+    if nan_equal:
+        first = nan_equal[0]
+        yield f"both sides hold NaN, first in {first.tensor} of step {first.step}"
+    spec_a, spec_b = _flat(a.header.spec), _flat(b.header.spec)
+    for key in sorted(spec_a.keys() | spec_b.keys()):
+        if spec_a.get(key) != spec_b.get(key):
+            yield f"the sides' settings differ: {key} = {spec_a.get(key)!r} | {spec_b.get(key)!r}"
+    for key in sorted(a.header.digests.keys() & b.header.digests.keys()):
+        if a.header.digests[key] != b.header.digests[key]:
+            yield f"the sides were given different {key}"
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat

@@ -1,0 +1,81 @@
+"""How far apart two tensors may be: NumPy's rule, or the default that scales with the tensor.
+
+The rule is always |a - b| <= atol + rtol |b|, element by element, b being the reference. By default
+rtol = K eps and atol = K eps max|b|, with eps the machine epsilon of the tensor's dtype and K from
+the table below: an element may be off by K roundings of itself and of the tensor's largest element,
+because sums round at the size of their largest terms, whatever is left after cancellation. How the
+table was calibrated stands in docs/decisions.md.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+import msgspec
+import numpy as np
+
+from harness.errors import HarnessError
+from harness.trace.schema import TensorEntry
+
+# The first row whose glob matches the tensor's name decides. K = 0: equal bit for bit (NaN apart).
+DEFAULT_TABLE: tuple[tuple[str, float], ...] = (
+    ("inputs/*", 0),  # handed to both sides, computed by neither
+    ("forward/loss", 16),  # one number each, made of so many terms that roundings average out
+    ("update/global_norm", 16),
+    ("*", 64),
+)
+
+# numpy.allclose's own defaults, for the one of rtol and atol that is not given.
+NUMPY_RTOL, NUMPY_ATOL = 1e-5, 1e-8
+
+
+class Allowance(msgspec.Struct, frozen=True):
+    """The tolerance for one tensor as two numbers.
+
+    Where the table gave them, `factor` is its K and `scale` the max|b| it was applied with; a
+    factor of 0 asks for equality.
+    """
+
+    rtol: float
+    atol: float
+    factor: float | None = None
+    scale: float = 0.0
+
+
+class Tolerance(msgspec.Struct, frozen=True):
+    """Either NumPy's rule with fixed numbers, or (both None) the default table."""
+
+    rtol: float | None = None
+    atol: float | None = None
+
+    @classmethod
+    def given(cls, rtol: float | None, atol: float | None) -> Tolerance:
+        """The tolerance of a command: numpy.allclose's defaults fill in for one that is missing.
+
+        Raises HarnessError for numbers that are negative or not finite.
+        """
+        for name, value in (("rtol", rtol), ("atol", atol)):
+            if value is not None and not (0 <= value < float("inf")):
+                raise HarnessError(f"{name}={value}: a tolerance is a number from 0 up")
+        if rtol is None and atol is None:
+            return cls()
+        return cls(
+            NUMPY_RTOL if rtol is None else rtol,
+            NUMPY_ATOL if atol is None else atol,
+        )
+
+    @property
+    def is_default(self) -> bool:
+        """Whether the table decides."""
+        return self.rtol is None or self.atol is None
+
+    def allowance(self, reference: TensorEntry) -> Allowance:
+        """The numbers for one tensor, from the index entry of the reference side."""
+        if self.rtol is not None and self.atol is not None:
+            return Allowance(self.rtol, self.atol)
+        factor = next(k for glob, k in DEFAULT_TABLE if fnmatchcase(reference.name, glob))
+        if not reference.dtype.startswith("float"):
+            return Allowance(0.0, 0.0, 0.0)  # integers and booleans do not round
+        eps = float(np.finfo(reference.dtype).eps)
+        largest = max(abs(reference.min or 0.0), abs(reference.max or 0.0))
+        return Allowance(factor * eps, factor * eps * largest, factor, largest)
