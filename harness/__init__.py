@@ -1,1 +1,76 @@
-"""."""
+"""Find where and why two programs that should compute the same training run part.
+
+The names below are the public API; each is documented where it is defined. They are imported when
+first used, so that `import harness` costs nothing and imports no framework, ever.
+
+Example:
+    import harness
+
+    result = harness.diff("traces/pt.trace", "traces/tf.trace")
+    print(result.status, result.first_divergence)
+
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.compare import Comparison as Comparison
+    from harness.compare import DiffResult as DiffResult
+    from harness.compare import Tolerance as Tolerance
+    from harness.compare import compare as compare
+    from harness.compare import diff as diff
+    from harness.errors import HarnessError as HarnessError
+    from harness.run import Observer as Observer
+    from harness.run import RunResult as RunResult
+    from harness.run import run_sides as run_sides
+    from harness.spec import Capture as Capture
+    from harness.spec import ModelSpec as ModelSpec
+    from harness.spec import TrainSpec as TrainSpec
+    from harness.trace import CheckResult as CheckResult
+    from harness.trace import Trace as Trace
+    from harness.trace import TraceWriter as TraceWriter
+    from harness.trace import check_trace as check_trace
+    from harness.trace import open_trace as open_trace
+    from harness.weights import convert as convert_weights
+    from harness.weights import draw as draw_weights
+    from harness.weights import load as load_weights
+    from harness.weights import save as save_weights
+
+# Public name: where it is defined, and its name there.
+_HOMES = {
+    "Capture": ("harness.spec", "Capture"),
+    "CheckResult": ("harness.trace", "CheckResult"),
+    "Comparison": ("harness.compare", "Comparison"),
+    "DiffResult": ("harness.compare", "DiffResult"),
+    "HarnessError": ("harness.errors", "HarnessError"),
+    "ModelSpec": ("harness.spec", "ModelSpec"),
+    "Observer": ("harness.run", "Observer"),
+    "RunResult": ("harness.run", "RunResult"),
+    "Tolerance": ("harness.compare", "Tolerance"),
+    "Trace": ("harness.trace", "Trace"),
+    "TraceWriter": ("harness.trace", "TraceWriter"),
+    "TrainSpec": ("harness.spec", "TrainSpec"),
+    "check_trace": ("harness.trace", "check_trace"),
+    "compare": ("harness.compare", "compare"),
+    "convert_weights": ("harness.weights", "convert"),
+    "diff": ("harness.compare", "diff"),
+    "draw_weights": ("harness.weights", "draw"),
+    "load_weights": ("harness.weights", "load"),
+    "open_trace": ("harness.trace", "open_trace"),
+    "run_sides": ("harness.run", "run_sides"),
+    "save_weights": ("harness.weights", "save"),
+}
+
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'harness' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return __all__

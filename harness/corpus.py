@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -211,3 +212,8 @@ def load_tokens(path: str | Path) -> Tokens:
     if tokens.dtype != np.int32 or tokens.ndim != 1:
         raise HarnessError(f"{path}: tokens are int32 [N], not {tokens.dtype} {tokens.shape}")
     return np.asarray(tokens)
+
+
+def perplexity(nats: float) -> float:
+    """exp of the mean negative log-likelihood per token."""
+    return math.exp(nats)

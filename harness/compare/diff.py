@@ -214,7 +214,8 @@ class _Walk:
         self.tensors += 1
         if entry_a.nan and entry_b.nan:
             self.nan_equal.append(Place(step, name))
-        mismatches, distance = 0, 0.0
+        mismatches = 0
+        distance: float | None = 0.0
         if entry_a.hash != entry_b.hash:
             x, y = a.read(entry_a), b.read(entry_b)
             allowed = self.tolerance.allowance(entry_b)

@@ -10,6 +10,7 @@ table was calibrated stands in docs/decisions.md.
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -43,10 +44,12 @@ class Allowance(msgspec.Struct, frozen=True):
 
 
 class Tolerance(msgspec.Struct, frozen=True):
-    """Either NumPy's rule with fixed numbers, or (both None) the default table."""
+    """Either the table of this module ("default"), or NumPy's rule with two fixed numbers."""
 
+    rule: Literal["default", "numpy"] = "default"
     rtol: float | None = None
     atol: float | None = None
+    table: tuple[tuple[str, float], ...] | None = DEFAULT_TABLE
 
     @classmethod
     def given(cls, rtol: float | None, atol: float | None) -> Tolerance:
@@ -60,20 +63,18 @@ class Tolerance(msgspec.Struct, frozen=True):
         if rtol is None and atol is None:
             return cls()
         return cls(
+            "numpy",
             NUMPY_RTOL if rtol is None else rtol,
             NUMPY_ATOL if atol is None else atol,
+            None,
         )
-
-    @property
-    def is_default(self) -> bool:
-        """Whether the table decides."""
-        return self.rtol is None or self.atol is None
 
     def allowance(self, reference: TensorEntry) -> Allowance:
         """The numbers for one tensor, from the index entry of the reference side."""
         if self.rtol is not None and self.atol is not None:
             return Allowance(self.rtol, self.atol)
-        factor = next(k for glob, k in DEFAULT_TABLE if fnmatchcase(reference.name, glob))
+        table = self.table or DEFAULT_TABLE
+        factor = next(k for glob, k in table if fnmatchcase(reference.name, glob))
         if not reference.dtype.startswith("float"):
             return Allowance(0.0, 0.0, 0.0)  # integers and booleans do not round
         eps = float(np.finfo(reference.dtype).eps)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import EllipsisType
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import msgspec
+import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
@@ -145,6 +148,18 @@ class Step:
         """
         return _checked(self._open(), self.path, entry)
 
+    def find(self, name: str) -> TensorEntry:
+        """The entry of one tensor. Raises TraceError that lists names like it."""
+        for entry in self.entries:
+            if entry.name == name:
+                return entry
+        names = [entry.name for entry in self.entries]
+        near = difflib.get_close_matches(name, names, 3, 0.4) or names[:3]
+        raise TraceError(
+            f"{self.path}: no tensor {name!r} in step {self.number}; there are {len(names)}, such "
+            f"as {', '.join(near)}"
+        )
+
     def tensors(self) -> Iterator[tuple[TensorEntry, NDArray[Any]]]:
         """All tensors in execution order, one at a time."""
         for entry in self.entries:
@@ -163,6 +178,56 @@ class Step:
 def open_trace(path: str | Path) -> Trace:
     """Open the trace folder at `path`. Raises TraceError that says what is wrong with it."""
     return Trace(path)
+
+
+def select(array: NDArray[Any], where: str | None, name: str) -> NDArray[Any]:
+    """The elements of `array` that "0,:3,-1" names, as array[0, :3, -1] would.
+
+    Raises TraceError for text that is no index, or one that `array` does not have.
+    """
+    if where is None:
+        return array
+    index: list[int | slice | EllipsisType] = []
+    try:
+        for part in where.split(","):
+            if part.strip() == "...":
+                index.append(...)
+            elif ":" in part:
+                index.append(slice(*(int(n) if n.strip() else None for n in part.split(":"))))
+            else:
+                index.append(int(part))
+        return np.asarray(array[tuple(index)])
+    except (ValueError, TypeError, IndexError) as error:
+        raise TraceError(
+            f"--slice {where}: {error}; {name} has shape {list(array.shape)}: give an index such "
+            "as 0,:3,-1"
+        ) from None
+
+
+class CheckResult(msgspec.Struct, frozen=True):
+    """What a check of a whole trace found: `faults` is empty where it is sound."""
+
+    path: str
+    complete: bool
+    steps: int
+    faults: tuple[str, ...]
+
+
+def check_trace(
+    path: str | Path, progress: Callable[[int, int], None] | None = None
+) -> CheckResult:
+    """Read every byte of a trace and compare it with its index: hashes, statistics, order.
+
+    A run that was stopped leaves a trace that is sound and not complete. `progress` is called with
+    steps done and steps in all. Raises TraceError where the trace cannot be opened at all.
+    """
+    trace = open_trace(path)
+    faults: list[str] = []
+    for done, (_, found) in enumerate(trace.check(), start=1):
+        faults += found
+        if progress:
+            progress(done, len(trace.steps))
+    return CheckResult(str(path), trace.header.complete, len(trace.steps), tuple(faults))
 
 
 def _read_header(path: Path) -> Header:

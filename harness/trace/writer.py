@@ -209,6 +209,17 @@ class TraceWriter:
         )
 
 
+def remove_trace(path: str | Path) -> None:
+    """Delete the trace at `path`, if there is one. Raises TraceError if it is anything else."""
+    path = Path(path)
+    if path.exists() or path.is_symlink():
+        try:
+            _clear(path)
+            path.rmdir()
+        except OSError as error:
+            raise TraceError(f"{path}: the earlier trace cannot be removed: {error}") from None
+
+
 def _clear(path: Path) -> None:
     """Make `path` an empty folder; only a former trace is ever deleted."""
     if path.is_symlink():

@@ -1,0 +1,1 @@
+"""Showing results to people. Reads result types only; computes nothing."""

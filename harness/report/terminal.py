@@ -1,0 +1,302 @@
+"""Results as text for a terminal: the verdict first, details below it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from harness.compare import DiffResult
+from harness.compare.diff import Difference, StepSummary, Structure
+from harness.trace import StepEntry, TensorEntry, Trace
+
+STYLES = {"identical": "bold green", "close": "bold green"}
+MOST_ROWS = 20  # of a list that could be long
+LOSSES_SHOWN = 12
+
+
+def console(width: int | None = None) -> Console:
+    """Standard output; no markup is read, so that a tensor's name is shown as it is."""
+    return Console(markup=False, highlight=False, emoji=False, soft_wrap=False, width=width)
+
+
+def show_diff(out: Console, result: DiffResult) -> None:
+    """The verdict, the place, the figures, and the steps around it."""
+    a, b = result.labels
+    out.print(Text(_headline(result), STYLES.get(result.status, "bold red")))
+    rows: list[tuple[str, str]] = []
+    if result.first_divergence:
+        rows += _figures(result, result.first_divergence)
+    if result.onset:
+        onset = result.onset
+        rows.append(
+            (
+                "first bits to differ",
+                f"{_place(onset)}: {_values(onset)}, {_eps(onset.rel_l2_eps)} apart",
+            )
+        )
+    rows.append(("tolerance", _tolerance(result)))
+    rows.append(
+        ("compared", f"{result.tensors_compared:,} tensors in {result.steps_compared:,} steps")
+    )
+    rows.append(("sides", f"{a}: {result.a}   {b} (reference): {result.b}"))
+    out.print(_pairs(rows))
+    for line in [*map(_structure, result.structure[:MOST_ROWS]), *result.notes[:MOST_ROWS]]:
+        out.print(Text(f"  * {line}", "yellow"))
+    hidden = len(result.structure[MOST_ROWS:]) + len(result.notes[MOST_ROWS:])
+    if hidden:
+        out.print(f"  * and {hidden} more (--json lists all)")
+    if result.divergences:
+        out.print(_divergence_table(result.divergences))
+    if result.steps:
+        out.print(_step_table(result.steps, a, b))
+
+
+def _headline(result: DiffResult) -> str:
+    a, b = result.labels
+    if result.status == "identical":
+        return f"IDENTICAL: {a} and {b} agree bit for bit"
+    if result.status == "close":
+        assert result.onset is not None
+        return f"CLOSE: {a} and {b} agree within the tolerance at every tensor of every step"
+    first = result.first_divergence
+    where = f" at step {first.step}: {first.tensor}" if first else ""
+    if result.status == "structure":
+        also = f"; values part{where}" if first else ""
+        return f"STRUCTURE: {a} and {b} do not hold the same tensors{also}"
+    return f"DIVERGED{where}"
+
+
+def _figures(result: DiffResult, first: Difference) -> list[tuple[str, str]]:
+    a, b = result.labels
+    last = result.last_agreeing
+    return [
+        ("where", _place(first)),
+        (f"{a} | {b}", _values(first)),
+        (
+            "greatest difference",
+            f"{_number(first.max_abs_diff)} absolute, {_number(first.max_rel_diff)} relative, "
+            f"{_count(first.max_ulp_diff)} ULPs",
+        ),
+        ("relative L2", f"{_number(first.rel_l2)} = {_eps(first.rel_l2_eps)}"),
+        (
+            "out of tolerance",
+            f"{first.mismatches:,} of {first.size:,} elements ({first.mismatch_ratio:.3%})"
+            + (f", {first.nonfinite_mismatches:,} not finite" * bool(first.nonfinite_mismatches)),
+        ),
+        ("last that agreed", f"{last.tensor} of step {last.step}" if last else "none"),
+        ("would pass with", _least(first)),
+    ]
+
+
+def _least(first: Difference) -> str:
+    if first.nonfinite_mismatches:
+        return "no tolerance: NaN or infinity on one side only"
+    ways = []
+    if first.least_factor is not None:
+        ways.append(f"K = {_number(first.least_factor)} (allowed: {_number(first.factor)})")
+    if first.least_rtol is not None and first.factor is None:
+        ways.append(f"--rtol {_number(first.least_rtol, up=True)} at this atol")
+    if first.least_atol is not None:
+        rtol = _number(first.rtol)
+        ways.append(f"--rtol {rtol} --atol {_number(first.least_atol, up=True)}")
+    return ", or ".join(ways) or "no tolerance"
+
+
+def _tolerance(result: DiffResult) -> str:
+    tolerance = result.tolerance
+    if tolerance.rule == "numpy":
+        return f"|a - b| <= {tolerance.atol:g} + {tolerance.rtol:g} |b| (as numpy.allclose)"
+    table = ", ".join(f"{glob} {factor:g}" for glob, factor in tolerance.table or ())
+    return f"|a - b| <= K eps (|b| + max|b|), K by tensor: {table}"
+
+
+def _structure(found: Structure) -> str:
+    what = f"{found.kind} {found.tensor}" if found.tensor else found.kind
+    times = f" and {found.count - 1} later steps" if found.count > 1 else ""
+    return f"{what} at step {found.step}{times}: {found.a} | {found.b}"
+
+
+def _divergence_table(divergences: Sequence[Difference]) -> Table:
+    table = _table(f"{len(divergences):,} tensors are not close")
+    for name in ("step", "max abs", "rel L2 in eps", "not close"):
+        table.add_column(name, justify="right")
+    table.add_column("tensor", overflow="fold")
+    for found in divergences[:MOST_ROWS]:
+        table.add_row(
+            str(found.step),
+            _number(found.max_abs_diff),
+            _number(found.rel_l2_eps),
+            f"{found.mismatch_ratio:.2%}",
+            Text(found.tensor),
+        )
+    if len(divergences) > MOST_ROWS:
+        table.add_row("...", "", "", "", f"{len(divergences) - MOST_ROWS:,} more (--json)")
+    return table
+
+
+def _step_table(steps: Sequence[StepSummary], a: str, b: str) -> Table:
+    table = _table("")
+    for name in ("step", f"loss {a}", f"loss {b}", f"norm {a}", f"norm {b}"):
+        table.add_column(name, justify="right")
+    for name in ("bits differ", "not close", "worst eps"):
+        table.add_column(name, justify="right")
+    for row in steps[:MOST_ROWS] if len(steps) > MOST_ROWS else steps:
+        table.add_row(
+            str(row.step),
+            *(_number(x, 7) for x in (row.loss_a, row.loss_b, row.norm_a, row.norm_b)),
+            f"{row.unequal}/{row.tensors}",
+            "-" if row.not_close is None else str(row.not_close),
+            _number(row.worst_rel_l2_eps, 3),
+        )
+    if len(steps) > MOST_ROWS:
+        table.add_row("...")
+    return table
+
+
+def show_losses(
+    out: Console, losses: Mapping[str, Sequence[float]], parted: int | None = None
+) -> None:
+    """The loss of every iteration, sides side by side; a long run is cut around where it parted."""
+    table = _table("")
+    table.add_column("Iteration", justify="right")
+    for label in losses:
+        table.add_column(f"{label} loss", justify="right")
+    steps = max((len(values) for values in losses.values()), default=0)
+    last = 0
+    for step in _rows_shown(steps, parted):
+        if step > last + 1:
+            table.add_row("...")
+        cells = [values[step - 1] if step <= len(values) else None for values in losses.values()]
+        style = "bold red" if step == parted else None
+        table.add_row(str(step), *("" if x is None else f"{x:.4f}" for x in cells), style=style)
+        last = step
+    out.print(table)
+
+
+def _rows_shown(steps: int, parted: int | None) -> list[int]:
+    if steps <= LOSSES_SHOWN:
+        return list(range(1, steps + 1))
+    centre = parted or 1
+    around = range(max(1, centre - 3), min(steps, centre + 8) + 1)
+    return sorted({1, 2, 3, steps - 1, steps, *around})
+
+
+def show_trace(out: Console, trace: Trace, step: StepEntry | None) -> None:
+    """What a trace is, and the tensors of one step with their statistics."""
+    header = trace.header
+    framework = ", ".join(f"{name} {version}" for name, version in header.framework.items())
+    state = "complete" if header.complete else "not complete: its run was stopped"
+    steps = f"{trace.steps[0]} to {trace.steps[-1]}" if trace.steps else "none"
+    out.print(
+        _pairs(
+            [
+                (
+                    "trace",
+                    f"{trace.path} ({header.label}, {header.dtype}, {framework or 'unknown'})",
+                ),
+                ("steps", f"{len(trace.steps):,} ({steps}), {state}"),
+                *((name, _flat(spec)) for name, spec in header.spec.items()),
+            ]
+        )
+    )
+    if step is None:
+        return
+    table = _table(f"step {step.step}: {len(step.tensors)} tensors, in execution order")
+    table.add_column("tensor", overflow="fold")
+    table.add_column("dtype")
+    for name in ("shape", "min", "max", "mean", "L2"):
+        table.add_column(name, justify="right")
+    for name in ("nan", "inf", "zero"):
+        table.add_column(name, justify="right")
+    for entry in step.tensors:
+        figures = (entry.min, entry.max, entry.mean, entry.l2)
+        counts = (entry.nan, entry.inf, entry.zero)
+        table.add_row(
+            Text(entry.name),
+            entry.dtype,
+            "x".join(map(str, entry.shape)) or "-",
+            *(_number(x, 3) for x in figures),
+            *(f"{n:,}" if n else "" for n in counts),
+        )
+    out.print(table)
+
+
+def show_tensor(out: Console, step: int, entry: TensorEntry, values: NDArray[Any]) -> None:
+    """The values of one tensor, or of the part of it that was asked for."""
+    shape, shown = list(entry.shape), list(values.shape)
+    out.print(Text(f"step {step}, {entry.name}: {entry.dtype} {shape}, shown {shown}"))
+    out.print(Text(np.array2string(values, precision=9, threshold=400, max_line_width=out.width)))
+
+
+def show_arrays(out: Console, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """The arrays of a file: name, shape, dtype and range."""
+    table = _table("")
+    table.add_column("array", overflow="fold")
+    for name in ("shape", "dtype", "range"):
+        table.add_column(name, justify="right")
+    for name, array in arrays.items():
+        shape = "x".join(map(str, array.shape)) or "-"
+        table.add_row(Text(name), shape, str(array.dtype), _range(array))
+    out.print(table)
+    out.print(f"{sum(array.size for array in arrays.values()):,} parameters")
+
+
+def _range(array: NDArray[Any]) -> str:
+    return f"{array.min():.4g} .. {array.max():.4g}" if array.size else "empty"
+
+
+def _pairs(rows: Iterable[tuple[str, str]]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(Text(f"  {name}"), Text(value))
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=Text(title) if title else None, title_justify="left", box=None, pad_edge=True
+    )
+
+
+def _flat(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={item}" for key, item in value.items())
+    return str(value)
+
+
+def _place(found: Difference) -> str:
+    index = "" if not found.index else f" {list(found.index)}"
+    words = f" ({found.where})" if found.where and not found.where.startswith("[") else ""
+    return f"step {found.step}, {found.tensor}{index}{words}"
+
+
+def _values(found: Difference) -> str:
+    digits = 17 if found.dtype == "float64" else 9
+    return f"{_number(found.a, digits)} | {_number(found.b, digits)}"
+
+
+def _eps(value: float | None) -> str:
+    return "- eps" if value is None else f"{_number(value, 3)} eps"
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _number(value: float | int | str | None, digits: int = 4, up: bool = False) -> str:
+    """A number in `digits` digits; `up`: not less than it is, so that it can be used as a bound."""
+    if value is None:
+        return "-"
+    if isinstance(value, str | bool):
+        return str(value)
+    if up and isinstance(value, float):
+        value *= 1 + 10.0 ** (1 - digits)
+    return f"{value:.{digits}g}"

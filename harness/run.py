@@ -1,0 +1,328 @@
+"""A run: both sides from the same weights on the same data, each in its process, then the diff.
+
+`python -m harness.run` is `harness run`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from harness import corpus as corpora
+from harness import weights as weights_files
+from harness.compare import DiffResult, diff
+from harness.errors import HarnessError
+from harness.sides import TWINS, SideProcess, default_python
+from harness.spec import (
+    Capture,
+    ModelSpec,
+    RunSpec,
+    TrainSpec,
+    build,
+    check_label,
+    override,
+    preset,
+    replace,
+)
+from harness.trace import remove_trace
+
+DEFAULT_MODEL = "zaremba-small"
+
+
+class RunResult(msgspec.Struct, frozen=True):
+    """What a run left: trace folders and losses by side, and the diff (None with one side)."""
+
+    traces: dict[str, str]
+    losses: dict[str, list[float]]
+    diff: DiffResult | None
+    verdict: None = None
+
+
+class Observer:
+    """Told what a run is doing. This one says nothing; the command line's draws progress."""
+
+    def note(self, text: str) -> None:
+        """A fact about the run, for people."""
+
+    def begin(self, what: str, total: int) -> None:
+        """A part of the run starts: a side, or the diff; it has `total` steps."""
+
+    def advance(self, what: str, done: int) -> None:
+        """`done` steps of a part are done."""
+
+    def part(self, what: str) -> Callable[[int, int], None]:
+        """A progress callback (done, total) for one part, begun at its first call."""
+        begun: list[str] = []
+
+        def progress(done: int, total: int) -> None:
+            if not begun:
+                begun.append(what)
+                self.begin(what, total)
+            self.advance(what, done)
+
+        return progress
+
+
+class _Side(NamedTuple):
+    """A side as asked for: its label, its twin, and the settings that only it has."""
+
+    label: str
+    twin: str
+    python: str
+    settings: dict[str, str]
+
+
+def run_sides(
+    *,
+    trace: int = 10,
+    sides: Sequence[str] = ("pt", "tf"),
+    weights: str | Path | None = None,
+    data: str | Path | None = None,
+    level: str = "word",
+    model: str | None = None,
+    settings: Sequence[str] = (),
+    pythons: Sequence[str] = (),
+    out: str | Path = "traces",
+    capture: Capture | None = None,
+    device: Literal["cpu", "gpu"] = "cpu",
+    threads: int | None = None,
+    sequential: bool = False,
+    rtol: float | None = None,
+    atol: float | None = None,
+    observer: Observer | None = None,
+) -> RunResult:
+    """Run one or two sides for `trace` steps from the same weights, trace them, and compare.
+
+    Args:
+        trace: optimizer steps.
+        sides: "pt", or "LABEL=pt"; the last one is the reference.
+        weights: a file of weights; None draws them from the seed and saves them in `out`.
+        data: a corpus (`harness.corpus.load`); None is the built-in one.
+        level: "word" or "char": how the corpus is read.
+        model: a preset's name; None takes the sizes of `weights`, or else zaremba-small.
+        settings: "name=value" for both sides, "LABEL:name=value" for one.
+        pythons: "LABEL=PATH" of the interpreter of a side.
+        out: the folder for traces, logs, and the files that the sides are given.
+        capture: which steps and tensors to trace.
+        device: "cpu" or "gpu".
+        threads: threads of one side; None shares this machine's processors between the sides.
+        sequential: one side after the other instead of both at once.
+        rtol: as for `harness.diff`.
+        atol: as for `harness.diff`.
+        observer: told about progress.
+
+    Raises:
+        HarnessError: for bad input, for a side that failed (the other side's trace stays), and
+            where there is nothing to compare.
+
+    """
+    watcher = observer or Observer()
+    chosen = _parse_sides(sides, settings, pythons)
+    folder = Path(out)
+    corpus = corpora.load(data, level)
+    watcher.note(describe_corpus(corpus))
+    shared = _settings(text for text in settings if ":" not in text.split("=", 1)[0])
+    specs = _specs(model, weights, corpus, shared)
+    _make_folder(folder)
+    common = {
+        "steps": trace,
+        "weights": str(_weights(weights, *specs, folder, watcher)),
+        "tokens": str(folder / "tokens.npy"),
+        "eos": corpus.eos,
+        "capture": capture or Capture(),
+        "device": device,
+        "threads": threads or max(1, len(os.sched_getaffinity(0)) // len(chosen)),
+    }
+    corpora.save_tokens(corpus.train, folder / "tokens.npy")
+    runs = [_run_spec(side, *specs, folder, common) for side in chosen]
+    losses = _run_all(chosen, runs, folder, sequential, watcher)
+    found = None
+    if len(runs) == 2:
+        found = diff(
+            runs[0].trace, runs[1].trace, rtol=rtol, atol=atol, progress=watcher.part("diff")
+        )
+    return RunResult({run.label: run.trace for run in runs}, losses, found)
+
+
+def _run_spec(
+    side: _Side, model: ModelSpec, train: TrainSpec, folder: Path, common: dict[str, Any]
+) -> RunSpec:
+    """What one side is to do; a trace of an earlier run under its name is removed first."""
+    own_model, own_train = override(model, train, side.settings)
+    trace = folder / f"{side.label}.trace"
+    remove_trace(trace)
+    return build(
+        RunSpec,
+        label=side.label,
+        model=own_model,
+        train=own_train,
+        trace=str(trace),
+        final=str(folder / f"{side.label}.npz"),
+        **common,
+    )
+
+
+def describe_corpus(corpus: corpora.Corpus) -> str:
+    """A line about a corpus, with the best perplexity that any model can have where it is known."""
+    sizes = " + ".join(f"{len(split):,}" for split in (corpus.train, corpus.valid, corpus.test))
+    text = f"corpus {corpus.name}: {sizes} tokens, vocabulary {len(corpus.vocabulary):,}"
+    if corpus.entropy is not None:
+        text += (
+            f", exact entropy {corpus.entropy:.6f} nats per token (no model's perplexity is below "
+            f"{corpora.perplexity(corpus.entropy):.4f})"
+        )
+    return text
+
+
+def _parse_sides(
+    sides: Sequence[str], settings: Sequence[str], pythons: Sequence[str]
+) -> list[_Side]:
+    labels = {}
+    for text in sides:
+        label, _, twin = text.rpartition("=")
+        label = check_label(label or twin)
+        if twin not in TWINS:
+            raise HarnessError(
+                f"--side {text}: no twin named {twin!r}; there are: {', '.join(TWINS)}"
+            )
+        if label in labels:
+            raise HarnessError(
+                f"--side {text}: two sides named {label!r}; name them: --side old={twin} "
+                f"--side new={twin}"
+            )
+        labels[label] = twin
+    if not 1 <= len(labels) <= 2:
+        raise HarnessError(f"{len(labels)} sides: a run has one, or two to compare")
+    own: dict[str, list[str]] = {label: [] for label in labels}
+    for text in settings:
+        label, colon, _ = text.split("=", 1)[0].partition(":")
+        if colon:
+            _known(label, labels, f"--set {text}")
+            own[label].append(text[len(label) + 1 :])
+    paths = {}
+    for text in pythons:
+        label, equals, path = text.partition("=")
+        if not equals or not path:
+            raise HarnessError(f"--python {text}: give LABEL=PATH")
+        _known(label, labels, f"--python {text}")
+        paths[label] = path
+    return [
+        _Side(label, twin, paths.get(label, default_python()), _settings(own[label]))
+        for label, twin in labels.items()
+    ]
+
+
+def _known(label: str, labels: dict[str, str], option: str) -> None:
+    if label not in labels:
+        raise HarnessError(f"{option}: no side named {label!r}; there are: {', '.join(labels)}")
+
+
+def _settings(texts: Iterable[str]) -> dict[str, str]:
+    """name=value texts as a dictionary; HarnessError for one that has no '='."""
+    settings = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise HarnessError(f"--set {text}: give name=value, or LABEL:name=value for one side")
+        settings[name] = value
+    return settings
+
+
+def model_for(
+    model: str | None, data: str | Path | None, level: str, settings: Sequence[str]
+) -> ModelSpec:
+    """The model that a preset, a corpus and settings describe, as a run of them would have it."""
+    return _specs(model, None, corpora.load(data, level), _settings(settings))[0]
+
+
+def _specs(
+    model: str | None,
+    weights: str | Path | None,
+    corpus: corpora.Corpus,
+    settings: dict[str, str],
+) -> tuple[ModelSpec, TrainSpec]:
+    """The specs that both sides share, before the settings of one."""
+    vocabulary = len(corpus.vocabulary)
+    base_model, base_train = preset(model or DEFAULT_MODEL, vocabulary)
+    if weights is not None:
+        found = weights_files.describe_model(weights)
+        if found.vocab_size < vocabulary:
+            raise HarnessError(
+                f"{weights}: weights for a vocabulary of {found.vocab_size}, and the corpus "
+                f"{corpus.name} has {vocabulary}: make them with harness weights init --data"
+            )
+        sizes = {"vocab_size": found.vocab_size}
+        if model is None:
+            sizes |= {
+                "embed_size": found.embed_size,
+                "hidden_size": found.hidden_size,
+                "num_layers": found.num_layers,
+            }
+        base_model = replace(base_model, **sizes)
+    return override(base_model, base_train, settings)
+
+
+def _weights(
+    path: str | Path | None,
+    model: ModelSpec,
+    train: TrainSpec,
+    folder: Path,
+    watcher: Observer,
+) -> Path:
+    """The file of weights that both sides read, checked, or drawn and saved."""
+    if path is not None:
+        weights_files.load(path, model)
+        return Path(path)
+    target = folder / "weights.npz"
+    weights_files.save(weights_files.draw(model, train.seed), target)
+    watcher.note(f"weights drawn from seed {train.seed}: {target}")
+    return target
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HarnessError(f"--out {folder}: cannot be made: {error}") from None
+
+
+def _run_all(
+    sides: list[_Side],
+    runs: list[RunSpec],
+    folder: Path,
+    sequential: bool,
+    watcher: Observer,
+) -> dict[str, list[float]]:
+    """Run every side to its end; losses by label. Raises HarnessError if any failed."""
+    started: list[SideProcess] = []
+    failures = []
+    try:
+        for side, run in zip(sides, runs, strict=True):
+            watcher.begin(side.label, run.steps)
+            observe = partial(watcher.advance, side.label)
+            process = SideProcess(TWINS[side.twin], side.python, run, folder, observe)
+            started.append(process)
+            if sequential:
+                process.wait()
+        for process in started:
+            code = process.wait()
+            if code:
+                failures.append(process.failure(code))
+    finally:
+        for process in started:
+            process.stop()
+    if failures:
+        kept = ", ".join(run.trace for run in runs if Path(run.trace).exists())
+        raise HarnessError("\n".join(failures) + (f"\ntraces kept: {kept}" if kept else ""))
+    return {process.label: process.losses for process in started}
+
+
+if __name__ == "__main__":
+    from harness.cli import main
+
+    main(["run"])

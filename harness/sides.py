@@ -1,0 +1,135 @@
+"""The twins that there are, and one side of a run as a process."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from harness.errors import HarnessError
+from harness.spec import RunSpec, save_run
+
+
+class Twin(NamedTuple):
+    """A twin: the module that runs it, the framework it needs, and the extra that installs that."""
+
+    module: str
+    framework: str
+    extra: str
+
+
+TWINS = {
+    "pt": Twin("pt_impl", "PyTorch", "torch"),
+    "tf": Twin("tf_impl", "TensorFlow", "tensorflow"),
+}
+
+# The twin may run in an interpreter that does not have this project: its folder is then searched
+# last, so that nothing of that interpreter's own is shadowed.
+BOOT = (
+    "import runpy, sys; sys.path.append(sys.argv.pop(1)); "
+    "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+)
+
+TAIL = 5  # lines of a failed side's log that the error shows
+
+
+class Progress(msgspec.Struct):
+    """A line that a side writes after every step."""
+
+    step: int
+    loss: float | None = None
+
+
+class SideProcess:
+    """One side, started; its standard error goes to a log file, its losses are kept."""
+
+    def __init__(
+        self, twin: Twin, python: str, run: RunSpec, folder: Path, observe: Callable[[int], None]
+    ) -> None:
+        """Start the process. Raises HarnessError if the interpreter cannot be started."""
+        self.twin, self.python, self.label = twin, python, run.label
+        self.log = folder / f"{run.label}.log"
+        self.losses: list[float] = []
+        spec = folder / f"{run.label}.json"
+        save_run(run, spec)
+        root = Path(__file__).resolve().parent.parent
+        # C++ start-up messages of TensorFlow hide what matters in the log.
+        environment = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ}
+        with open(self.log, "wb") as log:
+            try:
+                self._process = subprocess.Popen(
+                    [python, "-P", "-c", BOOT, str(root), twin.module, str(spec)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    env=environment,
+                )
+            except OSError as error:
+                raise HarnessError(
+                    f"side {run.label}: cannot start {python!r}: {error}; "
+                    f"give another interpreter with --python {run.label}=PATH"
+                ) from None
+        self._reader = threading.Thread(target=self._read, args=(observe,), daemon=True)
+        self._reader.start()
+
+    def _read(self, observe: Callable[[int], None]) -> None:
+        assert self._process.stdout is not None
+        with open(self.log, "ab") as log:
+            for line in self._process.stdout:
+                try:
+                    progress = msgspec.json.decode(line.replace(b"NaN", b"null"), type=Progress)
+                except msgspec.MsgspecError:
+                    log.write(line)  # a framework's own chatter
+                    log.flush()
+                    continue
+                self.losses.append(float("nan") if progress.loss is None else progress.loss)
+                observe(progress.step)
+
+    def wait(self) -> int:
+        """Wait for the end; the exit code (negative: killed by that signal)."""
+        self._reader.join()
+        return self._process.wait()
+
+    def stop(self) -> None:
+        """End the process if it still runs; what it has traced stays."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    def failure(self, code: int) -> str:
+        """What happened to a side that ended with `code`, in words, with the end of its log."""
+        lines = [line for line in self.log.read_text("utf-8", "replace").splitlines() if line]
+        tail = ["".join(c if c.isprintable() else " " for c in line) for line in lines[-TAIL:]]
+        missing = re.search(r"No module named '([\w.]+)'", "\n".join(tail))
+        if missing:
+            what = (
+                f"{self.python} has no module {missing[1]!r} ({self.twin.framework} is needed): "
+                f"pip install 'twin-harness[{self.twin.extra}]' there, or name an interpreter that "
+                f"has it: --python {self.label}=PATH"
+            )
+        elif code < 0:
+            name = signal.Signals(-code).name
+            memory = " (out of memory, perhaps)" if -code == signal.SIGKILL else ""
+            what = f"killed by {name}{memory}"
+        else:
+            what = f"exit code {code}"
+        shown = "".join(f"\n    {line}" for line in tail)
+        done = len(self.losses)
+        return f"side {self.label} failed after step {done}: {what}; log: {self.log}{shown}"
+
+
+def default_python() -> str:
+    """The interpreter of a side that names none: this one."""
+    return sys.executable
