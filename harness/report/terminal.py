@@ -18,11 +18,15 @@ from harness.trace import StepEntry, TensorEntry, Trace
 STYLES = {"identical": "bold green", "close": "bold green"}
 MOST_ROWS = 20  # of a list that could be long
 LOSSES_SHOWN = 12
+WIDTH = 110  # of a file or pipe, which has none of its own
 
 
-def console(width: int | None = None) -> Console:
+def console() -> Console:
     """Standard output; no markup is read, so that a tensor's name is shown as it is."""
-    return Console(markup=False, highlight=False, emoji=False, soft_wrap=False, width=width)
+    out = Console(markup=False, highlight=False, emoji=False)
+    if not out.is_terminal:
+        out.width = max(out.width, WIDTH)
+    return out
 
 
 def show_diff(out: Console, result: DiffResult) -> None:
@@ -42,7 +46,12 @@ def show_diff(out: Console, result: DiffResult) -> None:
         )
     rows.append(("tolerance", _tolerance(result)))
     rows.append(
-        ("compared", f"{result.tensors_compared:,} tensors in {result.steps_compared:,} steps")
+        (
+            "compared",
+            _plural(result.tensors_compared, "tensor")
+            + " in "
+            + _plural(result.steps_compared, "step"),
+        )
     )
     rows.append(("sides", f"{a}: {result.a}   {b} (reference): {result.b}"))
     out.print(_pairs(rows))
@@ -208,21 +217,19 @@ def show_trace(out: Console, trace: Trace, step: StepEntry | None) -> None:
     if step is None:
         return
     table = _table(f"step {step.step}: {len(step.tensors)} tensors, in execution order")
-    table.add_column("tensor", overflow="fold")
-    table.add_column("dtype")
-    for name in ("shape", "min", "max", "mean", "L2"):
+    table.add_column("tensor", no_wrap=True)
+    table.add_column("dtype, shape")
+    for name in ("min", "max", "mean", "L2"):
         table.add_column(name, justify="right")
-    for name in ("nan", "inf", "zero"):
-        table.add_column(name, justify="right")
+    table.add_column("holds")
     for entry in step.tensors:
-        figures = (entry.min, entry.max, entry.mean, entry.l2)
-        counts = (entry.nan, entry.inf, entry.zero)
+        shape = "x".join(map(str, entry.shape))
+        counts = {"NaN": entry.nan, "Inf": entry.inf, "zero": entry.zero}
         table.add_row(
             Text(entry.name),
-            entry.dtype,
-            "x".join(map(str, entry.shape)) or "-",
-            *(_number(x, 3) for x in figures),
-            *(f"{n:,}" if n else "" for n in counts),
+            f"{entry.dtype} {shape}",
+            *(_number(x, 3) for x in (entry.min, entry.max, entry.mean, entry.l2)),
+            ", ".join(f"{n:,} {name}" for name, n in counts.items() if n),
         )
     out.print(table)
 
@@ -285,6 +292,10 @@ def _values(found: Difference) -> str:
 
 def _eps(value: float | None) -> str:
     return "- eps" if value is None else f"{_number(value, 3)} eps"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + "s" * (count != 1)
 
 
 def _count(value: int | None) -> str:
