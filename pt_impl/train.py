@@ -32,8 +32,8 @@ def gradients(params, state, x, y, masks, model, train, watch):
     logits, new_state, points = forward(params, x, state, masks, model)
     loss = cross_entropy(logits, y, train.loss)
     watched = points if watch else {}
-    sources = [*params.values(), *flatten(watched)]
-    found = iter(torch.autograd.grad(loss, sources))
+    flat = [t for p in watched.values() for t in (p if isinstance(p, list) else [p])]
+    found = iter(torch.autograd.grad(loss, [*params.values(), *flat]))
     grads = {name: next(found) for name in params}
     point_grads = {
         name: [next(found) for _ in point] if isinstance(point, list) else next(found)
@@ -41,11 +41,6 @@ def gradients(params, state, x, y, masks, model, train, watch):
     }
     new_state = {name: s.detach() for name, s in new_state.items()}
     return loss.detach(), new_state, points, grads, point_grads
-
-
-def flatten(points):
-    """All tensors of the points, lists over time taken apart."""
-    return [t for p in points.values() for t in (p if isinstance(p, list) else [p])]
 
 
 def train_step(params, state, x, y, masks, lr, model, train, watch):

@@ -1,0 +1,43 @@
+# Every target makes the environment it needs; PYTHON is what makes it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: help demo test test-all lint bench clean
+
+help:
+	@echo "make demo      run both twins for 10 traced iterations and compare them"
+	@echo "make test      the tests (minutes)"
+	@echo "make test-all  the tests and the slow ones (gigabytes of traces; HARNESS_DATA for PTB)"
+	@echo "make lint      ruff and mypy"
+	@echo "make bench     time the twins, tracing and the diff"
+	@echo "make clean     remove the environment, caches, traces"
+
+$(READY): setup.cfg constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/harness weights init traces/params.npz --model zaremba-small --seed 1
+	$(BIN)/python -m harness.run --trace 10 --weights traces/params.npz
+
+test: $(READY)
+	$(BIN)/python -m pytest -q
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -q -m "slow or not slow"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m harness bench
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf traces/*.trace traces/*.npz traces/*.npy traces/*.log traces/*.json
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
