@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -106,7 +107,7 @@ def _find(folder: Path, split: str) -> Path | None:
 
 
 def _split(path: Path) -> dict[str, str]:
-    lines = path.read_text("utf-8").splitlines(keepends=True)
+    lines = io.StringIO(path.read_text("utf-8")).readlines()  # only a line feed ends a line
     a, b = len(lines) * 90 // 100, len(lines) * 95 // 100
     return {"train": "".join(lines[:a]), "valid": "".join(lines[a:b]), "test": "".join(lines[b:])}
 
@@ -207,8 +208,10 @@ def load_tokens(path: str | Path) -> Tokens:
     """Read what `save_tokens` wrote. Raises HarnessError that names the file."""
     try:
         tokens = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise HarnessError(f"{path}: not a file of tokens: {error}") from None
+    if not isinstance(tokens, np.ndarray):
+        raise HarnessError(f"{path}: not a file of tokens: an archive, expected one array (.npy)")
     if tokens.dtype != np.int32 or tokens.ndim != 1:
         raise HarnessError(f"{path}: tokens are int32 [N], not {tokens.dtype} {tokens.shape}")
     return np.asarray(tokens)

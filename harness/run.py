@@ -140,6 +140,8 @@ def run_sides(
     }
     corpora.save_tokens(corpus.train, folder / "tokens.npy")
     runs = [_run_spec(side, *specs, folder, common) for side in chosen]
+    for run in runs:  # what a side would find wrong with the text, before any is started
+        corpora.Batches(corpus.train, run.train, corpus.eos)
     losses = _run_all(chosen, runs, folder, sequential, watcher)
     found = None
     if len(runs) == 2:
@@ -152,10 +154,9 @@ def run_sides(
 def _run_spec(
     side: _Side, model: ModelSpec, train: TrainSpec, folder: Path, common: dict[str, Any]
 ) -> RunSpec:
-    """What one side is to do; a trace of an earlier run under its name is removed first."""
+    """What one side is to do."""
     own_model, own_train = override(model, train, side.settings)
     trace = folder / f"{side.label}.trace"
-    remove_trace(trace)
     return build(
         RunSpec,
         label=side.label,
@@ -302,6 +303,8 @@ def _run_all(
     started: list[SideProcess] = []
     failures = []
     try:
+        for run in runs:
+            remove_trace(run.trace)  # a side that fails must not leave an earlier run's
         for side, run in zip(sides, runs, strict=True):
             watcher.begin(side.label, run.steps)
             observe = partial(watcher.advance, side.label)
@@ -323,6 +326,8 @@ def _run_all(
 
 
 if __name__ == "__main__":
+    import sys
+
     from harness.cli import main
 
-    main(["run"])
+    main(["run", *sys.argv[1:]])

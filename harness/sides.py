@@ -82,8 +82,8 @@ class SideProcess:
 
     def _read(self, observe: Callable[[int], None]) -> None:
         assert self._process.stdout is not None
-        with open(self.log, "ab") as log:
-            for line in self._process.stdout:
+        with open(self.log, "ab") as log, self._process.stdout as lines:
+            for line in lines:
                 try:
                     progress = msgspec.json.decode(line.replace(b"NaN", b"null"), type=Progress)
                 except msgspec.MsgspecError:

@@ -7,6 +7,7 @@ specification: both twins, the weights files and the trace read them from this o
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
@@ -15,7 +16,7 @@ import msgspec
 from harness.errors import HarnessError
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
-PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
+PositiveFloat = Annotated[float, msgspec.Meta(gt=0, le=sys.float_info.max)]
 Probability = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Dtype = Literal["float32", "float64"]
 

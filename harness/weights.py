@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 import os
 import struct
+import tokenize
+import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +30,15 @@ from harness.spec import ModelSpec, parameters
 from harness.trace.schema import check_name, digest
 
 Weights = dict[str, NDArray[Any]]
+R = TypeVar("R")
 
 HEADER_LIMIT = 16 << 20
 # A file of real weights hardly compresses; one that claims far more than it holds is a bomb.
 BOMB_SIZE, BOMB_RATIO = 256 << 20, 100
+# The two methods that NumPy writes with; the others decompress without a limit on what comes out.
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# A .safetensors file has no checksum of its own, so ours carry one in their metadata.
+CHECKSUM = "twin-harness-xxh3_128"
 
 
 class WeightsError(HarnessError):
@@ -59,11 +67,12 @@ def save(weights: Mapping[str, NDArray[Any]], path: str | Path) -> None:
             with open(partial, "wb") as file:
                 np.savez(file, allow_pickle=False, **dict(weights))
         else:
-            contiguous = {name: np.ascontiguousarray(array) for name, array in weights.items()}
-            save_file(contiguous, partial)
+            native = {name: _native(array) for name, array in weights.items()}
+            save_file(native, partial, metadata={CHECKSUM: _checksum(native)})
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise WeightsError(f"{path}: cannot be written: {error}") from None
 
 
@@ -88,14 +97,17 @@ def load(
     except KeyError:
         raise WeightsError(f"no layout {layout!r}; there are: {', '.join(LAYOUTS)}") from None
     weights = from_layout(read_arrays(path), chosen, described)
+    with np.errstate(over="ignore"):  # too large for `dtype`: infinite, and refused below
+        weights = {
+            p.name: weights[p.name].astype(dtype or weights[p.name].dtype)
+            for p in parameters(described)
+        }
     bad = {name: int(np.count_nonzero(~np.isfinite(array))) for name, array in weights.items()}
     if any(bad.values()):
         named = ", ".join(f"{name} ({count})" for name, count in bad.items() if count)
-        raise WeightsError(f"{path}: NaN or infinite elements in: {named}")
-    return {
-        p.name: weights[p.name].astype(dtype or weights[p.name].dtype)
-        for p in parameters(described)
-    }
+        as_dtype = f" as {dtype}" if dtype else ""
+        raise WeightsError(f"{path}: NaN or infinite elements{as_dtype} in: {named}")
+    return weights
 
 
 def describe_model(path: str | Path) -> ModelSpec:
@@ -129,38 +141,21 @@ def digest_all(weights: Mapping[str, NDArray[Any]]) -> dict[str, str]:
 def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     """Name and shape of every array of a file, from headers alone. Raises WeightsError."""
     path = Path(path)
-    shapes: dict[str, tuple[int, ...]] = {}
-    try:
-        if _suffix(path) == ".npz":
-            with zipfile.ZipFile(path) as archive:
-                for name, member in _members(path, archive):
-                    with archive.open(member) as file:
-                        shapes[name] = _npy_header(path, name, file, member.file_size)[0]
-        else:
-            with _open_safetensors(path) as file:
-                for name in file.keys():  # noqa: SIM118 - not a mapping
-                    _check_array_name(path, name)
-                    shapes[name] = tuple(file.get_slice(name).get_shape())
-    except _READ_ERRORS as error:
-        raise WeightsError(f"{path}: cannot be read: {_said(error)}") from None
-    return shapes
+    if _suffix(path) == ".npz":
+        return {name: header[0] for name, header in _each_npy(path, _npy_header)}
+    return dict(_each_tensor(path, lambda file, name: tuple(file.get_slice(name).get_shape())))
 
 
 def read_arrays(path: str | Path) -> Weights:
     """Every array of a file as it is. Raises WeightsError for anything but plain numbers."""
     path = Path(path)
-    arrays: Weights = {}
-    try:
-        if _suffix(path) == ".npz":
-            with zipfile.ZipFile(path) as archive:
-                for name, member in _members(path, archive):
-                    with archive.open(member) as file:
-                        arrays[name] = _npy_array(path, name, file, member.file_size)
-        else:
-            with _open_safetensors(path) as file:
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except _READ_ERRORS as error:
-        raise WeightsError(f"{path}: cannot be read: {_said(error)}") from None
+    if _suffix(path) == ".npz":
+        arrays = dict(_each_npy(path, _npy_array))
+    else:
+        arrays = dict(_each_tensor(path, lambda file, name: file.get_tensor(name)))
+        written = _open_safetensors(path).metadata() or {}
+        if CHECKSUM in written and written[CHECKSUM] != _checksum(arrays):
+            raise WeightsError(f"{path}: does not match its own checksum: damaged, or changed")
     for name, array in arrays.items():
         if array.dtype.kind != "f":
             raise WeightsError(f"{path}: {name} is {array.dtype}; weights are floating point")
@@ -173,6 +168,7 @@ _READ_ERRORS = (
     ValueError,
     TypeError,
     KeyError,
+    AttributeError,  # safetensors: a dtype that NumPy lacks
     RuntimeError,  # zipfile: encrypted
     NotImplementedError,  # zipfile: unknown compression
     zipfile.BadZipFile,
@@ -188,6 +184,32 @@ def _suffix(path: Path) -> str:
     return path.suffix
 
 
+def _each_npy(
+    path: Path, read: Callable[[Path, str, IO[bytes], int], R]
+) -> Iterator[tuple[str, R]]:
+    """Name and what `read` makes of every member of a .npz file."""
+    name = ""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name, member in _members(path, archive):
+                with archive.open(member) as file:
+                    yield name, read(path, name, file, member.file_size)
+    except _READ_ERRORS as error:
+        raise WeightsError(f"{path}: {name or 'it'} cannot be read: {_said(error)}") from None
+
+
+def _each_tensor(path: Path, read: Callable[[Any, str], R]) -> Iterator[tuple[str, R]]:
+    """Name and what `read` makes of every tensor of a .safetensors file."""
+    name = ""
+    try:
+        with _open_safetensors(path) as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                _check_array_name(path, name)
+                yield name, read(file, name)
+    except _READ_ERRORS as error:
+        raise WeightsError(f"{path}: {name or 'it'} cannot be read: {_said(error)}") from None
+
+
 def _members(path: Path, archive: zipfile.ZipFile) -> Iterator[tuple[str, zipfile.ZipInfo]]:
     """The arrays of an archive by name, once its claims are found to be sane."""
     members = archive.infolist()
@@ -199,6 +221,8 @@ def _members(path: Path, archive: zipfile.ZipFile) -> Iterator[tuple[str, zipfil
         )
     seen = set()
     for member in members:
+        if member.compress_type not in METHODS:
+            raise WeightsError(f"{path}: {member.filename!r} is compressed as NumPy never does")
         name = member.filename.removesuffix(".npy")
         if name == member.filename:
             raise WeightsError(f"{path}: {member.filename!r} is no array (.npy)")
@@ -219,11 +243,15 @@ def _npy_header(
     path: Path, name: str, file: IO[bytes], size: int
 ) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, order and dtype of a .npy stream; never objects, never more than the file holds."""
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    else:
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # written by Python 2: shape (3L,)
+            if np.lib.format.read_magic(file) == (1, 0):
+                shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            else:
+                shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+    except (SyntaxError, tokenize.TokenError, MemoryError):  # Python's parser, on what is no header
+        raise WeightsError(f"{path}: {name} has no readable .npy header") from None
     if dtype.hasobject:
         raise WeightsError(f"{path}: {name} holds pickled objects, which are never loaded")
     count = math.prod(shape)
@@ -236,9 +264,10 @@ def _npy_header(
 
 def _npy_array(path: Path, name: str, file: IO[bytes], size: int) -> NDArray[Any]:
     shape, fortran, dtype = _npy_header(path, name, file, size)
-    data = file.read()  # to the end, so that the archive's checksum is verified
+    # To the claimed end and not past it: that verifies the checksum, and no bomb goes off.
+    data = file.read(size - file.tell())
     array = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
-    return np.ascontiguousarray(array.astype(dtype.newbyteorder("="))).reshape(shape)
+    return _native(array).reshape(shape)
 
 
 def _open_safetensors(path: Path) -> Any:
@@ -247,6 +276,16 @@ def _open_safetensors(path: Path) -> Any:
     if len(start) < 8 or struct.unpack("<Q", start)[0] > HEADER_LIMIT:
         raise WeightsError(f"{path}: not a safetensors file (its header is cut or too long)")
     return safe_open(path, framework="numpy")
+
+
+def _native(array: NDArray[Any]) -> NDArray[Any]:
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+
+
+def _checksum(weights: Mapping[str, NDArray[Any]]) -> str:
+    """One hash of names, dtypes, shapes and elements."""
+    rows = [f"{n} {a.dtype} {list(a.shape)} {digest(a)}" for n, a in sorted(weights.items())]
+    return digest(np.frombuffer("\n".join(rows).encode(), np.uint8))
 
 
 def _said(error: BaseException) -> str:

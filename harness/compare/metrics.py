@@ -17,7 +17,7 @@ class Comparison(msgspec.Struct, frozen=True):
     """The figures of one pair of arrays of the same shape and dtype; b is the reference.
 
     Maxima are over pairs of finite numbers, relative ones also only where b is not zero (as in
-    numpy.testing); None where there is no such pair. `index` is the first element, in C order,
+    numpy.testing); None where there is no such pair, or no double holds the figure. `index` is the first element, in C order,
     that is not close, `onset` the first that is not equal bit for bit; both None if there is none.
     `nan_equal` counts elements that are NaN on both sides (they count as close),
     `nonfinite_mismatches` those that are NaN or infinite on one side and not the same on the other.
@@ -87,7 +87,7 @@ def scan(a: NDArray[Any], b: NDArray[Any], allowed: Allowance) -> tuple[int, flo
 
     Returns the number of elements that are not close, and rel_l2_eps.
     """
-    mismatches, diff_squares, reference_squares = 0, 0.0, 0.0
+    mismatches, pairs, diff_squares, reference_squares = 0, 0, 0.0, 0.0
     with np.errstate(all="ignore"):
         for x, y in _blocks(a, b):
             mismatches += x.size - int(np.count_nonzero(_passes(x, y, allowed)))
@@ -98,9 +98,11 @@ def scan(a: NDArray[Any], b: NDArray[Any], allowed: Allowance) -> tuple[int, flo
                 finite = np.isfinite(x) & np.isfinite(y)
                 diff, wide = diff[finite], wide[finite]
                 together = float(np.dot(diff, diff)), float(np.dot(wide, wide))
+            pairs += diff.size
             diff_squares += together[0]
             reference_squares += together[1]
-    return mismatches, _in_eps(_ratio(diff_squares**0.5, reference_squares**0.5), a.dtype)
+    rel_l2 = _ratio(diff_squares**0.5, reference_squares**0.5) if pairs else None
+    return mismatches, _in_eps(rel_l2, a.dtype)
 
 
 def is_close(a: NDArray[Any], b: NDArray[Any], rtol: float, atol: float) -> NDArray[np.bool_]:
@@ -191,11 +193,13 @@ def _add_distances(
         sums.least_rtol = max(sums.least_rtol, float(np.max(over[nonzero] / size[nonzero])))
     if np.any(over[~nonzero] > 0):
         sums.least_rtol = np.inf
-    sums.least_atol = max(sums.least_atol, float(np.max(diff - allowed.rtol * size)))
+    # np.maximum keeps a NaN (what overflowed has no least tolerance), where max drops it.
+    sums.least_atol = float(np.maximum(sums.least_atol, np.max(diff - allowed.rtol * size)))
     sums.ulp_diff = max(sums.ulp_diff, int(np.max(ulps(a, b))))
     if allowed.factor and diff[at] > 0:
-        # Infinite where the reference holds zeros alone: nothing scales with them.
-        sums.least_factor = max(sums.least_factor, float(np.max(diff / (size + allowed.scale))))
+        # Not finite where the reference holds zeros alone: nothing scales with them.
+        factors = diff / (size + allowed.scale)
+        sums.least_factor = float(np.maximum(sums.least_factor, np.max(factors)))
     sums.diff_squares += float(np.dot(diff, diff))
     sums.reference_squares += float(np.dot(y, y))
 

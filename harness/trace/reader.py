@@ -38,6 +38,8 @@ from harness.trace.schema import (
 
 R = TypeVar("R", bound=msgspec.Struct)
 
+NESTING_LIMIT = 64  # of the header's spec, which its readers walk by recursion
+
 
 class _StepOnly(msgspec.Struct):
     """The part of an index line that is read when a trace is opened."""
@@ -240,9 +242,17 @@ def _read_header(path: Path) -> Header:
             f"{path}: version {basic.version} of the format; this harness reads version {VERSION}"
         )
     header = _decode(text, Header, str(path))
+    if _deeper(header.spec, NESTING_LIMIT):
+        raise TraceError(f"{path}: spec nests over {NESTING_LIMIT} deep: no part of a trace")
     if header.hash != HASH:
         raise TraceError(f"{path}: hash {header.hash!r} is unknown; version {VERSION} has {HASH}")
     return header
+
+
+def _deeper(tree: Any, limit: int) -> bool:
+    """Whether lists and objects nest more than `limit` deep in `tree`."""
+    inner = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    return limit < 0 or any(_deeper(value, limit - 1) for value in inner)
 
 
 def _read_index(path: Path) -> tuple[dict[int, _Line], bool]:
@@ -296,7 +306,7 @@ def _open_tensors(path: Path) -> Any:
             _check_size(path, file)
         return safe_open(path, framework="numpy")
     except (OSError, SafetensorError) as error:
-        raise TraceError(f"{path}: not a readable safetensors file: {error}") from None
+        raise TraceError(f"{path}: not a readable safetensors file: {_said(error)}") from None
 
 
 def _check_size(path: Path, file: BinaryIO) -> None:
@@ -321,8 +331,9 @@ def _checked(file: Any, path: Path, entry: TensorEntry) -> NDArray[Any]:
                 f"{list(entry.shape)}: damaged or swapped"
             )
         array: NDArray[Any] = file.get_tensor(entry.name)
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise TraceError(f"{path}: {entry.name} cannot be read: {error}") from None
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+        # An AttributeError is a dtype of safetensors that NumPy lacks, such as F8_E5M2.
+        raise TraceError(f"{path}: {entry.name} cannot be read: {_said(error)}") from None
     if str(array.dtype) != entry.dtype:
         raise TraceError(
             f"{path}: {entry.name} is {array.dtype}, and the index says {entry.dtype}: damaged or "
@@ -373,6 +384,9 @@ def _decode(text: bytes, kind: type[R], where: str) -> R:
     try:
         return msgspec.json.decode(text, type=kind)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        # The message of a validation error may quote the file: keep it printable.
-        said = "".join(c if c.isprintable() else "?" for c in str(error))
-        raise TraceError(f"{where}: damaged, or no part of a trace: {said}") from None
+        raise TraceError(f"{where}: damaged, or no part of a trace: {_said(error)}") from None
+
+
+def _said(error: Exception) -> str:
+    """The message of an error that may quote the file: printable, so no terminal escapes."""
+    return "".join(c if c.isprintable() else "?" for c in str(error))

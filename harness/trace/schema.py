@@ -125,7 +125,7 @@ def describe(name: str, array: NDArray[Any]) -> TensorEntry:
     flat = np.ascontiguousarray(array).reshape(-1)
     low, high, total, squares = np.inf, -np.inf, 0.0, 0.0
     nan = inf = zero = 0
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # sums of numbers near the largest double
         for start in range(0, flat.size, BLOCK):
             block = flat[start : start + BLOCK]
             zero += block.size - int(np.count_nonzero(block))

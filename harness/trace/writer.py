@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import operator
 import os
 import platform
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +28,7 @@ from harness.trace.schema import (
     FORMAT,
     HASH,
     HEADER_FILE,
+    HEADER_LIMIT,
     INDEX_FILE,
     VERSION,
     Header,
@@ -36,7 +40,10 @@ from harness.trace.schema import (
     step_file,
 )
 
-OWN_FILE = re.compile(r"trace\.json|index\.jsonl|step-\d{8,}\.safetensors|.*\.partial")
+HEADER_PARTIAL = f"{HEADER_FILE}.partial"
+OWN_FILE = re.compile(
+    r"trace\.json(\.partial)?|index\.jsonl|step-\d{8,}\.(safetensors|partial)"
+)
 
 
 class TraceWriter:
@@ -84,7 +91,8 @@ class TraceWriter:
             versions=_versions(),
             spec=dict(spec or {}),
             digests=dict(digests or {}),
-            argv=tuple(sys.argv),
+            # Bytes that are no UTF-8 are surrogates in argv, and JSON has no way to write those.
+            argv=tuple(a.encode("utf-8", "backslashreplace").decode() for a in sys.argv),
         )
         try:
             _clear(self.path)
@@ -137,6 +145,7 @@ class TraceWriter:
         a step that does not come after the last one, for a name or a dtype that cannot be stored,
         and for a disk that is full.
         """
+        step = operator.index(step)  # NumPy's integers too
         if step <= self._last:
             raise TraceError(f"{self.path}: step {step} after step {self._last}: steps must grow")
         if not self.wants_step(step):
@@ -150,10 +159,11 @@ class TraceWriter:
             entries = tuple(describe(name, array) for name, array in arrays.items())
             line = msgspec.json.encode(StepEntry(step=step, bytes=size, tensors=entries)) + b"\n"
             os.replace(partial, final)
-            if os.write(self._index, line) != len(line):
-                raise OSError(f"{INDEX_FILE}: the line of step {step} was cut short")
+            self._append(line)
         except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
+            for file in (partial, final):
+                with suppress(OSError):
+                    file.unlink()
             raise self._failure(error) from None
         self._last = step
         self.steps += 1
@@ -194,13 +204,28 @@ class TraceWriter:
         # ascontiguousarray would turn a scalar into an array of one axis.
         return array if array.flags.c_contiguous else array.copy(order="C")
 
+    def _append(self, line: bytes) -> None:
+        """Add a line to the index, whole or not at all: later lines would follow half of one."""
+        end = os.fstat(self._index).st_size
+        try:
+            if os.write(self._index, line) != len(line):
+                raise OSError(errno.ENOSPC, f"{INDEX_FILE}: no room for the whole line")
+        except OSError:
+            os.ftruncate(self._index, end)
+            raise
+
     def _write_header(self) -> None:
         text = (
             msgspec.json.format(msgspec.json.encode(self._header, enc_hook=repr), indent=2) + b"\n"
         )
-        partial = self.path / f"{HEADER_FILE}.partial"
-        partial.write_bytes(text)
-        os.replace(partial, self.path / HEADER_FILE)
+        partial = self.path / HEADER_PARTIAL
+        try:
+            partial.write_bytes(text)
+            os.replace(partial, self.path / HEADER_FILE)
+        except OSError:
+            with suppress(OSError):
+                partial.unlink()
+            raise
 
     def _failure(self, error: Exception) -> TraceError:
         return TraceError(
@@ -229,12 +254,23 @@ def _clear(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     found = sorted(path.iterdir())
     strange = [p.name for p in found if not OWN_FILE.fullmatch(p.name) or not p.is_file()]
+    if not strange and found and not _was_trace(path):
+        strange = [found[0].name]  # the name is one of ours, the file somebody else's
     if strange:
         raise TraceError(
             f"{path}: holds {strange[0]!r}, which is no part of a trace; choose another --out"
         )
     for file in found:
         file.unlink()
+
+
+def _was_trace(path: Path) -> bool:
+    """Whether a writer of ours made this folder: its header names the format, or is half made."""
+    try:
+        with open(path / HEADER_FILE, "rb") as file:
+            return FORMAT.encode() in file.read(HEADER_LIMIT)
+    except FileNotFoundError:
+        return [p.name for p in path.iterdir()] == [HEADER_PARTIAL]
 
 
 def _versions() -> dict[str, str]:
