@@ -15,6 +15,7 @@ from harness.errors import HarnessError
 from harness.spec import PRESETS, field_names
 
 if TYPE_CHECKING:
+    from harness.compare import DiffResult
     from harness.run import RunResult
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -84,6 +85,10 @@ LEVEL = click.option(
 MODEL = click.option("--model", type=click.Choice(list(PRESETS)), help="A published model.")
 INCLUDE = click.option("--include", multiple=True, metavar="GLOB", help="Only tensors like this.")
 EXCLUDE = click.option("--exclude", multiple=True, metavar="GLOB", help="No tensors like this.")
+ALL = click.option("--all", "all_", is_flag=True, help="Do not stop at the first divergence.")
+PLOT = click.option(
+    "--plot", metavar="FILE", help="Draw losses and distances step by step (implies --all)."
+)
 STEPS = click.option("--steps", metavar="A:B", default=":", help="Steps A to B, both included.")
 
 
@@ -142,6 +147,8 @@ def harness(debug: bool) -> None:
 @click.option("--sequential", is_flag=True, help="One side after the other.")
 @RTOL
 @ATOL
+@ALL
+@PLOT
 @JSON
 def run_command(
     trace: int,
@@ -152,6 +159,8 @@ def run_command(
     exclude: tuple[str, ...],
     every: int,
     steps: str,
+    all_: bool,
+    plot: str | None,
     **options: Any,
 ) -> int:
     """Run both sides from the same weights, trace every step, and compare.
@@ -174,12 +183,15 @@ def run_command(
             settings=(*shared, *settings),
             capture=capture,
             observer=observer,
+            all=all_ or plot is not None,
             **options,
         )
     if as_json:
         _json(result)
     else:
         _print_run(result)
+    if plot and result.diff:
+        _plot(result.diff, plot)
     return EQUIVALENT if result.diff is None or result.diff.equivalent else DIVERGENT
 
 
@@ -194,17 +206,27 @@ def _print_run(result: RunResult) -> None:
         terminal.show_diff(out, found)
 
 
+def _plot(result: DiffResult, path: str) -> None:
+    from harness.report.plots import plot_diff
+
+    plot_diff(result, path)
+    click.echo(f"plot: {path}", err=True)
+
+
 @harness.command("diff", epilog=_example("harness diff traces/pt.trace traces/tf.trace"))
 @click.argument("a")
 @click.argument("b")
 @RTOL
 @ATOL
-@click.option("--all", "all_", is_flag=True, help="Do not stop at the first divergence.")
+@ALL
+@PLOT
 @INCLUDE
 @EXCLUDE
 @STEPS
 @JSON
-def diff_command(a: str, b: str, steps: str, all_: bool, as_json: bool, **options: Any) -> int:
+def diff_command(
+    a: str, b: str, steps: str, all_: bool, plot: str | None, as_json: bool, **options: Any
+) -> int:
     """Compare trace A with trace B, the reference: where do they first part?
 
     The default tolerance scales with each tensor and its dtype (see the README); --rtol and --atol
@@ -215,13 +237,15 @@ def diff_command(a: str, b: str, steps: str, all_: bool, as_json: bool, **option
     from harness.report.progress import LiveObserver
 
     with LiveObserver() as observer:
-        result = diff(
-            a, b, steps=_parse_steps(steps), all=all_, progress=observer.part("diff"), **options
-        )
+        every = all_ or plot is not None
+        progress = observer.part("diff")
+        result = diff(a, b, steps=_parse_steps(steps), all=every, progress=progress, **options)
     if as_json:
         _json(result)
     else:
         terminal.show_diff(terminal.console(), result)
+    if plot:
+        _plot(result, plot)
     return EQUIVALENT if result.equivalent else DIVERGENT
 
 
@@ -395,6 +419,27 @@ def corpus_command(data: str | None, level: str) -> int:
     from harness.run import describe_corpus
 
     click.echo(describe_corpus(corpus.load(data, level)))
+    return EQUIVALENT
+
+
+@harness.command("bench", epilog=_example("harness bench"))
+@click.option("--elements", default=5_000_000, show_default=True, help="Size of an array.")
+@click.option("--rounds", default=7, show_default=True, help="How often each is timed.")
+@JSON
+def bench_command(elements: int, rounds: int, as_json: bool) -> int:
+    """Time comparing and tracing against named peers: medians, spread, ratios."""
+    from harness.bench import bench
+    from harness.report import terminal
+    from harness.report.progress import LiveObserver
+
+    if min(elements, rounds) < 1:
+        raise HarnessError(f"--elements {elements}, --rounds {rounds}: both are from 1 up")
+    with LiveObserver() as observer:
+        result = bench(elements, rounds, observer.part("bench"))
+    if as_json:
+        _json(result)
+    else:
+        terminal.show_bench(terminal.console(), result)
     return EQUIVALENT
 
 

@@ -94,6 +94,7 @@ def run_sides(
     sequential: bool = False,
     rtol: float | None = None,
     atol: float | None = None,
+    all: bool = False,
     observer: Observer | None = None,
 ) -> RunResult:
     """Run one or two sides for `trace` steps from the same weights, trace them, and compare.
@@ -114,6 +115,7 @@ def run_sides(
         sequential: one side after the other instead of both at once.
         rtol: as for `harness.diff`.
         atol: as for `harness.diff`.
+        all: as for `harness.diff`.
         observer: told about progress.
 
     Raises:
@@ -145,9 +147,9 @@ def run_sides(
     losses = _run_all(chosen, runs, folder, sequential, watcher)
     found = None
     if len(runs) == 2:
-        found = diff(
-            runs[0].trace, runs[1].trace, rtol=rtol, atol=atol, progress=watcher.part("diff")
-        )
+        progress = watcher.part("diff")
+        pair = runs[0].trace, runs[1].trace
+        found = diff(*pair, rtol=rtol, atol=atol, all=all, progress=progress)
     return RunResult({run.label: run.trace for run in runs}, losses, found)
 
 

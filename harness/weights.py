@@ -27,7 +27,7 @@ from harness.errors import HarnessError
 from harness.layouts import LAYOUTS, from_layout, infer_model, recognise, to_layout
 from harness.randomness import STREAM_WEIGHTS, uniform
 from harness.spec import ModelSpec, parameters
-from harness.trace.schema import check_name, digest
+from harness.trace.schema import check_name, digest, quote, said
 
 Weights = dict[str, NDArray[Any]]
 R = TypeVar("R")
@@ -152,13 +152,15 @@ def read_arrays(path: str | Path) -> Weights:
     if _suffix(path) == ".npz":
         arrays = dict(_each_npy(path, _npy_array))
     else:
-        arrays = dict(_each_tensor(path, lambda file, name: file.get_tensor(name)))
+        arrays = dict(_each_tensor(path, _tensor))
         written = _open_safetensors(path).metadata() or {}
         if CHECKSUM in written and written[CHECKSUM] != _checksum(arrays):
             raise WeightsError(f"{path}: does not match its own checksum: damaged, or changed")
     for name, array in arrays.items():
         if array.dtype.kind != "f":
-            raise WeightsError(f"{path}: {name} is {array.dtype}; weights are floating point")
+            raise WeightsError(
+                f"{path}: {name} is {quote(str(array.dtype))}; weights are floating point"
+            )
     return arrays
 
 
@@ -168,6 +170,7 @@ _READ_ERRORS = (
     ValueError,
     TypeError,
     KeyError,
+    MemoryError,
     AttributeError,  # safetensors: a dtype that NumPy lacks
     RuntimeError,  # zipfile: encrypted
     NotImplementedError,  # zipfile: unknown compression
@@ -195,7 +198,7 @@ def _each_npy(
                 with archive.open(member) as file:
                     yield name, read(path, name, file, member.file_size)
     except _READ_ERRORS as error:
-        raise WeightsError(f"{path}: {name or 'it'} cannot be read: {_said(error)}") from None
+        raise WeightsError(f"{path}: {name or 'it'} cannot be read: {said(error)}") from None
 
 
 def _each_tensor(path: Path, read: Callable[[Any, str], R]) -> Iterator[tuple[str, R]]:
@@ -207,7 +210,14 @@ def _each_tensor(path: Path, read: Callable[[Any, str], R]) -> Iterator[tuple[st
                 _check_array_name(path, name)
                 yield name, read(file, name)
     except _READ_ERRORS as error:
-        raise WeightsError(f"{path}: {name or 'it'} cannot be read: {_said(error)}") from None
+        raise WeightsError(f"{path}: {name or 'it'} cannot be read: {said(error)}") from None
+
+
+def _tensor(file: Any, name: str) -> NDArray[Any]:
+    # safetensors panics where this raises MemoryError; 8 bytes are the largest of its elements.
+    np.empty(file.get_slice(name).get_shape(), np.float64)
+    array: NDArray[Any] = file.get_tensor(name)
+    return array
 
 
 def _members(path: Path, archive: zipfile.ZipFile) -> Iterator[tuple[str, zipfile.ZipInfo]]:
@@ -222,12 +232,14 @@ def _members(path: Path, archive: zipfile.ZipFile) -> Iterator[tuple[str, zipfil
     seen = set()
     for member in members:
         if member.compress_type not in METHODS:
-            raise WeightsError(f"{path}: {member.filename!r} is compressed as NumPy never does")
+            raise WeightsError(
+                f"{path}: {quote(member.filename)} is compressed as NumPy never does"
+            )
         name = member.filename.removesuffix(".npy")
         if name == member.filename:
-            raise WeightsError(f"{path}: {member.filename!r} is no array (.npy)")
+            raise WeightsError(f"{path}: {quote(member.filename)} is no array (.npy)")
         if name in seen:
-            raise WeightsError(f"{path}: {name!r} stands there twice")
+            raise WeightsError(f"{path}: {quote(name)} stands there twice")
         seen.add(name)
         _check_array_name(path, name)
         yield name, member
@@ -236,7 +248,7 @@ def _members(path: Path, archive: zipfile.ZipFile) -> Iterator[tuple[str, zipfil
 def _check_array_name(path: Path, name: str) -> None:
     wrong = check_name(name)
     if wrong:
-        raise WeightsError(f"{path}: {name!r} cannot name an array: it {wrong}")
+        raise WeightsError(f"{path}: {quote(name)} cannot name an array: it {wrong}")
 
 
 def _npy_header(
@@ -245,7 +257,7 @@ def _npy_header(
     """Shape, order and dtype of a .npy stream; never objects, never more than the file holds."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # written by Python 2: shape (3L,)
+            warnings.simplefilter("ignore")  # such as: written by Python 2, shape (3L,)
             if np.lib.format.read_magic(file) == (1, 0):
                 shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
             else:
@@ -254,11 +266,10 @@ def _npy_header(
         raise WeightsError(f"{path}: {name} has no readable .npy header") from None
     if dtype.hasobject:
         raise WeightsError(f"{path}: {name} holds pickled objects, which are never loaded")
-    count = math.prod(shape)
-    if min(shape, default=0) < 0 or count * dtype.itemsize != size - file.tell():
-        raise WeightsError(
-            f"{path}: {name} claims {dtype} {list(shape)} in {size - file.tell()} bytes"
-        )
+    count, held = math.prod(shape), size - file.tell()
+    if min(shape, default=0) < 0 or count * dtype.itemsize != held:
+        claim = f"{quote(str(dtype))} {quote(list(shape))}"
+        raise WeightsError(f"{path}: {name} claims {claim} in {held} bytes")
     return shape, fortran, dtype
 
 
@@ -286,8 +297,3 @@ def _checksum(weights: Mapping[str, NDArray[Any]]) -> str:
     """One hash of names, dtypes, shapes and elements."""
     rows = [f"{n} {a.dtype} {list(a.shape)} {digest(a)}" for n, a in sorted(weights.items())]
     return digest(np.frombuffer("\n".join(rows).encode(), np.uint8))
-
-
-def _said(error: BaseException) -> str:
-    text = str(error) or type(error).__name__
-    return "".join(c if c.isprintable() else "?" for c in text)[:300]

@@ -18,6 +18,7 @@ COMMANDS = (
     ["show"],
     ["trace"],
     ["trace", "check"],
+    ["bench"],
     ["corpus"],
     ["weights"],
     ["weights", "init"],
@@ -114,6 +115,7 @@ def test_the_json_of_a_diff_is_one_object_with_the_documented_keys(pair, capsys)
         ["run", "--data", "none"],
         ["run", "--side", "../x=pt"],
         ["run", "--side", "pt", "--batch-size", "100000"],
+        ["bench", "--rounds", "0"],
         ["nonsense"],
     ],
     ids=" ".join,
@@ -175,6 +177,22 @@ def test_weights_are_made_shown_checked_and_converted(tmp_path, capsys):
 def test_the_builtin_corpus_says_its_entropy(capsys):
     assert run("corpus") == 0
     assert "exact entropy 2.714155 nats per token" in capsys.readouterr().out
+
+
+def test_the_benchmark_reports_ratios_to_its_peers(capsys):
+    assert run("bench", "--elements", 1000, "--rounds", 3, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {timing["peer"] for timing in found["diff"]} == {"numpy.allclose"}
+    assert all(t["least_s"] <= t["median_s"] <= t["greatest_s"] for t in found["tracing"])
+    assert found["diff"][0]["ratio"] == 1
+
+
+def test_a_plot_is_drawn(pair, tmp_path, capsys):
+    assert run("diff", *pair, "--plot", tmp_path / "p.png") == 1
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert run("diff", *pair, "--plot", tmp_path / "none" / "p.png") == 2
+    assert run("diff", *pair, "--plot", tmp_path / "p.nonsense") == 2
+    assert "p.nonsense" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

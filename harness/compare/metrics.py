@@ -10,20 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.compare.tolerance import Allowance
-from harness.trace.schema import BLOCK
+from harness.trace.schema import BLOCK, sum_of_squares
 
 
 class Comparison(msgspec.Struct, frozen=True):
     """The figures of one pair of arrays of the same shape and dtype; b is the reference.
 
     Maxima are over pairs of finite numbers, relative ones also only where b is not zero (as in
-    numpy.testing); None where there is no such pair, or no double holds the figure. `index` is the first element, in C order,
-    that is not close, `onset` the first that is not equal bit for bit; both None if there is none.
-    `nan_equal` counts elements that are NaN on both sides (they count as close),
-    `nonfinite_mismatches` those that are NaN or infinite on one side and not the same on the other.
-    `least_rtol`, `least_atol` and `least_factor` are the smallest rtol (given this atol), atol
-    (given this rtol), and K of the default rule that would let the pair pass; None where none
-    would.
+    numpy.testing); None where there is no such pair, or where the maximum overflows. `index` is the
+    first element, in C order, that is not close, `onset` the first that is not equal bit for bit;
+    both None if there is none. `nan_equal` counts elements that are NaN on both sides (they count
+    as close), `nonfinite_mismatches` those that are NaN or infinite on one side and not the same on
+    the other. `least_rtol`, `least_atol` and `least_factor` are the smallest rtol (given this
+    atol), atol (given this rtol), and K of the default rule that would let the pair pass; None
+    where none would.
     """
 
     close: bool
@@ -93,11 +93,11 @@ def scan(a: NDArray[Any], b: NDArray[Any], allowed: Allowance) -> tuple[int, flo
             mismatches += x.size - int(np.count_nonzero(_passes(x, y, allowed)))
             wide = y.astype(np.float64)
             diff = x - wide
-            together = float(np.dot(diff, diff)), float(np.dot(wide, wide))
+            together = sum_of_squares(diff), sum_of_squares(wide)
             if not np.isfinite(together[0]):
                 finite = np.isfinite(x) & np.isfinite(y)
                 diff, wide = diff[finite], wide[finite]
-                together = float(np.dot(diff, diff)), float(np.dot(wide, wide))
+                together = sum_of_squares(diff), sum_of_squares(wide)
             pairs += diff.size
             diff_squares += together[0]
             reference_squares += together[1]
@@ -200,8 +200,8 @@ def _add_distances(
         # Not finite where the reference holds zeros alone: nothing scales with them.
         factors = diff / (size + allowed.scale)
         sums.least_factor = float(np.maximum(sums.least_factor, np.max(factors)))
-    sums.diff_squares += float(np.dot(diff, diff))
-    sums.reference_squares += float(np.dot(y, y))
+    sums.diff_squares += sum_of_squares(diff)
+    sums.reference_squares += sum_of_squares(y)
 
 
 def _finish(sums: _Sums, a: NDArray[Any], allowed: Allowance) -> Comparison:

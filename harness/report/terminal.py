@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from harness.bench import Timing
 from harness.compare import DiffResult
 from harness.compare.diff import Difference, StepSummary, Structure
 from harness.trace import StepEntry, TensorEntry, Trace
@@ -108,12 +109,12 @@ def _least(first: Difference) -> str:
         return "no tolerance: NaN or infinity on one side only"
     ways = []
     if first.least_factor is not None:
-        ways.append(f"K = {_number(first.least_factor)} (allowed: {_number(first.factor)})")
+        least = _number(first.least_factor, up=True)
+        ways.append(f"K = {least} (allowed: {_number(first.factor)})")
     if first.least_rtol is not None and first.factor is None:
         ways.append(f"--rtol {_number(first.least_rtol, up=True)} at this atol")
     if first.least_atol is not None:
-        rtol = _number(first.rtol)
-        ways.append(f"--rtol {rtol} --atol {_number(first.least_atol, up=True)}")
+        ways.append(f"--rtol {first.rtol!r} --atol {_number(first.least_atol, up=True)}")
     return ", or ".join(ways) or "no tolerance"
 
 
@@ -127,7 +128,7 @@ def _tolerance(result: DiffResult) -> str:
 
 def _structure(found: Structure) -> str:
     what = f"{found.kind} {found.tensor}" if found.tensor else found.kind
-    times = f" and {found.count - 1} later steps" if found.count > 1 else ""
+    times = f" and {_plural(found.count - 1, 'later step')}" if found.count > 1 else ""
     return f"{what} at step {found.step}{times}: {found.a} | {found.b}"
 
 
@@ -238,7 +239,9 @@ def show_tensor(out: Console, step: int, entry: TensorEntry, values: NDArray[Any
     """The values of one tensor, or of the part of it that was asked for."""
     shape, shown = list(entry.shape), list(values.shape)
     out.print(Text(f"step {step}, {entry.name}: {entry.dtype} {shape}, shown {shown}"))
-    out.print(Text(np.array2string(values, precision=9, threshold=400, max_line_width=out.width)))
+    # "unique": every value in as many digits as tell it from its neighbours.
+    text = np.array2string(values, floatmode="unique", threshold=400, max_line_width=out.width)
+    out.print(Text(text))
 
 
 def show_arrays(out: Console, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -252,6 +255,20 @@ def show_arrays(out: Console, arrays: Mapping[str, NDArray[Any]]) -> None:
         table.add_row(Text(name), shape, str(array.dtype), _range(array))
     out.print(table)
     out.print(f"{sum(array.size for array in arrays.values()):,} parameters")
+
+
+def show_bench(out: Console, result: Mapping[str, Sequence[Timing]]) -> None:
+    """The timings of a benchmark, ratios first."""
+    for part, timings in result.items():
+        table = _table(f"{part}: time as a ratio to {timings[0].peer}")
+        for name in ("ratio", "median", "least", "greatest", "GB/s"):
+            table.add_column(name, justify="right")
+        table.add_column("what", overflow="fold")
+        for row in timings:
+            times = (row.median_s, row.least_s, row.greatest_s)
+            cells = (f"{1000 * t:.1f} ms" for t in times)
+            table.add_row(f"{row.ratio:.2f}", *cells, f"{row.gb_per_s:.2f}", row.name)
+        out.print(table)
 
 
 def _range(array: NDArray[Any]) -> str:
@@ -303,10 +320,13 @@ def _count(value: int | None) -> str:
 
 
 def _number(value: float | int | str | None, digits: int = 4, up: bool = False) -> str:
-    """A number in `digits` digits; `up`: not less than it is, so that it can be used as a bound."""
+    """A number in `digits` digits, an integer in all of its own.
+
+    `up`: not less than it is, so that it can be used as a bound.
+    """
     if value is None:
         return "-"
-    if isinstance(value, str | bool):
+    if isinstance(value, str | int):
         return str(value)
     if up and isinstance(value, float):
         value *= 1 + 10.0 ** (1 - digits)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from harness.trace.schema import (
+    CODES,
     DTYPES,
     FORMAT,
     HASH,
@@ -28,11 +29,14 @@ from harness.trace.schema import (
     VERSION,
     Header,
     StepEntry,
+    StepNumber,
     TensorEntry,
     TraceError,
     check_name,
     describe,
     digest,
+    quote,
+    said,
     step_file,
 )
 
@@ -44,7 +48,7 @@ NESTING_LIMIT = 64  # of the header's spec, which its readers walk by recursion
 class _StepOnly(msgspec.Struct):
     """The part of an index line that is read when a trace is opened."""
 
-    step: int
+    step: StepNumber
 
 
 class _Version(msgspec.Struct):
@@ -80,7 +84,7 @@ class Trace:
         if self.header.complete and (self.cut or self.header.steps != len(self.steps)):
             raise TraceError(
                 f"{self.path / INDEX_FILE}: holds {len(self.steps)} whole steps, and {HEADER_FILE} "
-                f"says {self.header.steps}: the index was changed or cut after the run"
+                f"says {quote(self.header.steps)}: the index was changed or cut after the run"
             )
 
     def entry(self, step: int) -> StepEntry:
@@ -122,7 +126,7 @@ class Trace:
                 opened = self.step(step)
                 extra = opened.names() - {entry.name for entry in opened.entries}
                 if extra:
-                    faults.append(f"{opened.path}: not in the index: {sorted(extra)!r}")
+                    faults.append(f"{opened.path}: not in the index: {quote(sorted(extra))}")
                 for entry in opened.entries:
                     faults += _check_tensor(opened, entry)
             except TraceError as error:
@@ -236,16 +240,18 @@ def _read_header(path: Path) -> Header:
     text = _bounded(path, HEADER_LIMIT)
     basic = _decode(text, _Version, str(path))
     if basic.format != FORMAT:
-        raise TraceError(f"{path}: format {basic.format!r}, not {FORMAT!r}: this is no trace")
+        raise TraceError(f"{path}: format {quote(basic.format)}, not {FORMAT!r}: this is no trace")
     if basic.version != VERSION:
         raise TraceError(
-            f"{path}: version {basic.version} of the format; this harness reads version {VERSION}"
+            f"{path}: version {quote(basic.version)} of the format; this harness reads version "
+            f"{VERSION}"
         )
     header = _decode(text, Header, str(path))
     if _deeper(header.spec, NESTING_LIMIT):
         raise TraceError(f"{path}: spec nests over {NESTING_LIMIT} deep: no part of a trace")
     if header.hash != HASH:
-        raise TraceError(f"{path}: hash {header.hash!r} is unknown; version {VERSION} has {HASH}")
+        unknown = quote(header.hash)
+        raise TraceError(f"{path}: hash {unknown} is unknown; version {VERSION} has {HASH}")
     return header
 
 
@@ -288,11 +294,11 @@ def _check_entry(entry: StepEntry, step: int, where: str) -> None:
     for tensor in entry.tensors:
         wrong = check_name(tensor.name)
         if wrong:
-            raise TraceError(f"{where}: {tensor.name!r} cannot name a tensor: it {wrong}")
+            raise TraceError(f"{where}: {quote(tensor.name)} cannot name a tensor: it {wrong}")
         if tensor.dtype not in DTYPES or min(tensor.shape, default=0) < 0:
             raise TraceError(
-                f"{where}: {tensor.name}: {tensor.dtype!r} {list(tensor.shape)} is no dtype and "
-                "shape of a tensor"
+                f"{where}: {tensor.name}: {quote(tensor.dtype)} {quote(list(tensor.shape))} is no "
+                "dtype and shape of a tensor"
             )
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -305,8 +311,8 @@ def _open_tensors(path: Path) -> Any:
         with open(path, "rb") as file:
             _check_size(path, file)
         return safe_open(path, framework="numpy")
-    except (OSError, SafetensorError) as error:
-        raise TraceError(f"{path}: not a readable safetensors file: {_said(error)}") from None
+    except (OSError, MemoryError, SafetensorError) as error:
+        raise TraceError(f"{path}: not a readable safetensors file: {said(error)}") from None
 
 
 def _check_size(path: Path, file: BinaryIO) -> None:
@@ -324,21 +330,16 @@ def _checked(file: Any, path: Path, entry: TensorEntry) -> NDArray[Any]:
     """One tensor of an open file if it is what `entry` says; TraceError otherwise."""
     try:
         found = file.get_slice(entry.name)
-        shape = tuple(found.get_shape())
-        if shape != entry.shape:
+        code, shape = found.get_dtype(), tuple(found.get_shape())
+        if (code, shape) != (CODES[entry.dtype], entry.shape):
             raise TraceError(
-                f"{path}: {entry.name} has shape {list(shape)}, and the index says "
-                f"{list(entry.shape)}: damaged or swapped"
+                f"{path}: {entry.name} is {code} {quote(list(shape))}, and the index says "
+                f"{entry.dtype} {quote(list(entry.shape))}: damaged or swapped"
             )
+        np.empty(shape, entry.dtype)  # safetensors panics where this raises MemoryError
         array: NDArray[Any] = file.get_tensor(entry.name)
-    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
-        # An AttributeError is a dtype of safetensors that NumPy lacks, such as F8_E5M2.
-        raise TraceError(f"{path}: {entry.name} cannot be read: {_said(error)}") from None
-    if str(array.dtype) != entry.dtype:
-        raise TraceError(
-            f"{path}: {entry.name} is {array.dtype}, and the index says {entry.dtype}: damaged or "
-            "swapped"
-        )
+    except (SafetensorError, MemoryError, KeyError, TypeError, ValueError) as error:
+        raise TraceError(f"{path}: {entry.name} cannot be read: {said(error)}") from None
     if digest(array) != entry.hash:
         raise TraceError(
             f"{path}: {entry.name} does not match its hash in the index: damaged or swapped"
@@ -384,9 +385,4 @@ def _decode(text: bytes, kind: type[R], where: str) -> R:
     try:
         return msgspec.json.decode(text, type=kind)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise TraceError(f"{where}: damaged, or no part of a trace: {_said(error)}") from None
-
-
-def _said(error: Exception) -> str:
-    """The message of an error that may quote the file: printable, so no terminal escapes."""
-    return "".join(c if c.isprintable() else "?" for c in str(error))
+        raise TraceError(f"{where}: damaged, or no part of a trace: {said(error)}") from None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import reprlib
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -29,6 +30,15 @@ NAME_LIMIT = 255
 # Those that both NumPy and safetensors know.
 INTEGERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
 DTYPES = ("bool", *INTEGERS, "float16", "float32", "float64")
+# The names that safetensors has for them: BOOL, U8, I64, F32.
+CODES = {"bool": "BOOL"} | {n: n[0].upper() + n.lstrip("uintfloa") for n in DTYPES[1:]}
+
+Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+StepNumber = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+
+_QUOTE = reprlib.Repr()
+_QUOTE.maxstring = _QUOTE.maxother = 100
+_QUOTE.maxlist = _QUOTE.maxtuple = 8
 
 BLOCK = 1 << 16  # elements a block: small enough for the cache once widened to float64
 
@@ -69,8 +79,8 @@ class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class StepEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A line of the index: one finished step, its file's size, its tensors in execution order."""
 
-    step: int
-    bytes: int
+    step: StepNumber
+    bytes: Size
     tensors: tuple[TensorEntry, ...]
 
 
@@ -96,6 +106,17 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def step_file(folder: Path, step: int) -> Path:
     """The file of one step's tensors."""
     return folder / f"step-{step:08d}.safetensors"
+
+
+def quote(value: object) -> str:
+    """What a file that is not trusted says, for a message: printable, and short."""
+    return _QUOTE.repr(value)
+
+
+def said(error: BaseException) -> str:
+    """The message of an error that may quote such a file: printable, and short."""
+    text = str(error) or type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in text)[:300]
 
 
 def check_name(name: str) -> str | None:
@@ -140,7 +161,7 @@ def describe(name: str, array: NDArray[Any]) -> TensorEntry:
                     continue
             low, high = min(low, float(wide.min())), max(high, float(wide.max()))
             total += float(wide.sum())
-            squares += float(np.dot(wide, wide))
+            squares += sum_of_squares(wide)
     count = flat.size - nan - inf
     return TensorEntry(
         name=name,
@@ -155,6 +176,15 @@ def describe(name: str, array: NDArray[Any]) -> TensorEntry:
         inf=inf,
         zero=zero,
     )
+
+
+def sum_of_squares(x: NDArray[np.float64]) -> float:
+    """The sum of squares, added pairwise.
+
+    Not numpy.dot: that starts a thread on every processor for a block that fits the cache, and a
+    run has two sides that compute on those processors.
+    """
+    return float(np.add.reduce(np.square(x)))
 
 
 def _storable(value: float) -> float | None:

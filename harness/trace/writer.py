@@ -41,9 +41,7 @@ from harness.trace.schema import (
 )
 
 HEADER_PARTIAL = f"{HEADER_FILE}.partial"
-OWN_FILE = re.compile(
-    r"trace\.json(\.partial)?|index\.jsonl|step-\d{8,}\.(safetensors|partial)"
-)
+OWN_FILE = re.compile(r"trace\.json(\.partial)?|index\.jsonl|step-\d{8,}\.(safetensors|partial)")
 
 
 class TraceWriter:

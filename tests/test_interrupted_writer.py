@@ -1,0 +1,160 @@
+"""A full disk or a kill at any instant costs the step in hand, and no finished one."""
+
+import errno
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from test_trace_format import read
+
+import harness
+from harness.trace import TraceError, TraceWriter, check_trace, open_trace
+
+
+@pytest.mark.parametrize("fails", ["save_file", "replace", "write", "short write"])
+def test_a_full_disk_costs_the_step_and_nothing_else(tmp_path, monkeypatch, fails):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    real_write = os.write
+
+    def refuse(*args, **kwargs):
+        if fails == "save_file":
+            args[1].write_bytes(b"the first half")
+        if fails == "short write":
+            return real_write(args[0], args[1][:50])
+        raise full
+
+    with TraceWriter(tmp_path / "a.trace", label="a", dtype="float32") as trace:
+        trace.write(1, {"x": np.ones(3)})
+        with monkeypatch.context() as patch:
+            home = "harness.trace.writer." + ("" if fails == "save_file" else "os.")
+            patch.setattr(home + fails.split()[-1], refuse)
+            with pytest.raises(TraceError, match=r"1 finished steps stay readable\. Free space"):
+                trace.write(2, {"x": np.ones(3)})
+        assert list(read(tmp_path / "a.trace")) == [1]
+        assert len(os.listdir(tmp_path / "a.trace")) == 3  # header, index, and the first step
+        trace.write(2, {"x": np.zeros(3)})  # space was freed
+    assert check_trace(tmp_path / "a.trace") == harness.CheckResult(
+        str(tmp_path / "a.trace"), complete=True, steps=2, faults=()
+    )
+
+
+def test_a_disk_that_is_full_at_the_start_or_the_end_is_reported(tmp_path, monkeypatch):
+    def refuse(path, data):
+        with open(path, "wb") as file:
+            file.write(data[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = TraceWriter(tmp_path / "end.trace", label="a", dtype="float32")
+    writer.write(1, {"x": 1})
+    monkeypatch.setattr("pathlib.Path.write_bytes", refuse)
+    with pytest.raises(TraceError, match=r"No space left on device.*Free space"):
+        writer.close()
+    with pytest.raises(TraceError, match=r"No space left on device.*Free space"):
+        TraceWriter(tmp_path / "start.trace", label="a", dtype="float32")
+    assert not list(tmp_path.rglob("*.partial"))
+    assert read(tmp_path / "end.trace") == {1: {"x": 1}}
+    assert not open_trace(tmp_path / "end.trace").header.complete
+
+
+FILL = """
+import json, os, sys
+import numpy as np
+from harness.trace import TraceError, TraceWriter, check_trace, open_trace
+{before}
+path = sys.argv[1] + "/a.trace"
+said, done = "", 0
+try:
+    with TraceWriter(path, label="a", dtype="float32") as trace:
+        for done in range(1000):
+            trace.write(done + 1, {tensors})
+except TraceError as error:
+    said = str(error)
+read = open_trace(path)
+right = [(array == s).all() for s in read.steps for _, array in read.step(s).tensors()]
+print(json.dumps(dict(said=said, done=done, steps=open_trace(path).steps, right=bool(all(right)),
+    faults=check_trace(path).faults, files=sorted(os.listdir(path)))))
+"""
+LIMIT = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))"
+MOUNT = "os.system('mount -t tmpfs -o size=2m none ' + sys.argv[1]) == 0 or sys.exit('no mount')"
+LARGE = "{'x': np.full(40_000 * (done // 2), done + 1, np.uint8)}"  # 0, 0, 40, 40, 80 kB, ...
+LONG = "{f'{i}/' + 100 * 'n': np.full(4, done + 1) for i in range(30)}"  # 9 kB a line of the index
+
+
+def _fill(tmp_path, before, tensors, *wrapper):
+    script = FILL.format(before=before, tensors=tensors)
+    command = [*wrapper, sys.executable, "-c", script, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert 0 < found["done"] < 1000
+    assert (
+        f"{found['done']} finished steps stay readable. Free space or trace less" in found["said"]
+    )
+    assert found["steps"] == list(range(1, found["done"] + 1))
+    assert (found["right"], found["faults"]) == (True, [])
+    assert len(found["files"]) == found["done"] + 2  # header and index; nothing half, no orphan
+
+
+def test_a_file_size_limit_met_by_the_tensors_leaves_the_finished_steps(tmp_path):
+    _fill(tmp_path, LIMIT, LARGE)
+
+
+def test_a_file_size_limit_met_by_the_index_leaves_the_finished_steps(tmp_path):
+    _fill(tmp_path, LIMIT, LONG)
+
+
+def test_a_disk_that_is_really_full_leaves_the_finished_steps(tmp_path):
+    wrapper = ("unshare", "--user", "--map-root-user", "--mount")  # the mount dies with the process
+    try:
+        tried = ["mount", "-t", "tmpfs", "none", tmp_path]
+        subprocess.run([*wrapper, *tried], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no small disk can be mounted here: {error}")
+    _fill(tmp_path, MOUNT, LARGE, *wrapper)
+
+
+def content(seed, step):
+    """What the killed process writes: small tensors, a large one, and a long line of the index."""
+    draw = np.random.default_rng([seed, step])
+    tensors = {f"grads/{i}": draw.standard_normal((3, i), np.float32) for i in range(40)}
+    return {**tensors, "forward/logits": draw.standard_normal((20, 1500)), "step": np.int64(step)}
+
+
+ENDLESS = f"""
+import itertools, sys
+import numpy as np
+from harness.trace import TraceWriter
+{inspect.getsource(content)}
+with TraceWriter(sys.argv[1], label="a", dtype="float32") as trace:
+    for step in itertools.count(1):
+        trace.write(step, content(int(sys.argv[2]), step))
+"""
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_killed_writer_leaves_every_finished_step(tmp_path, seed):
+    path = tmp_path / "a.trace"
+    process = subprocess.Popen([sys.executable, "-c", ENDLESS, path, str(seed)])
+    try:
+        while not (path / "index.jsonl").exists() and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(np.random.default_rng(seed).uniform(0, 0.1))
+    finally:
+        process.kill()
+    assert process.wait() == -signal.SIGKILL
+    trace = open_trace(path)
+    assert not trace.header.complete
+    assert trace.steps == tuple(range(1, len(trace.steps) + 1))
+    files = len(list(path.glob("step-*.safetensors")))
+    assert files - len(trace.steps) in (0, 1)  # a step's line follows its file
+    for step, tensors in read(path).items():
+        expected = content(seed, step)
+        assert list(tensors) == list(expected)
+        assert all(tensors[name].tobytes() == a.tobytes() for name, a in expected.items())
+    assert check_trace(path).faults == ()

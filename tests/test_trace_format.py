@@ -1,0 +1,407 @@
+"""The promises of the trace format: what was written is read back, whatever happened between."""
+
+import json
+import os
+import re
+import shutil
+import sys
+
+import msgspec
+import numpy as np
+import pytest
+import safetensors.numpy
+import xxhash
+
+import harness
+from harness.spec import Capture
+from harness.trace import TraceError, TraceWriter, check_trace, open_trace, reader, remove_trace
+from harness.trace.schema import DTYPES
+
+SHAPES = [(), (0,), (2, 0, 3), (3, 5), (2, 40_000)]  # the last is longer than a block
+
+
+def write(path, steps, **options):
+    with TraceWriter(path, label="mine", dtype="float32", **options) as trace:
+        for step, tensors in steps.items():
+            trace.write(step, tensors)
+    return path
+
+
+def read(path):
+    trace = open_trace(path)
+    return {s: {e.name: a for e, a in trace.step(s).tensors()} for s in trace.steps}
+
+
+def sample(dtype, shape):
+    draw = np.random.default_rng(7)
+    if dtype == "bool":
+        return draw.random(shape) < 0.3
+    if dtype.startswith("float"):
+        return np.asarray(draw.standard_normal(shape) * 3).astype(dtype)
+    limits = np.iinfo(dtype)
+    return np.asarray(draw.integers(limits.min, limits.max, shape, dtype, endpoint=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_dtype_and_shape_comes_back_bit_for_bit(tmp_path, dtype, shape):
+    array = sample(dtype, shape)
+    back = read(write(tmp_path / "a.trace", {1: {"x": array}}))[1]["x"]
+    assert (back.dtype, back.shape, back.tobytes()) == (array.dtype, shape, array.tobytes())
+    assert check_trace(tmp_path / "a.trace").faults == ()
+
+
+def test_nan_payloads_infinities_and_signed_zeros_come_back_bit_for_bit(tmp_path):
+    bits = np.array([0x7FC00000, 0xFFC00001, 0x7F800001, 0x7F800000, 0xFF800000, 0x80000000, 0, 1])
+    array = bits.astype(np.uint32).view(np.float32).reshape(2, 4)
+    back = read(write(tmp_path / "a.trace", {1: {"x": array}}))[1]["x"]
+    assert back.tobytes() == array.tobytes()
+    assert check_trace(tmp_path / "a.trace").faults == ()
+
+
+def test_views_lists_and_numbers_are_stored_as_what_they_show(tmp_path):
+    array = np.arange(24.0).reshape(2, 3, 4)
+    given = {"t": array.T, "part": array[:, ::2, 1:], "list": [[1, 2, 3]], "number": 2.5}
+    back = read(write(tmp_path / "a.trace", {1: given}))[1]
+    for name, tensor in given.items():
+        np.testing.assert_array_equal(back[name], np.array(tensor), strict=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_hash_and_statistics_are_those_of_plain_numpy(tmp_path, dtype, shape):
+    array = sample(dtype, shape)
+    write(tmp_path / "a.trace", {1: {"x": array}})
+    entry = open_trace(tmp_path / "a.trace").step(1).find("x")
+    assert (entry.dtype, entry.shape, entry.size) == (dtype, shape, array.size)
+    assert entry.hash == xxhash.xxh3_128_hexdigest(array.tobytes())
+    assert (entry.nan, entry.inf, entry.zero) == (0, 0, np.sum(array == 0))
+    wide = array.astype(np.float64)
+    assert entry.l2 == pytest.approx(np.sqrt(np.sum(wide**2)), rel=1e-12)
+    if not array.size:
+        assert (entry.min, entry.max, entry.mean) == (None, None, None)
+        return
+    assert (entry.min, entry.max) == (wide.min(), wide.max())
+    assert entry.mean == pytest.approx(wide.mean(), rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_statistics_are_over_finite_elements_and_the_others_are_counted(tmp_path, dtype):
+    array = np.array([1, 2, -2, 0, -0.0, np.nan, np.inf, -np.inf, np.nan, np.nan], dtype)
+    write(tmp_path / "a.trace", {1: {"x": array, "none": array[5:]}})
+    x, none = open_trace(tmp_path / "a.trace").step(1).entries
+    assert (x.min, x.max, x.mean, x.l2) == (-2, 2, 0.2, 3)
+    assert (x.nan, x.inf, x.zero) == (3, 2, 2)
+    assert (none.min, none.max, none.mean, none.l2) == (None, None, None, 0)
+    assert (none.nan, none.inf, none.zero) == (3, 2, 0)
+
+
+def test_statistics_that_no_double_holds_are_left_out(tmp_path):
+    array = np.zeros(16)
+    array[[0, 8]], array[[4, 12]] = 1.7e308, -1.7e308  # partial sums: inf, and inf - inf
+    write(tmp_path / "a.trace", {1: {"x": array, "y": array[[0, 0]]}})
+    x, y = open_trace(tmp_path / "a.trace").step(1).entries
+    assert (x.min, x.max, x.l2) == (-1.7e308, 1.7e308, None)
+    assert (y.min, y.max, y.mean, y.l2) == (1.7e308, 1.7e308, None, None)
+    assert check_trace(tmp_path / "a.trace").faults == ()
+
+
+def test_the_index_keeps_the_order_of_execution(tmp_path):
+    names = ["z", "inputs/x", "forward/b", "forward/a", "backward/c", "a"]
+    tensors = {name: np.full(3, i, DTYPES[i]) for i, name in enumerate(names)}
+    path = write(tmp_path / "a.trace", {1: tensors, 5: dict(reversed(tensors.items()))})
+    assert list(read(path)[1]) == names
+    assert list(read(path)[5]) == names[::-1]
+    line = json.loads((path / "index.jsonl").read_text().splitlines()[0])
+    assert [tensor["name"] for tensor in line["tensors"]] == names
+
+
+@pytest.mark.parametrize("later", [4, 3, 1])
+def test_steps_must_grow(tmp_path, later):
+    with TraceWriter(tmp_path / "a.trace", label="a", dtype="float32") as trace:
+        trace.write(4, {"x": 1.0})
+        with pytest.raises(TraceError, match=f"step {later} after step 4"):
+            trace.write(later, {"x": 2.0})
+    assert read(tmp_path / "a.trace") == {4: {"x": 1.0}}
+
+
+@pytest.mark.parametrize("step", [0, -1])
+def test_steps_count_from_one(tmp_path, step):
+    with (
+        TraceWriter(tmp_path / "a.trace", label="a", dtype="float32") as trace,
+        pytest.raises(TraceError, match="steps must grow"),
+    ):
+        trace.write(step, {"x": 1.0})
+
+
+def test_a_step_may_be_a_numpy_integer(tmp_path):
+    path = write(tmp_path / "a.trace", {np.int64(3): {"x": 1.0}, np.uint8(9): {"x": 2.0}})
+    assert open_trace(path).steps == (3, 9)
+
+
+def test_arguments_that_are_no_utf8_do_not_stop_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", os.fsdecode(b"caf\xe9"), "ü"])
+    assert open_trace(write(tmp_path / "a.trace", {})).header.argv == (
+        *("train.py", "caf\\udce9", "ü"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("capture", "kept"),
+    [
+        (Capture(), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
+        (Capture(every=3), [1, 4, 7, 10]),
+        (Capture(first=4, last=8), [4, 5, 6, 7, 8]),
+        (Capture(first=2, last=9, every=4), [2, 6]),
+        (Capture(first=20), []),
+    ],
+    ids=str,
+)
+def test_only_the_steps_of_the_capture_are_written(tmp_path, capture, kept):
+    steps = {step: {"x": np.float32(step)} for step in range(1, 11)}
+    path = write(tmp_path / "a.trace", steps, capture=capture)
+    assert open_trace(path).header.steps == len(kept)
+    assert read(path) == {step: {"x": step} for step in kept}
+
+
+@pytest.mark.parametrize(
+    ("capture", "kept"),
+    [
+        (Capture(include=("grads/*",)), ["grads/w", "grads/b"]),
+        (Capture(exclude=("grads/*", "loss")), ["params/w"]),
+        (Capture(include=("*/w", "loss"), exclude=("params/*",)), ["grads/w", "loss"]),
+        (Capture(include=("grads",)), []),  # a glob matches the whole name
+        (Capture(include=("GRADS/*",)), []),
+    ],
+    ids=str,
+)
+def test_only_the_tensors_of_the_capture_are_written(tmp_path, capture, kept):
+    tensors = dict.fromkeys(["grads/w", "grads/b", "loss", "params/w"], np.ones(2))
+    path = write(tmp_path / "a.trace", {1: tensors}, capture=capture)
+    assert list(read(path)[1]) == kept
+    assert check_trace(path).faults == ()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", "/", "a//b", "/a", "a/", ".", "..", "../a", "a/../b", "a/./b", "a\\b", "a\n"),
+        *("a\x1b[31m", "a\x00", "a\u202eb", "n" * 256),
+    ],
+)
+def test_names_that_are_unsafe_to_read_back_are_refused(tmp_path, name):
+    with TraceWriter(tmp_path / "a.trace", label="a", dtype="float32") as trace:
+        with pytest.raises(TraceError, match="cannot name a tensor") as error:
+            trace.write(1, {"good": 1.0, name: 2.0})
+        trace.write(1, {"good": 1.0, "n" * 255: 2.0, "ü/é": 3.0})
+    assert str(error.value).isprintable()
+    assert list(read(tmp_path / "a.trace")[1]) == ["good", "n" * 255, "ü/é"]
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        *(1j, "text", b"bytes", None, [object()], np.datetime64(0, "s"), np.longdouble(1)),
+        *(np.zeros(2, ">f4"), np.zeros(1, [("a", "f4")])),
+    ],
+    ids=repr,
+)
+def test_a_dtype_that_cannot_be_stored_is_refused_with_those_that_can(tmp_path, tensor):
+    with (
+        TraceWriter(tmp_path / "a.trace", label="a", dtype="float32") as trace,
+        pytest.raises(TraceError, match=r"w: dtype .* cannot be stored") as error,
+    ):
+        trace.write(1, {"x": 1.0, "w": tensor})
+    assert all(dtype in str(error.value) for dtype in DTYPES)
+    assert sorted(os.listdir(tmp_path / "a.trace")) == ["index.jsonl", "trace.json"]
+
+
+def test_an_earlier_trace_is_replaced_and_nothing_of_it_stays(tmp_path):
+    path = write(tmp_path / "a.trace", {s: {"old": s} for s in range(1, 6)})
+    (path / "step-00000006.partial").write_bytes(b"half")
+    (path / "trace.json.partial").write_bytes(b"half")
+    write(path, {2: {"new": 1.5}})
+    assert read(path) == {2: {"new": 1.5}}
+    assert sorted(os.listdir(path)) == ["index.jsonl", "step-00000002.safetensors", "trace.json"]
+
+
+def test_what_a_process_killed_at_its_very_start_leaves_is_replaced(tmp_path):
+    (tmp_path / "a.trace").mkdir()
+    (tmp_path / "a.trace/trace.json.partial").write_bytes(b'{"for')
+    assert read(write(tmp_path / "a.trace", {1: {"x": 1}})) == {1: {"x": 1}}
+
+
+def _strange_folder(path, name, text="precious"):
+    (path / name).parent.mkdir(parents=True)
+    (path / name).write_text(text)
+
+
+@pytest.mark.parametrize("remove", [False, True])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("thesis.tex", "sub/index.jsonl", "movie.partial", "step-1.safetensors", "trace.json~"),
+        # The name is ours, the file is not.
+        *("index.jsonl", "trace.json", "step-00000001.safetensors"),
+    ],
+)
+def test_a_folder_that_holds_anything_else_is_refused_untouched(tmp_path, name, remove):
+    path = tmp_path / "a.trace"
+    _strange_folder(path, name)
+    with pytest.raises(TraceError, match="which is no part of a trace; choose another"):
+        remove_trace(path) if remove else write(path, {})
+    assert (path / name).read_text() == "precious"
+    assert len(list(path.rglob("*"))) == len(name.split("/"))
+
+
+def test_a_file_of_somebody_else_in_a_trace_keeps_it_from_being_replaced(tmp_path):
+    path = write(tmp_path / "a.trace", {1: {"x": 1}})
+    (path / "notes.txt").write_text("precious")
+    with pytest.raises(TraceError, match=r"notes\.txt"):
+        write(path, {1: {"x": 2}})
+    assert read(path) == {1: {"x": 1}}
+
+
+@pytest.mark.parametrize("remove", [False, True])
+def test_a_file_or_a_symlink_in_the_place_of_a_trace_is_refused(tmp_path, remove):
+    (tmp_path / "file").write_text("precious")
+    write(tmp_path / "real.trace", {1: {"x": 1}})
+    (tmp_path / "link").symlink_to(tmp_path / "real.trace")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    for name, why in (("file", "is a file"), ("link", "symbolic"), ("dangling", "symbolic")):
+        with pytest.raises(TraceError, match=why):
+            remove_trace(tmp_path / name) if remove else write(tmp_path / name, {})
+    assert (tmp_path / "file").read_text() == "precious"
+    assert read(tmp_path / "real.trace") == {1: {"x": 1}}
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_removing_a_trace_removes_it_and_removing_nothing_is_no_error(tmp_path):
+    path = write(tmp_path / "a.trace", {1: {"x": 1}})
+    remove_trace(path)
+    assert os.listdir(tmp_path) == []
+    remove_trace(path)
+
+
+def test_a_step_is_readable_with_safetensors_alone(tmp_path):
+    array = np.random.default_rng(1).standard_normal((2, 3)).astype(np.float32)
+    path = write(tmp_path / "a.trace", {7: {"grads/w": array, "loss": np.float64(2)}})
+    found = safetensors.numpy.load_file(path / "step-00000007.safetensors")
+    assert set(found) == {"grads/w", "loss"}
+    np.testing.assert_array_equal(found["grads/w"], array, strict=True)
+    assert found["loss"].shape == ()
+
+
+def test_a_run_that_fails_leaves_an_incomplete_trace_that_opens(tmp_path):
+    def fail_after_two_steps():
+        with TraceWriter(tmp_path / "a.trace", label="a", dtype="float32") as trace:
+            trace.write(1, {"x": 1})
+            trace.write(2, {"x": 2})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail_after_two_steps()
+    trace = open_trace(tmp_path / "a.trace")
+    assert (trace.header.complete, trace.header.steps, trace.cut) == (False, None, False)
+    assert read(tmp_path / "a.trace") == {1: {"x": 1}, 2: {"x": 2}}
+    assert check_trace(tmp_path / "a.trace").faults == ()
+
+
+def _unfinished(path):
+    trace = TraceWriter(path, label="a", dtype="float32")
+    trace.write(1, {"x": 1})
+    trace.write(2, {"x": 2})
+    trace.close(complete=False)
+    return path
+
+
+def test_half_a_last_line_is_passed_over_while_the_run_is_not_complete(tmp_path):
+    path = _unfinished(tmp_path / "a.trace")
+    whole = (path / "index.jsonl").read_bytes()
+    second = whole.index(b"\n") + 1
+    for end in range(second + 1, len(whole)):
+        (path / "index.jsonl").write_bytes(whole[:end])
+        trace = open_trace(path)
+        assert (trace.steps, trace.cut) == ((1,), True)
+        assert check_trace(path).faults == ()
+    (path / "index.jsonl").unlink()  # killed before it was made
+    assert open_trace(path).steps == ()
+
+
+def test_half_a_last_line_or_a_line_less_is_an_error_once_the_run_is_complete(tmp_path):
+    path = write(tmp_path / "a.trace", {1: {"x": 1}, 2: {"x": 2}})
+    whole = (path / "index.jsonl").read_bytes()
+    second = whole.index(b"\n") + 1
+    for end in (*range(second - 1, len(whole)), 0):
+        (path / "index.jsonl").write_bytes(whole[:end])
+        with pytest.raises(TraceError, match=r"index\.jsonl"):
+            open_trace(path)
+    (path / "index.jsonl").unlink()
+    with pytest.raises(TraceError, match=r"index\.jsonl"):
+        open_trace(path)
+
+
+def _flips(path, first, last):
+    """Each bit of part of a file the other way round in turn; the file restored at the end."""
+    whole = path.read_bytes()
+    for place, bit in [(place, bit) for place in range(first, last) for bit in range(8)]:
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << bit
+        path.write_bytes(flipped)
+        yield place, bit
+    path.write_bytes(whole)
+
+
+def _found(path):
+    try:
+        return bool(check_trace(path).faults)
+    except TraceError:
+        return True
+
+
+@pytest.fixture
+def small(tmp_path):
+    x = np.array([[0.1, np.nan, -2]], np.float32)
+    return write(tmp_path / "a.trace", {1: {"x": x, "n": np.arange(3)}})
+
+
+def test_check_finds_every_flipped_bit_of_a_step(small):
+    file = small / "step-00000001.safetensors"
+    for place in _flips(file, 0, file.stat().st_size):
+        assert _found(small), place
+    assert not _found(small)
+
+
+def test_check_finds_every_flipped_bit_of_the_index_but_rounding_of_sums(small):
+    before, index = open_trace(small).step(1).entries, small / "index.jsonl"
+    for place in _flips(index, 0, index.stat().st_size):
+        if not _found(small):
+            for was, now in zip(before, open_trace(small).step(1).entries, strict=True):
+                assert now.mean == pytest.approx(was.mean, rel=1e-8), place
+                assert now.l2 == pytest.approx(was.l2, rel=1e-8), place
+                assert msgspec.structs.replace(now, mean=was.mean, l2=was.l2) == was, place
+
+
+@pytest.mark.parametrize("field", ["format", "version", "complete", "steps", "hash"])
+def test_check_finds_every_flipped_bit_of_what_the_header_promises(small, field):
+    text = (small / "trace.json").read_text()
+    first, last = re.search(rf'"{field}": [^,]*,', text).span()
+    for place in _flips(small / "trace.json", first, last):
+        assert _found(small), place
+
+
+def test_a_diff_of_identical_traces_reads_no_tensor(tmp_path, monkeypatch):
+    steps = {s: {"x": np.full(5, s), "y": np.full((2, 2), np.nan)} for s in (1, 2, 3)}
+    a = write(tmp_path / "a.trace", steps)
+    b = tmp_path / "b.trace"
+    shutil.copytree(a, b)
+    other = write(tmp_path / "other.trace", {**steps, 3: {**steps[3], "x": np.zeros(5, int)}})
+
+    def refuse(path):
+        raise AssertionError(f"{path} was opened")
+
+    monkeypatch.setattr(reader, "_open_tensors", refuse)
+    found = harness.diff(a, b)
+    assert (found.status, found.steps_compared, found.tensors_compared) == ("identical", 3, 6)
+    with pytest.raises(AssertionError, match="step-00000003"):
+        harness.diff(a, other)
