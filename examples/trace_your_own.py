@@ -17,10 +17,12 @@ STEPS = 8
 
 
 def learning_rate(step):
+    """The schedule of both programs."""
     return 0.1 if step <= 5 else 0.01  # the rate drops at step 6
 
 
 def train(path, lr_inside_velocity):
+    """Train for STEPS steps and leave a trace at `path`."""
     draw = np.random.default_rng(1)
     x = draw.normal(size=(32, 4))  # [N, features]
     y = x @ np.array([1.0, -2.0, 3.0, 0.5])  # [N]
@@ -47,6 +49,7 @@ def train(path, lr_inside_velocity):
 
 
 def main():
+    """Run both programs and say where they part."""
     with tempfile.TemporaryDirectory() as folder:
         inside, outside = Path(folder, "inside.trace"), Path(folder, "outside.trace")
         train(inside, lr_inside_velocity=True)

@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has gone: nothing to say, nobody to hear it
         code = TROUBLE
+    except OSError as error:
+        code = _trouble(f"{error}; make room, or choose a place that can be written to", debug)
     except MemoryError:
         code = _trouble("out of memory; trace less at a time (--include, --every, --steps)", debug)
     except Exception as error:

@@ -113,44 +113,54 @@ def run_sides(
         device: "cpu" or "gpu".
         threads: threads of one side; None shares this machine's processors between the sides.
         sequential: one side after the other instead of both at once.
-        rtol: as for `harness.diff`.
-        atol: as for `harness.diff`.
-        all: as for `harness.diff`.
+        rtol, atol, all: as for `harness.diff`.
         observer: told about progress.
 
-    Raises:
-        HarnessError: for bad input, for a side that failed (the other side's trace stays), and
-            where there is nothing to compare.
-
+    Raises HarnessError for bad input and for a side that failed (the other side's trace stays).
     """
     watcher = observer or Observer()
     chosen = _parse_sides(sides, settings, pythons)
-    folder = Path(out)
-    corpus = corpora.load(data, level)
-    watcher.note(describe_corpus(corpus))
-    shared = _settings(text for text in settings if ":" not in text.split("=", 1)[0])
-    specs = _specs(model, weights, corpus, shared)
-    _make_folder(folder)
     common = {
         "steps": trace,
-        "weights": str(_weights(weights, *specs, folder, watcher)),
-        "tokens": str(folder / "tokens.npy"),
-        "eos": corpus.eos,
         "capture": capture or Capture(),
         "device": device,
         "threads": threads or max(1, len(os.sched_getaffinity(0)) // len(chosen)),
     }
-    corpora.save_tokens(corpus.train, folder / "tokens.npy")
-    runs = [_run_spec(side, *specs, folder, common) for side in chosen]
-    for run in runs:  # what a side would find wrong with the text, before any is started
-        corpora.Batches(corpus.train, run.train, corpus.eos)
+    folder, corpus = Path(out), corpora.load(data, level)
+    watcher.note(describe_corpus(corpus))
+    shared = _settings(text for text in settings if ":" not in text.split("=", 1)[0])
+    specs = _specs(model, weights, corpus, shared)
+    runs = _prepare(chosen, specs, weights, corpus, folder, common, watcher)
     losses = _run_all(chosen, runs, folder, sequential, watcher)
+    traces = {run.label: run.trace for run in runs}
     found = None
     if len(runs) == 2:
         progress = watcher.part("diff")
-        pair = runs[0].trace, runs[1].trace
-        found = diff(*pair, rtol=rtol, atol=atol, all=all, progress=progress)
-    return RunResult({run.label: run.trace for run in runs}, losses, found)
+        found = diff(*traces.values(), rtol=rtol, atol=atol, all=all, progress=progress)
+    return RunResult(traces, losses, found)
+
+
+def _prepare(
+    sides: list[_Side],
+    specs: tuple[ModelSpec, TrainSpec],
+    weights: str | Path | None,
+    corpus: corpora.Corpus,
+    folder: Path,
+    common: dict[str, Any],
+    watcher: Observer,
+) -> list[RunSpec]:
+    """Make the files that the sides are given; what each is to do, checked before any starts."""
+    _make_folder(folder)
+    common |= {
+        "weights": str(_weights(weights, *specs, folder, watcher)),
+        "tokens": str(folder / "tokens.npy"),
+        "eos": corpus.eos,
+    }
+    corpora.save_tokens(corpus.train, folder / "tokens.npy")
+    runs = [_run_spec(side, *specs, folder, common) for side in sides]
+    for run in runs:
+        corpora.Batches(corpus.train, run.train, corpus.eos)  # is the text long enough?
+    return runs
 
 
 def _run_spec(

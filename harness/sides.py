@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -11,8 +12,6 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
-
-import msgspec
 
 from harness.errors import HarnessError
 from harness.spec import RunSpec, save_run
@@ -39,13 +38,6 @@ BOOT = (
 )
 
 TAIL = 5  # lines of a failed side's log that the error shows
-
-
-class Progress(msgspec.Struct):
-    """A line that a side writes after every step."""
-
-    step: int
-    loss: float | None = None
 
 
 class SideProcess:
@@ -85,13 +77,15 @@ class SideProcess:
         with open(self.log, "ab") as log, self._process.stdout as lines:
             for line in lines:
                 try:
-                    progress = msgspec.json.decode(line.replace(b"NaN", b"null"), type=Progress)
-                except msgspec.MsgspecError:
+                    # Not msgspec: a loss may be NaN or Infinity, which Python writes and reads.
+                    said = json.loads(line)
+                    step, loss = int(said["step"]), float(said["loss"])
+                except (ValueError, TypeError, KeyError):
                     log.write(line)  # a framework's own chatter
                     log.flush()
                     continue
-                self.losses.append(float("nan") if progress.loss is None else progress.loss)
-                observe(progress.step)
+                self.losses.append(loss)
+                observe(step)
 
     def wait(self) -> int:
         """Wait for the end; the exit code (negative: killed by that signal)."""

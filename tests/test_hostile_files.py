@@ -127,11 +127,11 @@ def test_a_tensor_that_is_not_in_the_index_is_found_by_a_check(trace):
     assert fault.isprintable()
 
 
-@pytest.mark.parametrize("length", [2**60, 2**63, 2**64 - 1, 17 << 20, 10_000, 0])
+@pytest.mark.parametrize("length", [2**60, 2**63, 2**64 - 1, 17 << 20, 10_000])
 def test_a_tensor_file_that_claims_a_huge_header_is_refused(trace, length):
     whole = (trace / STEP).read_bytes()
     (trace / STEP).write_bytes(struct.pack("<Q", length) + whole[8:])
-    refused(trace, STEP, "safetensors")
+    refused(trace, STEP, f"a header of {length} bytes in a file of {len(whole)}")
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,10 @@ def test_a_tensor_file_whose_header_is_no_header_is_refused(trace, text):
         ("name", "grads/z", [STEP, "grads/z"]),
         *(("shape", bad, ["step 2"]) for bad in ([-2, 3], [2.0, 3], ["2"], "23", None, [True])),
         *(("shape", bad, ["grads/x"]) for bad in ([2**70] * 99, [3, 2], [6], [], [2, 3, 1])),
-        *(("dtype", bad, ["grads/x"]) for bad in ("object", "O", "complex64", "\x1b[2J" * 999)),
+        *(
+            ("dtype", bad, ["grads/x", "no dtype"])
+            for bad in ("object", "O", "complex64", "\x1b[2J" * 999)
+        ),
         *(("dtype", bad, ["grads/x"]) for bad in ("float32", "int64")),
         *(("hash", bad, ["grads/x"]) for bad in ("", "0" * 32, "\x1b[2J")),
         *(("hash", bad, ["step 2"]) for bad in (0, None, [])),
@@ -192,6 +195,13 @@ def test_wrong_statistics_are_found_by_a_check(trace, field, value):
     edit(trace, lambda line: line["tensors"][0].update({field: value}))
     (fault,) = check_trace(trace).faults
     assert "grads/x: its statistics" in fault
+
+
+@pytest.mark.parametrize(("field", "value"), [("mean", 0), ("l2", None), ("min", 0), ("max", 0)])
+def test_statistics_of_nothing_are_found_by_a_check(trace, field, value):
+    edit(trace, lambda line: line["tensors"][2].update({field: value}))
+    (fault,) = check_trace(trace).faults
+    assert "none: its statistics" in fault
 
 
 @pytest.mark.parametrize(
@@ -347,7 +357,7 @@ OPEN = """
 import resource, sys
 from harness.trace import TraceError, open_trace
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20),) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (used + (500 << 20),) * 2)
 try:
     [list(open_trace(sys.argv[1]).step(step).tensors()) for step in (1, 2, 3)]
 except TraceError as error:
@@ -356,11 +366,17 @@ except TraceError as error:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc to bound memory")
-@pytest.mark.parametrize("name", FILES)
-def test_a_claim_of_terabytes_takes_no_memory(trace, name):
-    os.truncate(trace / name, 1 << 42)
+@pytest.mark.parametrize("name", [*FILES, "tensor"])
+def test_a_file_of_terabytes_and_a_tensor_beyond_memory_are_refused(trace, name):
+    if name == "tensor":  # the file can be mapped, and the tensor not be copied out of it
+        size, name = 300 << 20, STEP
+        put_step(trace, {"grads/x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}})
+        os.truncate(trace / STEP, (trace / STEP).stat().st_size + size)
+        edit(trace, lambda line: line["tensors"][0].update(dtype="uint8", shape=[size]))
+    else:
+        os.truncate(trace / name, 1 << 42)  # no disk is used
     if name == STEP:
-        edit(trace, lambda line: line.update(bytes=1 << 42))
+        edit(trace, lambda line: line.update(bytes=(trace / STEP).stat().st_size))
     command = [sys.executable, "-c", OPEN, trace]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stderr) == (0, "")

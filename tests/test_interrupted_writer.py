@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from test_trace_format import read
 
 import harness
@@ -24,6 +25,7 @@ def test_a_full_disk_costs_the_step_and_nothing_else(tmp_path, monkeypatch, fail
 
     def refuse(*args, **kwargs):
         if fails == "save_file":
+            assert args[1].suffix == ".partial"  # never under the name of a finished step
             args[1].write_bytes(b"the first half")
         if fails == "short write":
             return real_write(args[0], args[1][:50])
@@ -127,10 +129,28 @@ def content(seed, step):
 
 
 ENDLESS = f"""
-import itertools, sys
+import itertools, os, signal, sys
 import numpy as np
-from harness.trace import TraceWriter
+from harness.trace import TraceWriter, writer
 {inspect.getsource(content)}
+def kill_itself(home, name, moment):
+    real, calls = getattr(home, name), itertools.count(1)
+    def call(first, second):
+        if name == "write" or str(second).count("step-"):  # the header's calls are not counted
+            if next(calls) == 4:
+                if moment == "in":  # half of it is done
+                    if name == "save_file":
+                        real(first, second)
+                        os.truncate(second, os.path.getsize(second) // 2)
+                    else:
+                        real(first, second[: len(second) // 2])
+                if moment == "after":
+                    real(first, second)
+                os.kill(os.getpid(), signal.SIGKILL)
+        return real(first, second)
+    setattr(home, name, call)
+if len(sys.argv) > 3:
+    kill_itself(dict(writer=writer, os=os)[sys.argv[3]], *sys.argv[4:])
 with TraceWriter(sys.argv[1], label="a", dtype="float32") as trace:
     for step in itertools.count(1):
         trace.write(step, content(int(sys.argv[2]), step))
@@ -148,13 +168,39 @@ def test_a_killed_writer_leaves_every_finished_step(tmp_path, seed):
     finally:
         process.kill()
     assert process.wait() == -signal.SIGKILL
+    sound(path, seed)
+
+
+@pytest.mark.parametrize(
+    ("call", "steps", "files"),
+    [
+        *(("writer save_file before", 3, 3), ("writer save_file in", 3, 3)),
+        *(("writer save_file after", 3, 3), ("os replace before", 3, 3)),
+        *(("os replace after", 3, 4), ("os write before", 3, 4)),
+        *(("os write in", 3, 4), ("os write after", 4, 4)),
+    ],
+)
+def test_a_writer_killed_between_any_two_of_its_acts_leaves_every_finished_step(
+    tmp_path, call, steps, files
+):
+    path = tmp_path / "a.trace"
+    command = [sys.executable, "-c", ENDLESS, path, "1", *call.split()]
+    assert subprocess.run(command, timeout=60).returncode == -signal.SIGKILL
+    assert sound(path, 1) == (steps, files)
+
+
+def sound(path, seed):
+    """Check what a killed process left; how many steps it finished, and how many files it made."""
     trace = open_trace(path)
     assert not trace.header.complete
     assert trace.steps == tuple(range(1, len(trace.steps) + 1))
-    files = len(list(path.glob("step-*.safetensors")))
-    assert files - len(trace.steps) in (0, 1)  # a step's line follows its file
+    files = sorted(path.glob("step-*.safetensors"))
+    assert len(files) - len(trace.steps) in (0, 1)  # a step's line follows its file
+    for step, file in enumerate(files, start=1):
+        assert safetensors.numpy.load_file(file)["step"] == step
     for step, tensors in read(path).items():
         expected = content(seed, step)
         assert list(tensors) == list(expected)
         assert all(tensors[name].tobytes() == a.tobytes() for name, a in expected.items())
     assert check_trace(path).faults == ()
+    return len(trace.steps), len(files)

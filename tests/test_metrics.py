@@ -117,6 +117,19 @@ def test_the_verdict_count_and_place_are_those_of_numpy(pair, rtol, atol):
     assert found.index == (wrong[0] if wrong else None)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_difference_of_exactly_the_tolerance_is_close(dtype):
+    a, b = np.array([1.25, -2.0, 0.0], dtype), np.array([1.0, -4.0, 0.5], dtype)
+    for rtol, atol, close in (
+        (0.25, 0.0, [True, False, False]),
+        (0.5, 0.0, [True, True, False]),
+        (0.0, 0.5, [True, False, True]),
+        (0.25, 1.0, [True, True, True]),
+    ):
+        assert is_close(a, b, rtol, atol).tolist() == close
+        assert compare(a, b, Allowance(rtol, atol)).mismatches == close.count(False)
+
+
 @thorough
 @given(pairs())
 def test_onset_is_the_first_element_whose_bits_differ(pair):
@@ -411,6 +424,8 @@ def test_figures_of_many_blocks_are_those_of_the_whole(places):
     apart = np.abs(a - b)[finite]
     assert found.mismatches == np.count_nonzero(~close)
     assert found.index == tuple(np.argwhere(~close)[0])
+    changed = min(places[:1] + places[2:])
+    assert found.onset == tuple(int(i) for i in np.unravel_index(changed, LONG))
     assert found.max_abs_diff == apart.max()
     assert found.max_rel_diff == (apart / np.abs(b[finite])).max()
     assert np.abs(a - b)[found.max_abs_index] == apart.max()

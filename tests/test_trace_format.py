@@ -231,11 +231,6 @@ def test_what_a_process_killed_at_its_very_start_leaves_is_replaced(tmp_path):
     assert read(write(tmp_path / "a.trace", {1: {"x": 1}})) == {1: {"x": 1}}
 
 
-def _strange_folder(path, name, text="precious"):
-    (path / name).parent.mkdir(parents=True)
-    (path / name).write_text(text)
-
-
 @pytest.mark.parametrize("remove", [False, True])
 @pytest.mark.parametrize(
     "name",
@@ -247,18 +242,21 @@ def _strange_folder(path, name, text="precious"):
 )
 def test_a_folder_that_holds_anything_else_is_refused_untouched(tmp_path, name, remove):
     path = tmp_path / "a.trace"
-    _strange_folder(path, name)
+    (path / name).parent.mkdir(parents=True)
+    (path / name).write_text("precious")
     with pytest.raises(TraceError, match="which is no part of a trace; choose another"):
         remove_trace(path) if remove else write(path, {})
     assert (path / name).read_text() == "precious"
     assert len(list(path.rglob("*"))) == len(name.split("/"))
 
 
-def test_a_file_of_somebody_else_in_a_trace_keeps_it_from_being_replaced(tmp_path):
+@pytest.mark.parametrize("name", ["notes.txt", "movie.partial", ".hidden"])
+def test_a_file_of_somebody_else_in_a_trace_keeps_it_from_being_replaced(tmp_path, name):
     path = write(tmp_path / "a.trace", {1: {"x": 1}})
-    (path / "notes.txt").write_text("precious")
-    with pytest.raises(TraceError, match=r"notes\.txt"):
+    (path / name).write_text("precious")
+    with pytest.raises(TraceError, match=re.escape(name)):
         write(path, {1: {"x": 2}})
+    assert (path / name).read_text() == "precious"
     assert read(path) == {1: {"x": 1}}
 
 
@@ -336,6 +334,9 @@ def test_half_a_last_line_or_a_line_less_is_an_error_once_the_run_is_complete(tm
         (path / "index.jsonl").write_bytes(whole[:end])
         with pytest.raises(TraceError, match=r"index\.jsonl"):
             open_trace(path)
+    (path / "index.jsonl").write_bytes(whole + b'{"step":3')  # every step, and half of one more
+    with pytest.raises(TraceError, match=r"index\.jsonl"):
+        open_trace(path)
     (path / "index.jsonl").unlink()
     with pytest.raises(TraceError, match=r"index\.jsonl"):
         open_trace(path)

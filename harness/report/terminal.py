@@ -184,9 +184,15 @@ def show_losses(
             table.add_row("...")
         cells = [values[step - 1] if step <= len(values) else None for values in losses.values()]
         style = "bold red" if step == parted else None
-        table.add_row(str(step), *("" if x is None else f"{x:.4f}" for x in cells), style=style)
+        table.add_row(str(step), *(_loss(x) for x in cells), style=style)
         last = step
     out.print(table)
+
+
+def _loss(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.6g}"
 
 
 def _rows_shown(steps: int, parted: int | None) -> list[int]:

@@ -1,0 +1,110 @@
+"""What the documents promise: commands that parse, names that exist, fields that are there."""
+
+import re
+import runpy
+import shlex
+import subprocess
+from pathlib import Path
+
+import click
+import pytest
+
+import harness
+from harness.cli import harness as command_line
+from harness.trace.schema import Header, StepEntry, TensorEntry
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+FORMAT = (ROOT / "traces" / "README.md").read_text("utf-8")
+
+
+def commands():
+    """Every `harness ...` that the README shows at a prompt."""
+    found = re.findall(r"^\$ (?:harness|python -m harness\.(?=run)) ?(.*)$", README, re.MULTILINE)
+    return [line.split("#")[0].strip() for line in found]
+
+
+@pytest.mark.parametrize("line", commands())
+def test_a_command_of_the_readme_parses(line):
+    words = shlex.split(line)
+    command, context = command_line, click.Context(command_line)
+    while isinstance(command, click.Group):
+        command = command.get_command(context, words.pop(0))
+        assert command is not None
+    command.make_context("harness", words)
+
+
+def test_the_readme_shows_commands():
+    assert len(commands()) >= 5
+
+
+def test_the_two_commands_and_the_others_are_targets_of_the_makefile():
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for target in re.findall(r"make ([a-z-]+)", README):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    assert "$ make demo" in README[:2000]
+    assert "$ make test" in README[:2500]
+
+
+def test_every_file_that_the_documents_link_to_exists():
+    for document in ("README.md", "traces/README.md", "logs/README.md"):
+        text = (ROOT / document).read_text("utf-8")
+        for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            assert (ROOT / document).parent.joinpath(link).exists(), f"{document}: {link}"
+
+
+def test_the_format_page_describes_exactly_the_fields_there_are():
+    for section, record in (("## `trace.json`", Header), ("## `index.jsonl`", TensorEntry)):
+        table = FORMAT.split(section)[1].split("\n## ")[0]
+        rows = re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE)
+        named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+        assert named == set(record.__struct_fields__)
+    assert all(f'"{field}"' in FORMAT for field in StepEntry.__struct_fields__)
+
+
+def test_the_readme_states_the_tolerances_of_the_table():
+    from harness.compare import DEFAULT_TABLE
+
+    rows = dict(re.findall(r"^\| (.+?) \| (\d+)(?::.*)? \|$", README, re.MULTILINE))
+    assert rows["`inputs/*`"] == "0"
+    assert rows["`forward/loss`, `update/global_norm`"] == "16"
+    assert rows["all others"] == "64"
+    stated = {"inputs/*": 0, "forward/loss": 16, "update/global_norm": 16, "*": 64}
+    assert dict(DEFAULT_TABLE) == stated
+
+
+def test_the_reader_without_the_harness_on_the_format_page_works(tmp_path, monkeypatch, capsys):
+    with harness.TraceWriter(tmp_path / "traces/pt.trace", label="pt", dtype="float32") as trace:
+        trace.write(1, {"forward/loss": 2.5})
+    monkeypatch.chdir(tmp_path)
+    code = FORMAT.split("```python\n")[1].split("```")[0]
+    exec(compile(code.replace("open(", "Path_open("), "format", "exec"), {"Path_open": _open})
+    assert capsys.readouterr().out == "1 forward/loss 2.5 ()\n"
+
+
+def _open(path):
+    """As open(), without a file left open behind the example's back."""
+    return Path(path).read_text("utf-8").splitlines()
+
+
+def test_the_example_finds_what_it_says(capsys):
+    runpy.run_path(str(ROOT / "examples" / "trace_your_own.py"), run_name="__main__")
+    assert capsys.readouterr().out.splitlines() == [
+        "diverged at step 6: params/w (0.647055 | 0.415315)",
+        "the last tensor that agreed: grads/w",
+    ]
+
+
+def test_public_names_are_documented_and_there_is_nothing_else():
+    assert dir(harness) == harness.__all__
+    for name in harness.__all__:
+        assert getattr(harness, name).__doc__, name
+    with pytest.raises(AttributeError):
+        _ = harness.nonsense
+
+
+def test_no_corpus_is_committed():
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    assert not [name for name in done.stdout.split() if re.search(r"(ptb|input)\S*\.txt$", name)]
