@@ -133,11 +133,6 @@ def convert(
     return {name: array.shape for name, array in weights.items()}
 
 
-def digest_all(weights: Mapping[str, NDArray[Any]]) -> dict[str, str]:
-    """The hash of every array, as a trace stores it."""
-    return {name: digest(array) for name, array in weights.items()}
-
-
 def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     """Name and shape of every array of a file, from headers alone. Raises WeightsError."""
     path = Path(path)

@@ -45,7 +45,7 @@ def trace(tmp_path, monkeypatch):
     assert {str(p) for p in beside} == {"cwd", "deep", "deep/er"}
 
 
-def refused(path, *words):
+def expect_refused(path, *words):
     """Reading all of the trace and checking it both fail, in one printable line with `words`."""
     with pytest.raises(TraceError) as error:
         read(path)
@@ -83,15 +83,15 @@ def test_a_file_cut_at_any_place_is_refused(trace, name):
     whole = (trace / name).read_bytes()
     for end in range(len(whole) - 2, 0, -3):  # the very last byte may be white space
         (trace / name).write_bytes(whole[:end])
-        refused(trace, name)
+        expect_refused(trace, name)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_folder_or_nothing_in_the_place_of_a_file_is_refused(trace, name):
     (trace / name).unlink()
-    refused(trace, name)
+    expect_refused(trace, name)
     (trace / name).mkdir()
-    refused(trace, name)
+    expect_refused(trace, name)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_folder_or_nothing_in_the_place_of_a_file_is_refused(trace, name):
 def test_index_lines_in_another_order_are_refused(trace, order):
     lines = (trace / "index.jsonl").read_bytes().splitlines(keepends=True)
     (trace / "index.jsonl").write_bytes(b"".join(lines[i] for i in order))
-    refused(trace, "index.jsonl, line", "reordered")
+    expect_refused(trace, "index.jsonl, line", "reordered")
 
 
 def test_swapped_step_files_are_refused(trace):
@@ -109,13 +109,13 @@ def test_swapped_step_files_are_refused(trace):
     a, b = one.read_bytes(), two.read_bytes()
     one.write_bytes(b)
     two.write_bytes(a)
-    refused(trace, "step-00000001", "grads/x", "hash")
+    expect_refused(trace, "step-00000001", "grads/x", "hash")
 
 
 def test_swapped_tensors_are_refused(trace):
     was = read(trace)[2]
     save_file({**was, "grads/x": was["grads/y"], "grads/y": was["grads/x"]}, trace / STEP)
-    refused(trace, STEP, "grads/x", "hash")
+    expect_refused(trace, STEP, "grads/x", "hash")
 
 
 def test_a_tensor_that_is_not_in_the_index_is_found_by_a_check(trace):
@@ -131,7 +131,7 @@ def test_a_tensor_that_is_not_in_the_index_is_found_by_a_check(trace):
 def test_a_tensor_file_that_claims_a_huge_header_is_refused(trace, length):
     whole = (trace / STEP).read_bytes()
     (trace / STEP).write_bytes(struct.pack("<Q", length) + whole[8:])
-    refused(trace, STEP, f"a header of {length} bytes in a file of {len(whole)}")
+    expect_refused(trace, STEP, f"a header of {length} bytes in a file of {len(whole)}")
 
 
 @pytest.mark.parametrize(
@@ -150,13 +150,13 @@ def test_a_tensor_file_that_claims_anything_but_the_index_is_refused(trace, fiel
         row["shape"] = [{"F8_E5M2": 48, "BF16": 24, "F32": 12}[row["dtype"]]]
         edit(trace, lambda line: line["tensors"][0].update(shape=row["shape"]))
     put_step(trace, {"grads/x": row}, bytes(48))
-    refused(trace, STEP)
+    expect_refused(trace, STEP)
 
 
 @pytest.mark.parametrize("text", [b"[" * 99_999, b'{"a":' * 99_999, b"", b"{}", b"null", b"\xff"])
 def test_a_tensor_file_whose_header_is_no_header_is_refused(trace, text):
     put_step(trace, text, bytes(8))
-    refused(trace, STEP)
+    expect_refused(trace, STEP)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_a_tensor_file_whose_header_is_no_header_is_refused(trace, text):
 )
 def test_an_index_entry_that_is_wrong_or_unsafe_is_refused(trace, field, value, words):
     edit(trace, lambda line: line["tensors"][0].update({field: value}))
-    refused(trace, *words)
+    expect_refused(trace, *words)
 
 
 @pytest.mark.parametrize("field", ["min", "max", "mean", "l2", "nan", "inf", "zero"])
@@ -216,7 +216,7 @@ def test_statistics_of_nothing_are_found_by_a_check(trace, field, value):
 )
 def test_an_index_line_out_of_range_is_refused(trace, field, value):
     edit(trace, lambda line: line.update({field: value}))
-    refused(trace)
+    expect_refused(trace)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_an_index_line_out_of_range_is_refused(trace, field, value):
 )
 def test_a_header_that_is_wrong_is_refused(trace, field, value, words):
     edit(trace, lambda header: header.update({field: value}), line=None)
-    refused(trace, *words)
+    expect_refused(trace, *words)
 
 
 @pytest.mark.parametrize("bomb", ["[" * 10**5 + "]" * 10**5, '{"a":' * 10**5 + "1" + "}" * 10**5])
@@ -245,7 +245,7 @@ def test_nesting_without_end_is_refused(trace, field, bomb):
         assert mark in whole
         spiked = whole.replace(mark, mark + f'"{field}":{bomb},'.encode(), 1)
         (trace / name).write_bytes(spiked)
-        refused(trace, name)
+        expect_refused(trace, name)
         (trace / name).write_bytes(whole)
 
 
@@ -260,14 +260,14 @@ def test_a_spec_too_deep_to_walk_is_refused_and_a_deep_one_is_not(trace, kind):
     edit(trace, lambda header: header.update(nested(50)), line=None)
     assert harness.diff(trace, trace).status == "identical"
     edit(trace, lambda header: header.update(nested(900)), line=None)
-    refused(trace, "trace.json", "spec")
+    expect_refused(trace, "trace.json", "spec")
 
 
 def test_files_that_never_end_are_not_read_to_their_end(trace):
     os.truncate(trace / "index.jsonl", 70 << 20)  # no disk is used: one line of zeros
-    refused(trace, "index.jsonl", "line of over")
+    expect_refused(trace, "index.jsonl", "line of over")
     os.truncate(trace / "trace.json", 1 << 40)
-    refused(trace, "trace.json", "over 16777216 bytes")
+    expect_refused(trace, "trace.json", "over 16777216 bytes")
 
 
 @pytest.mark.parametrize("path", ["nothing", "file", "a\x00b"])
@@ -330,7 +330,7 @@ def test_a_damaged_trace_gives_the_truth_or_an_error(workshop, name, edit):
             found = [open_trace(path).step(s).entries for s in (1, 2, 3)]
             assert sums_left_out(found) == sums_left_out(entries)
     except TraceError:
-        refused(path)
+        expect_refused(path)
 
 
 JSON = st.recursive(
@@ -350,7 +350,7 @@ def test_anything_at_all_in_a_file_of_a_trace_is_an_error(workshop, name, text):
         put_step(path, text, bytes(96))
     else:
         (path / name).write_bytes(text)
-    refused(path, name)
+    expect_refused(path, name)
 
 
 OPEN = """

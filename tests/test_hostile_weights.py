@@ -45,7 +45,7 @@ def make(folder, kind, arrays=TRUE):
     return path
 
 
-def refused(path, *words):
+def expect_refused(path, *words):
     """Every way to read the file fails with one printable, short line that has `words`."""
     for call in (weights.load, weights.read_arrays, partial(weights.load, model=MODEL)):
         with pytest.raises(WeightsError) as error:
@@ -94,20 +94,20 @@ def test_a_file_cut_at_any_place_is_refused(here, kind):
     whole = make(here, kind).read_bytes()
     for end in range(len(whole) - 1, -1, -7):
         (here / kind).write_bytes(whole[:end])
-        refused(here / kind)
+        expect_refused(here / kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_or_nothing_in_the_place_of_a_file_is_refused(here, kind):
-    refused(here / kind)
+    expect_refused(here / kind)
     (here / kind).mkdir()
-    refused(here / kind)
+    expect_refused(here / kind)
 
 
 def test_other_kinds_of_file_are_refused_by_their_names(here):
     for name in ("w.pt", "w.npy", "w.pkl", "npz", "w.npz.zip"):
         (here / name).write_bytes(make(here, "stored.npz").read_bytes())
-        refused(here / name, ".npz or a .safetensors")
+        expect_refused(here / name, ".npz or a .safetensors")
 
 
 class Bomb:
@@ -128,13 +128,15 @@ def test_pickled_objects_are_refused_and_never_executed(here):
     bare = pickle.dumps(Bomb(mark))
     fields = np.array([(1.0, Bomb(mark))], dtype=[("a", "f4"), ("b", "O")])
     for data in (npy(objects), npy(fields), npy(objects)[:-3]):
-        refused(put(here / "w.npz", {"softmax_w.npy": data}), "softmax_w holds pickled objects")
+        expect_refused(
+            put(here / "w.npz", {"softmax_w.npy": data}), "softmax_w holds pickled objects"
+        )
     for data in (bare, b"\x93NUMPY" + bare, npy(np.ones(SHAPE)) + bare):
-        refused(put(here / "w.npz", {"softmax_w.npy": data}), "softmax_w")
+        expect_refused(put(here / "w.npz", {"softmax_w.npy": data}), "softmax_w")
     (here / "w.npz").write_bytes(bare)
-    refused(here / "w.npz")
+    expect_refused(here / "w.npz")
     (here / "w.safetensors").write_bytes(bare)
-    refused(here / "w.safetensors")
+    expect_refused(here / "w.safetensors")
     assert not mark.exists()
 
 
@@ -224,7 +226,7 @@ def test_arrays_beyond_memory_are_refused(here, kind):
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_compression_that_numpy_never_writes_is_refused(here, method):
-    refused(put(here / "w.npz", {}, compression=method), "embedding.npy", "compressed")
+    expect_refused(put(here / "w.npz", {}, compression=method), "embedding.npy", "compressed")
 
 
 @pytest.mark.parametrize(
@@ -236,7 +238,7 @@ def test_compression_that_numpy_never_writes_is_refused(here, method):
     ],
 )
 def test_members_with_names_that_are_no_arrays_are_refused(here, name):
-    refused(put(here / "w.npz", {name: npy(np.ones(1))}), "w.npz")
+    expect_refused(put(here / "w.npz", {name: npy(np.ones(1))}), "w.npz")
 
 
 def test_a_member_that_stands_there_twice_is_refused(here):
@@ -244,7 +246,7 @@ def test_a_member_that_stands_there_twice_is_refused(here):
     with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # zipfile's own, of the duplicate
         archive.writestr("softmax_w.npy", npy(np.zeros(SHAPE, np.float32)))
-    refused(path, "softmax_w", "twice")
+    expect_refused(path, "softmax_w", "twice")
 
 
 @pytest.mark.parametrize(
@@ -279,7 +281,7 @@ def test_what_is_not_floating_point_is_refused(here, array):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # NumPy's own, of the format's version
         data = npy(array)
-    refused(put(here / "w.npz", {"softmax_w.npy": data}), "softmax_w")
+    expect_refused(put(here / "w.npz", {"softmax_w.npy": data}), "softmax_w")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -323,7 +325,7 @@ def test_numbers_too_large_for_the_dtype_asked_for_are_refused(here):
     ids=lambda data: repr(data[10:40]),
 )
 def test_a_member_that_is_no_array_or_not_the_one_it_claims_is_refused(here, data):
-    refused(put(here / "w.npz", {"softmax_w.npy": data}), "softmax_w")
+    expect_refused(put(here / "w.npz", {"softmax_w.npy": data}), "softmax_w")
 
 
 @pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f8", ">f8", "<f2", ">f2"])
@@ -353,7 +355,7 @@ def test_encrypted_or_corrupt_members_are_refused(here, offset, value):
     at = whole.index(b"PK\x01\x02")  # the first member in the directory
     whole[at + offset : at + offset + 2] = struct.pack("<H", value)
     (here / "w.npz").write_bytes(whole)
-    refused(here / "w.npz", "embedding")
+    expect_refused(here / "w.npz", "embedding")
 
 
 def test_corrupt_compressed_bytes_are_refused(here):
@@ -361,7 +363,7 @@ def test_corrupt_compressed_bytes_are_refused(here):
     start = whole.index(b"embedding.npy") + 40
     for at in range(start, start + 60):
         (here / "w.npz").write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
-        refused(here / "w.npz", "embedding")
+        expect_refused(here / "w.npz", "embedding")
 
 
 @pytest.mark.parametrize("size", [2**31, 2**63 - 1, 2**64 - 1])
@@ -375,7 +377,7 @@ def test_a_zip_directory_at_no_possible_place_is_refused(here, size, field):
     locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, end, 1)
     tail = whole[end : end + 12] + b"\xff" * 8 + whole[end + 20 :]
     (here / "w.npz").write_bytes(whole[:end] + big + locator + tail)
-    refused(here / "w.npz")
+    expect_refused(here / "w.npz")
 
 
 def safe(path, change, data=bytes(60)):
@@ -408,13 +410,13 @@ def test_a_safetensors_header_that_lies_is_refused(here, change):
 def test_a_safetensors_file_that_claims_a_huge_header_is_refused(here, length):
     path = make(here, "w.safetensors")
     path.write_bytes(struct.pack("<Q", length) + path.read_bytes()[8:])
-    refused(path, "cut or too long" if length > 16 << 20 else "cannot be read")
+    expect_refused(path, "cut or too long" if length > 16 << 20 else "cannot be read")
 
 
 @pytest.mark.parametrize("name", ["../../x", "\x1b[2J", "", "a\\b", "/etc/passwd", "n" * 9999])
 def test_unsafe_names_in_a_safetensors_file_are_refused(here, name):
     row = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
-    refused(
+    expect_refused(
         safe(here / "w.safetensors", json.dumps({name: row}).encode(), bytes(4)), "name an array"
     )
 
@@ -425,7 +427,7 @@ def test_every_flipped_bit_of_our_safetensors_file_is_found(here):
     for at in range(len(whole)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :])
         if weights.CHECKSUM.encode() in path.read_bytes():  # its own name is not checked by it
-            refused(path)
+            expect_refused(path)
 
 
 @pytest.fixture(scope="module")

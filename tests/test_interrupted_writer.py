@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -204,3 +205,42 @@ def sound(path, seed):
         assert all(tensors[name].tobytes() == a.tobytes() for name, a in expected.items())
     assert check_trace(path).faults == ()
     return len(trace.steps), len(files)
+
+
+def test_a_trace_that_is_being_replaced_opens_at_every_moment(tmp_path, monkeypatch):
+    path = tmp_path / "a.trace"
+    opened = []
+    unlink = Path.unlink
+
+    def watched(self, *arguments, **options):
+        unlink(self, *arguments, **options)
+        if (path / "trace.json").exists():
+            opened.append(len(open_trace(path).steps))
+
+    for steps in (3, 1):
+        with TraceWriter(path, label="a", dtype="float32") as trace:
+            for step in range(1, steps + 1):
+                trace.write(step, {"x": [1.0]})
+        monkeypatch.setattr(Path, "unlink", watched)
+    assert opened
+    assert set(opened) == {0}
+    assert open_trace(path).steps == (1,)
+
+
+def test_a_writer_is_closed_once_and_writes_no_more(tmp_path):
+    trace = TraceWriter(tmp_path / "a.trace", label="a", dtype="float32")
+    trace.write(1, {"x": [1.0]})
+    trace.close()
+    trace.close(complete=False)
+    assert open_trace(tmp_path / "a.trace").header.complete
+    with pytest.raises(TraceError, match="step 2 after the writer was closed"):
+        trace.write(2, {"x": [1.0]})
+
+
+@pytest.mark.parametrize("file", ["trace.json", "index.jsonl"])
+def test_a_pipe_in_a_trace_is_refused_and_not_waited_for(tmp_path, file):
+    TraceWriter(tmp_path / "a.trace", label="a", dtype="float32").close()
+    (tmp_path / "a.trace" / file).unlink()
+    os.mkfifo(tmp_path / "a.trace" / file)
+    with pytest.raises(TraceError, match="no regular file"):
+        open_trace(tmp_path / "a.trace")

@@ -84,7 +84,7 @@ def put(path, arrays):
     return path
 
 
-def equal(found, expected):
+def assert_equal(found, expected):
     assert list(found) == list(expected)
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array, strict=True)
@@ -123,8 +123,8 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path, kind, dtype):
     arrays = {name: array.astype(dtype) for name, array in canonical().items()}
     shuffled = dict(sorted(arrays.items(), key=lambda item: item[0][::-1]))
     weights.save(shuffled, tmp_path / f"w.{kind}")
-    equal(weights.load(tmp_path / f"w.{kind}"), arrays)
-    equal(weights.load(tmp_path / f"w.{kind}", MODEL), arrays)
+    assert_equal(weights.load(tmp_path / f"w.{kind}"), arrays)
+    assert_equal(weights.load(tmp_path / f"w.{kind}", MODEL), arrays)
     assert os.listdir(tmp_path) == [f"w.{kind}"]
 
 
@@ -133,7 +133,7 @@ def test_views_and_foreign_byte_orders_are_saved_as_what_they_show(tmp_path):
     odd = {name: np.asfortranarray(array.astype(">f8")) for name, array in arrays.items()}
     for kind in ("npz", "safetensors"):
         weights.save(odd, tmp_path / f"w.{kind}")
-        equal(weights.load(tmp_path / f"w.{kind}"), arrays)
+        assert_equal(weights.load(tmp_path / f"w.{kind}"), arrays)
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -179,7 +179,7 @@ def test_files_of_the_original_load_as_they_are(tmp_path):
         "softmax_w": arrays["Model/softmax_w"],
         "softmax_b": arrays["Model/softmax_b"],
     }
-    equal(found, expected)
+    assert_equal(found, expected)
 
 
 def test_files_of_torch_load_turned_round_with_both_biases(tmp_path):
@@ -192,7 +192,7 @@ def test_files_of_torch_load_turned_round_with_both_biases(tmp_path):
         expected[f"layer{k}/b_i"] = arrays[f"rnn.bias_ih_l{k}"]
         expected[f"layer{k}/b_h"] = arrays[f"rnn.bias_hh_l{k}"]
     expected |= {"softmax_w": arrays["decoder.weight"].T, "softmax_b": arrays["decoder.bias"]}
-    equal(found, expected)
+    assert_equal(found, expected)
 
 
 @pytest.mark.parametrize("missing", FILES["original"])
@@ -327,7 +327,7 @@ def test_the_gates_of_tf1_are_i_j_f_o_and_its_forget_bias_moves_into_the_bias(tm
     assert found["layer0/w_h"].tolist() == [[n + r for n in (*i, *f, *j, *o)] for r in (300, 400)]
     weights.save(found, tmp_path / "w.npz")
     weights.convert(tmp_path / "w.npz", tmp_path / "tf1.npz", "tf1")
-    equal(
+    assert_equal(
         dict(sorted(weights.read_arrays(tmp_path / "tf1.npz").items())),
         dict(sorted(arrays.items())),
     )
@@ -416,12 +416,5 @@ def test_embedding_and_softmax_mean_the_same_in_every_layout(tmp_path, layout):
 def test_weights_are_cast_to_the_dtype_that_is_asked_for(tmp_path, dtype, expected):
     arrays = canonical()
     found = weights.load(put(tmp_path / "w.npz", arrays), dtype=dtype)
-    equal(found, {name: array.astype(expected) for name, array in arrays.items()})
+    assert_equal(found, {name: array.astype(expected) for name, array in arrays.items()})
     assert all(array.flags.writeable for array in found.values())
-
-
-def test_the_digests_are_those_of_a_trace(tmp_path):
-    arrays = canonical()
-    assert weights.digest_all(arrays) == {
-        name: xxhash.xxh3_128_hexdigest(array.tobytes()) for name, array in arrays.items()
-    }

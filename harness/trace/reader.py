@@ -222,7 +222,7 @@ class CheckResult(msgspec.Struct, frozen=True):
 def check_trace(
     path: str | Path, progress: Callable[[int, int], None] | None = None
 ) -> CheckResult:
-    """Read every byte of a trace and compare it with its index: hashes, statistics, order.
+    """Read every byte of a trace and compare it with its index: hashes, statistics, steps in order.
 
     A run that was stopped leaves a trace that is sound and not complete. `progress` is called with
     steps done and steps in all. Raises TraceError where the trace cannot be opened at all.
@@ -265,6 +265,7 @@ def _read_index(path: Path) -> tuple[dict[int, _Line], bool]:
     """Where each finished step's line is, and whether half a line follows the last."""
     lines: dict[int, _Line] = {}
     last, offset = 0, 0
+    _no_pipe(path)
     try:
         with open(path, "rb") as file:
             while text := file.readline(LINE_LIMIT):
@@ -370,7 +371,14 @@ def _same_statistics(a: TensorEntry, b: TensorEntry) -> bool:
     return means and norms and all(getattr(a, f) == getattr(b, f) for f in exact)
 
 
+def _no_pipe(path: Path) -> None:
+    """Refuse what is no regular file: a pipe in a trace would be waited for without end."""
+    if path.exists() and not path.is_file():
+        raise TraceError(f"{path}: no regular file, so no part of a trace")
+
+
 def _bounded(path: Path, limit: int) -> bytes:
+    _no_pipe(path)
     try:
         with open(path, "rb") as file:
             text = file.read(limit + 1)

@@ -75,6 +75,7 @@ class TraceWriter:
         self.capture = capture or Capture()
         self.steps = 0
         self._last = 0
+        self._closed = False
         self._header = Header(
             format=FORMAT,
             version=VERSION,
@@ -143,6 +144,8 @@ class TraceWriter:
         a step that does not come after the last one, for a name or a dtype that cannot be stored,
         and for a disk that is full.
         """
+        if self._closed:
+            raise TraceError(f"{self.path}: step {step} after the writer was closed")
         step = operator.index(step)  # NumPy's integers too
         if step <= self._last:
             raise TraceError(f"{self.path}: step {step} after step {self._last}: steps must grow")
@@ -167,7 +170,13 @@ class TraceWriter:
         self.steps += 1
 
     def close(self, complete: bool = True) -> None:
-        """Close the index and, if `complete`, mark the trace as whole. Raises TraceError."""
+        """Close the index and, if `complete`, mark the trace as whole. Raises TraceError.
+
+        A writer that is closed already stays as it is.
+        """
+        if self._closed:
+            return
+        self._closed = True
         os.close(self._index)
         if complete:
             self._header = msgspec.structs.replace(self._header, complete=True, steps=self.steps)
@@ -258,8 +267,14 @@ def _clear(path: Path) -> None:
         raise TraceError(
             f"{path}: holds {strange[0]!r}, which is no part of a trace; choose another --out"
         )
-    for file in found:
-        file.unlink()
+    header = path / HEADER_FILE
+    if header in found:
+        # Whoever is killed from here on leaves an unfinished trace, not one that lost its index.
+        text = header.read_bytes().replace(b'"complete": true', b'"complete": false', 1)
+        (path / HEADER_PARTIAL).write_bytes(text)
+        os.replace(path / HEADER_PARTIAL, header)
+    for file in found:  # sorted: the index goes first, the header last
+        file.unlink(missing_ok=True)
 
 
 def _was_trace(path: Path) -> bool:
