@@ -89,7 +89,7 @@ LARGE = "{'x': np.full(40_000 * (done // 2), done + 1, np.uint8)}"  # 0, 0, 40, 
 LONG = "{f'{i}/' + 100 * 'n': np.full(4, done + 1) for i in range(30)}"  # 9 kB a line of the index
 
 
-def _fill(tmp_path, before, tensors, *wrapper):
+def _check_filled(tmp_path, before, tensors, *wrapper):
     script = FILL.format(before=before, tensors=tensors)
     command = [*wrapper, sys.executable, "-c", script, tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -105,11 +105,11 @@ def _fill(tmp_path, before, tensors, *wrapper):
 
 
 def test_a_file_size_limit_met_by_the_tensors_leaves_the_finished_steps(tmp_path):
-    _fill(tmp_path, LIMIT, LARGE)
+    _check_filled(tmp_path, LIMIT, LARGE)
 
 
 def test_a_file_size_limit_met_by_the_index_leaves_the_finished_steps(tmp_path):
-    _fill(tmp_path, LIMIT, LONG)
+    _check_filled(tmp_path, LIMIT, LONG)
 
 
 def test_a_disk_that_is_really_full_leaves_the_finished_steps(tmp_path):
@@ -119,7 +119,7 @@ def test_a_disk_that_is_really_full_leaves_the_finished_steps(tmp_path):
         subprocess.run([*wrapper, *tried], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"no small disk can be mounted here: {error}")
-    _fill(tmp_path, MOUNT, LARGE, *wrapper)
+    _check_filled(tmp_path, MOUNT, LARGE, *wrapper)
 
 
 def content(seed, step):

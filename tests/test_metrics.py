@@ -230,7 +230,7 @@ def test_integers_have_no_distance_in_eps():
     found = compare(a, b, EXACT)
     assert found.rel_l2 == pytest.approx(1 / math.sqrt(34))
     assert found.rel_l2_eps is None
-    assert scan(a, b, EXACT) == (1, None)
+    assert scan(a, b, EXACT)[:2] == (1, None)
 
 
 @thorough
@@ -239,7 +239,7 @@ def test_scan_agrees_with_compare(pair, rtol, atol):
     a, b = pair
     for allowed in (Allowance(rtol, atol), Allowance(0.0, 0.0, 0.0)):
         full = compare(a, b, allowed)
-        mismatches, distance = scan(a, b, allowed)
+        mismatches, distance, _ = scan(a, b, allowed)
         assert mismatches == full.mismatches
         if full.rel_l2_eps is None:
             assert distance is None
@@ -405,7 +405,10 @@ def test_a_difference_at_the_edge_of_a_block_is_found_where_it_is(place):
         / np.linalg.norm(b.astype("float64").ravel()),
         rel=1e-10,
     )
-    assert scan(a, b, Allowance(1e-5, 1e-8)) == (1, pytest.approx(found.rel_l2_eps, rel=1e-10))
+    assert scan(a, b, Allowance(1e-5, 1e-8))[:2] == (
+        1,
+        pytest.approx(found.rel_l2_eps, rel=1e-10),
+    )
 
 
 @settings(deadline=None, max_examples=20)
@@ -463,3 +466,22 @@ def test_other_shapes_and_dtypes_are_refused():
         compare(np.zeros((3, 1)), np.zeros(3), EXACT)
     with pytest.raises(ValueError, match="float32"):
         compare(np.zeros(3, "float32"), np.zeros(3), EXACT)
+
+
+@pytest.mark.parametrize("size", [1, 5, 3 * BLOCK + 7])
+def test_scan_tells_the_greatest_share_of_its_allowance_that_an_element_uses(size):
+    draw = np.random.default_rng(size)
+    b = draw.normal(size=size)
+    a = b + 1e-6 * draw.normal(size=size)
+    shares = np.abs(a - b) / (1e-6 + 1e-5 * np.abs(b))
+    found = scan(a, b, Allowance(1e-5, 1e-6))
+    assert found.used == pytest.approx(shares.max(), rel=1e-12)
+    assert (found.used > 1) == (found.mismatches > 0)
+
+
+def test_the_share_is_infinite_where_nothing_is_allowed_and_nothing_where_nothing_differs():
+    a, b = np.array([1.0, 0.0]), np.array([2.0, 0.0])
+    assert scan(a, b, EXACT).used == np.inf
+    assert scan(a, a, EXACT).used == 0
+    nan = np.array([np.nan])
+    assert scan(nan, nan, EXACT) == (0, None, None)

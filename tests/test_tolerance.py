@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from harness import TraceWriter, diff
 from harness.compare import DEFAULT_TABLE, Tolerance, compare
 from harness.errors import HarnessError
 from harness.trace.schema import describe
@@ -172,3 +173,18 @@ def test_neither_gives_the_default():
 def test_a_tolerance_that_is_no_number_from_zero_up_is_refused(name, value):
     with pytest.raises(HarnessError, match=f"{name}={value}"):
         Tolerance.given(**{"rtol": 0.1, "atol": 0.1, name: value})
+
+
+def test_a_diff_names_the_close_tensor_that_used_the_most_of_its_tolerance(tmp_path):
+    eps = float(np.finfo(np.float32).eps)
+    for label, roundings in (("a", 40), ("b", 0)):
+        with TraceWriter(tmp_path / f"{label}.trace", label=label, dtype="float32") as trace:
+            for step, share in ((1, 0.25), (2, 1), (3, 0.5)):
+                moved = np.array([1, 1 + share * roundings * eps], np.float32)
+                trace.write(step, {"forward/h": moved, "grads/w": [2.0, 1.0]})
+    found = diff(tmp_path / "a.trace", tmp_path / "b.trace")
+    assert found.status == "close"
+    assert (found.tightest.step, found.tightest.tensor) == (2, "forward/h")
+    # |a - b| = 40 eps, and K eps (|b| + max|b|) = 128 eps.
+    assert found.tightest.used == pytest.approx(40 / 128, rel=1e-6)
+    assert diff(tmp_path / "a.trace", tmp_path / "a.trace").tightest is None

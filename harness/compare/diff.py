@@ -87,6 +87,14 @@ class Place(msgspec.Struct, frozen=True):
     tensor: str
 
 
+class Tightest(msgspec.Struct, frozen=True):
+    """The close tensor that used the greatest share of its allowance: over 1 it would not be."""
+
+    step: int
+    tensor: str
+    used: float
+
+
 class DiffResult(msgspec.Struct, frozen=True):
     """What a diff found. `b` is the reference. Encodes to the JSON of `harness diff --json`."""
 
@@ -100,6 +108,7 @@ class DiffResult(msgspec.Struct, frozen=True):
     first_divergence: Difference | None
     onset: Difference | None
     last_agreeing: Place | None
+    tightest: Tightest | None
     structure: tuple[Structure, ...]
     divergences: tuple[Difference, ...]
     steps: tuple[StepSummary, ...]
@@ -166,6 +175,7 @@ class _Walk:
         self.divergences: list[Difference] = []
         self.onset: Difference | None = None
         self.last_agreeing: Place | None = None
+        self.tightest: Tightest | None = None
         self.structure: dict[tuple[str, str | None, str, str], list[int]] = {}
         self.summaries: dict[int, StepSummary] = {}
         self.nan_equal: list[Place] = []
@@ -219,7 +229,9 @@ class _Walk:
         if entry_a.hash != entry_b.hash:
             x, y = a.read(entry_a), b.read(entry_b)
             allowed = self.tolerance.allowance(entry_b)
-            mismatches, distance = scan(x, y, allowed)
+            mismatches, distance, used = scan(x, y, allowed)
+            if not mismatches and used and (not self.tightest or used > self.tightest.used):
+                self.tightest = Tightest(step, name, used)
             if mismatches or self.onset is None:
                 figures = compare(x, y, allowed)
                 if self.onset is None:
@@ -266,6 +278,7 @@ class _Walk:
             first_divergence=self.divergences[0] if self.divergences else None,
             onset=self.onset,
             last_agreeing=self.last_agreeing,
+            tightest=self.tightest,
             structure=structure,
             divergences=tuple(self.divergences) if self.all else (),
             steps=self._context(a, b, common),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -82,12 +82,21 @@ def _blocks(a: NDArray[Any], b: NDArray[Any]) -> Iterator[tuple[NDArray[Any], ND
         yield flat_a[start : start + BLOCK], flat_b[start : start + BLOCK]
 
 
-def scan(a: NDArray[Any], b: NDArray[Any], allowed: Allowance) -> tuple[int, float | None]:
-    """The two figures that every pair of a diff needs, as `compare` gives them, at less cost.
+class Scan(NamedTuple):
+    """What every pair of a diff needs: the figures of `Comparison` that cost least.
 
-    Returns the number of elements that are not close, and rel_l2_eps.
+    `used` is the greatest share of its allowance that an element uses: over 1 where one is not
+    close, None where nothing is finite on both sides.
     """
-    mismatches, pairs, diff_squares, reference_squares = 0, 0, 0.0, 0.0
+
+    mismatches: int
+    rel_l2_eps: float | None
+    used: float | None
+
+
+def scan(a: NDArray[Any], b: NDArray[Any], allowed: Allowance) -> Scan:
+    """Compare as `compare` does, for three figures alone. Shapes and dtypes must be the same."""
+    mismatches, pairs, used, diff_squares, reference_squares = 0, 0, 0.0, 0.0, 0.0
     with np.errstate(all="ignore"):
         for x, y in _blocks(a, b):
             mismatches += x.size - int(np.count_nonzero(_passes(x, y, allowed)))
@@ -101,8 +110,12 @@ def scan(a: NDArray[Any], b: NDArray[Any], allowed: Allowance) -> tuple[int, flo
             pairs += diff.size
             diff_squares += together[0]
             reference_squares += together[1]
-    rel_l2 = _ratio(diff_squares**0.5, reference_squares**0.5) if pairs else None
-    return mismatches, _in_eps(rel_l2, a.dtype)
+            shares = np.abs(diff) / (allowed.atol + allowed.rtol * np.abs(wide))
+            used = max(used, float(np.fmax.reduce(shares, initial=0.0)))  # fmax: 0 / 0 counts not
+    if not pairs:
+        return Scan(mismatches, None, None)
+    rel_l2 = _ratio(diff_squares**0.5, reference_squares**0.5)
+    return Scan(mismatches, _in_eps(rel_l2, a.dtype), used)
 
 
 def is_close(a: NDArray[Any], b: NDArray[Any], rtol: float, atol: float) -> NDArray[np.bool_]:

@@ -46,6 +46,10 @@ def show_diff(out: Console, result: DiffResult) -> None:
             )
         )
     rows.append(("tolerance", _tolerance(result)))
+    if result.tightest:
+        tightest = result.tightest
+        place = f"{tightest.tensor} of step {tightest.step}"
+        rows.append(("tightest", f"{place} used {tightest.used:.1%} of its tolerance"))
     rows.append(
         (
             "compared",
