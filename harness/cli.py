@@ -375,8 +375,14 @@ def weights_show(file: str, as_json: bool) -> int:
 @DATA
 @LEVEL
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Change a setting.")
+@JSON
 def weights_check(
-    file: str, model: str | None, data: str | None, level: str, settings: tuple[str, ...]
+    file: str,
+    model: str | None,
+    data: str | None,
+    level: str,
+    settings: tuple[str, ...],
+    as_json: bool,
 ) -> int:
     """Check that a file holds the weights of a model: names, shapes, finite numbers.
 
@@ -388,6 +394,9 @@ def weights_check(
     expected = model_for(model, data, level, settings) if model or data or settings else None
     weights.load(file, expected)
     sizes = weights.describe_model(file)
+    if as_json:
+        _json(sizes)
+        return EQUIVALENT
     click.echo(
         f"{file}: sound; vocabulary {sizes.vocab_size}, embedding {sizes.embed_size}, "
         f"{sizes.num_layers} layers of {sizes.hidden_size}"
@@ -415,12 +424,19 @@ def weights_convert(source: str, target: str, to: str, layout: str | None) -> in
 @harness.command("corpus", epilog=_example("harness corpus --data ptb/"))
 @DATA
 @LEVEL
-def corpus_command(data: str | None, level: str) -> int:
+@JSON
+def corpus_command(data: str | None, level: str, as_json: bool) -> int:
     """Say what a corpus holds, and of the built-in one its exact entropy."""
     from harness import corpus
     from harness.run import describe_corpus
 
-    click.echo(describe_corpus(corpus.load(data, level)))
+    found = corpus.load(data, level)
+    if as_json:
+        splits = {name: len(getattr(found, name)) for name in corpus.SPLITS}
+        known = {"vocabulary": len(found.vocabulary), "entropy": found.entropy}
+        _json({"name": found.name, **splits, **known})
+    else:
+        click.echo(describe_corpus(found))
     return EQUIVALENT
 
 

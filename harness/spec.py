@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
@@ -74,6 +75,17 @@ class Capture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     every: Positive = 1
     first: Positive = 1
     last: Positive | None = None
+
+    def wants_step(self, step: int) -> bool:
+        """Whether a step is to be traced, or compared."""
+        if step < self.first or (self.last is not None and step > self.last):
+            return False
+        return (step - self.first) % self.every == 0
+
+    def wants(self, name: str) -> bool:
+        """Whether a tensor of this name is."""
+        included = not self.include or any(fnmatchcase(name, glob) for glob in self.include)
+        return included and not any(fnmatchcase(name, glob) for glob in self.exclude)
 
 
 class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

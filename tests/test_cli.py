@@ -167,6 +167,9 @@ def test_weights_are_made_shown_checked_and_converted(tmp_path, capsys):
     assert run("weights", "show", made) == 0
     assert "layer1/w_h" in capsys.readouterr().out
     assert run("weights", "check", made) == 0
+    capsys.readouterr()
+    assert run("weights", "check", made, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["hidden_size"] == 6
     assert run("weights", "convert", made, torch_file, "--to", "torch") == 0
     assert run("weights", "show", torch_file) == 0
     assert "rnn.weight_hh_l1" in capsys.readouterr().out
@@ -177,6 +180,8 @@ def test_weights_are_made_shown_checked_and_converted(tmp_path, capsys):
 def test_the_builtin_corpus_says_its_entropy(capsys):
     assert run("corpus") == 0
     assert "exact entropy 2.714155 nats per token" in capsys.readouterr().out
+    assert run("corpus", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["train"] == 100_000
 
 
 def test_the_benchmark_reports_ratios_to_its_peers(capsys):

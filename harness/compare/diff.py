@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from harness.compare.axes import describe_index
 from harness.compare.metrics import Comparison, compare, scan
 from harness.compare.tolerance import Allowance, Tolerance
 from harness.errors import HarnessError
+from harness.spec import Capture, build
 from harness.trace import Step, TensorEntry, Trace, open_trace
 
 Status = Literal["identical", "close", "diverged", "structure"]
@@ -142,13 +142,11 @@ def diff(
     Raises HarnessError if there is nothing to compare and TraceError for a damaged trace.
     """
     first, last = steps
+    wanted = build(Capture, include=include, exclude=exclude, first=first, last=last)
     trace_a = a if isinstance(a, Trace) else open_trace(a)
     trace_b = b if isinstance(b, Trace) else open_trace(b)
-    walk = _Walk(Tolerance.given(rtol, atol), tuple(include), tuple(exclude), all)
-    in_range = [
-        [s for s in trace.steps if s >= first and (last is None or s <= last)]
-        for trace in (trace_a, trace_b)
-    ]
+    walk = _Walk(Tolerance.given(rtol, atol), wanted, all)
+    in_range = [[s for s in trace.steps if wanted.wants_step(s)] for trace in (trace_a, trace_b)]
     common = sorted(set(in_range[0]).intersection(in_range[1]))
     walk.missing_steps(*in_range)
     for done, step in enumerate(common):
@@ -167,10 +165,8 @@ def diff(
 class _Walk:
     """The state of one diff while it goes through the steps."""
 
-    def __init__(
-        self, tolerance: Tolerance, include: tuple[str, ...], exclude: tuple[str, ...], all: bool
-    ) -> None:
-        self.tolerance, self.include, self.exclude, self.all = tolerance, include, exclude, all
+    def __init__(self, tolerance: Tolerance, wanted: Capture, all: bool) -> None:
+        self.tolerance, self.wanted, self.all = tolerance, wanted, all
         self.steps = self.tensors = 0
         self.divergences: list[Difference] = []
         self.onset: Difference | None = None
@@ -246,11 +242,7 @@ class _Walk:
 
     def _entries(self, step: Step) -> dict[str, TensorEntry]:
         """The entries of a step that the globs want, by name, in execution order."""
-        return {entry.name: entry for entry in step.entries if self._wanted(entry.name)}
-
-    def _wanted(self, name: str) -> bool:
-        included = not self.include or any(fnmatchcase(name, glob) for glob in self.include)
-        return included and not any(fnmatchcase(name, glob) for glob in self.exclude)
+        return {entry.name: entry for entry in step.entries if self.wanted.wants(entry.name)}
 
     def _differ(self, kind: str, step: int, tensor: str | None, a: str, b: str) -> None:
         self.structure.setdefault((kind, tensor, a, b), []).append(step)

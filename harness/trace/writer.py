@@ -10,7 +10,6 @@ import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -126,16 +125,11 @@ class TraceWriter:
 
     def wants_step(self, step: int) -> bool:
         """Whether this step is to be traced: the others cost nothing."""
-        c = self.capture
-        if step < c.first or (c.last is not None and step > c.last):
-            return False
-        return (step - c.first) % c.every == 0
+        return self.capture.wants_step(step)
 
     def wants(self, name: str) -> bool:
         """Whether a tensor of this name is to be traced."""
-        c = self.capture
-        included = not c.include or any(fnmatchcase(name, glob) for glob in c.include)
-        return included and not any(fnmatchcase(name, glob) for glob in c.exclude)
+        return self.capture.wants(name)
 
     def write(self, step: int, tensors: Mapping[str, ArrayLike]) -> None:
         """Write the tensors of one step, in execution order: all of them, or, on failure, none.
