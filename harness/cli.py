@@ -204,6 +204,7 @@ def _print_run(result: RunResult) -> None:
     found = result.diff
     parted = found.first_divergence.step if found and found.first_divergence else None
     terminal.show_losses(out, result.losses, parted)
+    terminal.show_valid(out, result.valid, result.entropy)
     if found:
         terminal.show_diff(out, found)
 

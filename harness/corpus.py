@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from harness.errors import HarnessError
 from harness.randomness import STREAM_CORPUS, STREAM_SHUFFLE, permutation, uniform
-from harness.spec import TrainSpec
+from harness.spec import TrainSpec, replace
 
 Tokens = NDArray[np.int32]
 
@@ -42,10 +42,11 @@ class Corpus(NamedTuple):
 
 
 class Window(NamedTuple):
-    """The data of one step: epoch from 1, whether it begins one, inputs and targets [B, T]."""
+    """The data of one step: epoch from 1, its place in it, inputs and targets [B, T]."""
 
     epoch: int
     first: bool
+    last: bool
     x: Tokens
     y: Tokens
 
@@ -195,8 +196,19 @@ class Batches:
         epoch, i = divmod(step - 1, self.steps_per_epoch)
         start, stop = i * self.bptt, (i + 1) * self.bptt
         return Window(
-            epoch + 1, i == 0, self.rows[:, start:stop], self.rows[:, start + 1 : stop + 1]
+            epoch + 1,
+            i == 0,
+            i == self.steps_per_epoch - 1,
+            self.rows[:, start:stop],
+            self.rows[:, start + 1 : stop + 1],
         )
+
+
+def evaluation_batches(tokens: Tokens, train: TrainSpec) -> Batches | None:
+    """A text to evaluate on, cut as the training text is, never shuffled; None if too short."""
+    if len(tokens) < train.batch_size * (train.bptt + 1):
+        return None
+    return Batches(tokens, replace(train, shuffle=False))
 
 
 def save_tokens(tokens: Tokens, path: Path) -> None:
@@ -218,5 +230,5 @@ def load_tokens(path: str | Path) -> Tokens:
 
 
 def perplexity(nats: float) -> float:
-    """exp of the mean negative log-likelihood per token."""
-    return math.exp(nats)
+    """exp of the mean negative log-likelihood per token; infinite where that overflows."""
+    return math.exp(nats) if nats < 700 else math.inf

@@ -35,10 +35,16 @@ DEFAULT_MODEL = "zaremba-small"
 
 
 class RunResult(msgspec.Struct, frozen=True):
-    """What a run left: trace folders and losses by side, and the diff (None with one side)."""
+    """What a run left: trace folders and losses by side, and the diff (None with one side).
+
+    `valid` has the validation loss of every finished epoch, in nats per token; `entropy` the least
+    that any model can reach, where it is known.
+    """
 
     traces: dict[str, str]
     losses: dict[str, list[float]]
+    valid: dict[str, list[float]]
+    entropy: float | None
     diff: DiffResult | None
     verdict: None = None
 
@@ -131,13 +137,13 @@ def run_sides(
     shared = _settings(text for text in settings if ":" not in text.split("=", 1)[0])
     specs = _specs(model, weights, corpus, shared)
     runs = _prepare(chosen, specs, weights, corpus, folder, common, watcher)
-    losses = _run_all(chosen, runs, folder, sequential, watcher)
+    losses, valid = _run_all(chosen, runs, folder, sequential, watcher)
     traces = {run.label: run.trace for run in runs}
     found = None
     if len(runs) == 2:
         progress = watcher.part("diff")
         found = diff(*traces.values(), rtol=rtol, atol=atol, all=all, progress=progress)
-    return RunResult(traces, losses, found)
+    return RunResult(traces, losses, valid, corpus.entropy, found)
 
 
 def _prepare(
@@ -154,12 +160,21 @@ def _prepare(
     common |= {
         "weights": str(_weights(weights, *specs, folder, watcher)),
         "tokens": str(folder / "tokens.npy"),
+        "valid": str(folder / "valid.npy"),
         "eos": corpus.eos,
     }
     corpora.save_tokens(corpus.train, folder / "tokens.npy")
+    corpora.save_tokens(corpus.valid, folder / "valid.npy")
     runs = [_run_spec(side, *specs, folder, common) for side in sides]
     for run in runs:
         corpora.Batches(corpus.train, run.train, corpus.eos)  # is the text long enough?
+        short = corpora.evaluation_batches(corpus.valid, run.train) is None
+        if short and run.train.schedule == "plateau":
+            raise HarnessError(
+                f"schedule=plateau needs a validation text of "
+                f"{run.train.batch_size * (run.train.bptt + 1)} tokens; {corpus.name} has "
+                f"{len(corpus.valid)}"
+            )
     return runs
 
 
@@ -310,8 +325,8 @@ def _run_all(
     folder: Path,
     sequential: bool,
     watcher: Observer,
-) -> dict[str, list[float]]:
-    """Run every side to its end; losses by label. Raises HarnessError if any failed."""
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Run every side to its end; losses and validation losses by label, HarnessError otherwise."""
     started: list[SideProcess] = []
     failures = []
     try:
@@ -334,7 +349,8 @@ def _run_all(
     if failures:
         kept = ", ".join(run.trace for run in runs if Path(run.trace).exists())
         raise HarnessError("\n".join(failures) + (f"\ntraces kept: {kept}" if kept else ""))
-    return {process.label: process.losses for process in started}
+    losses = {process.label: process.losses for process in started}
+    return losses, {process.label: process.valid for process in started}
 
 
 if __name__ == "__main__":

@@ -41,7 +41,10 @@ TAIL = 5  # lines of a failed side's log that the error shows
 
 
 class SideProcess:
-    """One side, started; its standard error goes to a log file, its losses are kept."""
+    """One side, started; its standard error goes to a log file, its losses are kept.
+
+    `losses` holds one a step, `valid` one an epoch (validation, nats per token).
+    """
 
     def __init__(
         self, twin: Twin, python: str, run: RunSpec, folder: Path, observe: Callable[[int], None]
@@ -50,6 +53,7 @@ class SideProcess:
         self.twin, self.python, self.label = twin, python, run.label
         self.log = folder / f"{run.label}.log"
         self.losses: list[float] = []
+        self.valid: list[float] = []
         spec = folder / f"{run.label}.json"
         save_run(run, spec)
         root = Path(__file__).resolve().parent.parent
@@ -85,6 +89,8 @@ class SideProcess:
                     log.flush()
                     continue
                 self.losses.append(loss)
+                if said.get("valid") is not None:
+                    self.valid.append(float(said["valid"]))
                 observe(step)
 
     def wait(self) -> int:

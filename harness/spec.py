@@ -43,7 +43,8 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class TrainSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How the model is trained: batches, loss, clipping, SGD and its schedule.
 
-    `lr` is divided by `lr_decay` once for every epoch after the first `flat_epochs`.
+    `lr` is divided by `lr_decay` once for every epoch after the first `flat_epochs`, or, with
+    schedule="plateau", once for every epoch that did not better the validation loss.
     `clip_limit` is the largest global norm (clip="global_norm") or the largest absolute value of
     one element (clip="elementwise"). `loss` says what happens along time; along the batch the loss
     is always averaged. `shuffle` shuffles the sentences of the corpus once, by `seed`.
@@ -54,6 +55,7 @@ class TrainSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lr: PositiveFloat = 1.0
     flat_epochs: Annotated[int, msgspec.Meta(ge=0)] = 4
     lr_decay: PositiveFloat = 2.0
+    schedule: Literal["fixed", "plateau"] = "fixed"
     clip: Literal["global_norm", "elementwise", "none"] = "global_norm"
     clip_limit: PositiveFloat = 5.0
     loss: Literal["sum", "mean"] = "sum"
@@ -91,8 +93,9 @@ class Capture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One side of a run, as handed to its process: what to compute, from which files, into which.
 
-    `eos` is the token that ends a sentence (None in a corpus that has none); `tokens` the training
-    text as int32 [N] in a .npy file; `final` is where the weights after the last step go.
+    `eos` is the token that ends a sentence (None in a corpus that has none); `tokens` and `valid`
+    the training and validation texts as int32 [N] in .npy files; `final` is where the weights go
+    after the last step.
     """
 
     label: str
@@ -101,6 +104,7 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     steps: Positive
     weights: str
     tokens: str
+    valid: str
     trace: str
     final: str
     eos: int | None = None

@@ -3,12 +3,22 @@
 import torch
 
 
-def learning_rate(train, epoch):
-    """The learning rate of an epoch (from 1): flat at first, then divided once an epoch.
+def learning_rate(train, epoch, plateaus):
+    """The learning rate of an epoch: lr divided by lr_decay as often as the schedule says.
 
     (Zaremba et al. 2014, section 4.1: the first smaller rate is that of epoch flat_epochs + 1.)
+
+    Args:
+        train: the TrainSpec.
+        epoch: the epoch, from 1.
+        plateaus: how many earlier epochs did not better the validation loss.
+
+    Returns:
+        A float.
+
     """
-    return train.lr / train.lr_decay ** max(epoch - train.flat_epochs, 0)
+    decays = plateaus if train.schedule == "plateau" else max(epoch - train.flat_epochs, 0)
+    return train.lr / train.lr_decay**decays
 
 
 def global_norm(grads):

@@ -120,8 +120,14 @@ def test_log_softmax_is_finite_where_a_naive_one_overflows(twin, dtype):
 
 def test_the_learning_rate_is_flat_and_then_decays_once_an_epoch(twin):
     train = train_spec("float64", lr=2.0, flat_epochs=4, lr_decay=2.0)
-    rates = [twin("call", "optim.learning_rate", train, epoch) for epoch in range(1, 8)]
+    rates = [twin("call", "optim.learning_rate", train, epoch, 9) for epoch in range(1, 8)]
     assert rates == [2.0, 2.0, 2.0, 2.0, 1.0, 0.5, 0.25]
+
+
+def test_the_learning_rate_can_follow_the_validation_loss(twin):
+    train = train_spec("float64", lr=2.0, lr_decay=4.0, schedule="plateau")
+    rates = [twin("call", "optim.learning_rate", train, 30, plateaus) for plateaus in range(3)]
+    assert rates == [2.0, 0.5, 0.125]
 
 
 def loss_at(twin, weights, state, x, y):

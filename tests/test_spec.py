@@ -106,7 +106,7 @@ def test_a_label_that_could_name_another_folder_is_refused(label):
 
 def a_run():
     model, train = preset("zaremba-small", 100)
-    files = dict(weights="w.npz", tokens="t.npy", trace="a.trace", final="a.npz")
+    files = dict(weights="w.npz", tokens="t.npy", valid="v.npy", trace="a.trace", final="a.npz")
     return RunSpec(label="a", model=model, train=train, steps=3, **files)
 
 

@@ -23,6 +23,7 @@ def a_run(folder, label, model=MODEL, steps=10, seed=1, tokens=400, changed=None
         drawn[name][index] *= np.float32(factor)
     weights.save(drawn, folder / f"{label}-start.npz")
     corpus.save_tokens(corpus.load(None, seed=seed).train[:tokens] % V, folder / "tokens.npy")
+    corpus.save_tokens(corpus.load(None, seed=seed).valid[:200] % V, folder / "valid.npy")
     return RunSpec(
         label=label,
         model=model,
@@ -30,6 +31,7 @@ def a_run(folder, label, model=MODEL, steps=10, seed=1, tokens=400, changed=None
         steps=steps,
         weights=str(folder / f"{label}-start.npz"),
         tokens=str(folder / "tokens.npy"),
+        valid=str(folder / "valid.npy"),
         trace=str(folder / f"{label}.trace"),
         final=str(folder / f"{label}.npz"),
         capture=capture,
@@ -104,6 +106,43 @@ def test_a_step_starts_where_the_last_one_ended_and_an_epoch_from_zero(twin, tmp
         assert np.array_equal(tensors[7][f"state/out/{name}"], tensors[8][f"state/in/{name}"])
         assert tensors[6][f"state/out/{name}"].any()
         assert not tensors[7][f"state/in/{name}"].any()
+
+
+def test_an_epoch_ends_with_the_validation_loss_of_the_weights_it_left(pt, tf, tmp_path, dtype):
+    found = run_both(pt, tf, tmp_path, tokens=100, steps=13, dtype=dtype)[1]
+    assert found.status == "close"
+    trace = open_trace(tmp_path / "tf.trace")
+    losses = {}
+    for number in trace.steps:
+        step = trace.step(number)
+        if "evaluate/loss" in step.names():
+            losses[number] = step.read(step.find("evaluate/loss"))
+    assert list(losses) == [6, 12]
+    run = a_run(tmp_path, "again", tokens=100, steps=13, dtype=dtype)
+    batches = corpus.evaluation_batches(corpus.load_tokens(run.valid), run.train)
+    assert batches.steps_per_epoch == 13
+    step = trace.step(12)
+    params = {p.name: step.read(step.find(f"params/{p.name}")) for p in parameters(MODEL)}
+    for twin in (pt, tf):
+        again = twin("call", "train.evaluate", params, batches, MODEL, run.train)
+        assert again == pytest.approx(float(losses[12]), rel=1e-6)
+        assert again != pytest.approx(float(losses[6]), rel=1e-6)
+    assert 0 < again < 1.5 * np.log(V)
+
+
+def test_the_rate_falls_after_epochs_that_do_not_better_the_validation_loss(twin, tmp_path):
+    fields = dict(tokens=100, steps=25, lr=30.0, lr_decay=4.0, schedule="plateau", clip="none")
+    seen = twin("train_reports", a_run(tmp_path, "side", **fields))
+    valid = [report["valid"] for report in seen if report["valid"] is not None]
+    expected, best, rate = [], float("inf"), 30.0
+    for loss in valid:
+        expected.append(rate)
+        if not loss < best:
+            rate /= 4
+        best = min(best, loss)
+    rates = [report["lr"] for report in seen]
+    assert rates[::6] == [*expected, rate]
+    assert rate < 30, "the loss must stop falling, or this test shows nothing"
 
 
 def test_the_update_is_gradient_descent_on_the_clipped_gradients(twin, tmp_path):

@@ -101,12 +101,17 @@ def vjp(twin, where, arrays, cotangents):
     return [of.array(grad) for grad in grads]
 
 
-def train(twin, run):
-    """A whole run of the twin's training loop; returns the losses."""
+def train_reports(twin, run):
+    """A whole run of the twin's training loop; returns what it reported after every step."""
     framework(twin)
-    losses = []
-    import_module(f"{twin}_impl.train").train(run, lambda **seen: losses.append(seen["loss"]))
-    return losses
+    reports = []
+    import_module(f"{twin}_impl.train").train(run, lambda **seen: reports.append(seen))
+    return reports
+
+
+def train(twin, run):
+    """The same; returns the losses."""
+    return [seen["loss"] for seen in train_reports(twin, run)]
 
 
 def stock_step(twin, weights, x, y, state, model, dtype):

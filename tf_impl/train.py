@@ -75,6 +75,29 @@ def train_step(params, state, x, y, masks, lr, model, train, watch):
     return new_params, new_state, loss, trace
 
 
+def evaluate(params, batches, model, train):
+    """The mean negative log-likelihood per token of a text, in nats.
+
+    The state is carried from its first window to its last, and nothing is dropped.
+
+    Args:
+        params: tensors by canonical name.
+        batches: the text (harness.corpus.Batches).
+        model: the ModelSpec.
+        train: the TrainSpec.
+
+    Returns:
+        A float; its exponential is the perplexity.
+
+    """
+    total, state = 0.0, zero_state(model, train.batch_size, params["embedding"].dtype)
+    for step in range(1, batches.steps_per_epoch + 1):
+        window = batches.window(step)
+        logits, state, _ = forward(params, tf.constant(window.x), state, {}, model)
+        total += float(cross_entropy(logits, tf.constant(window.y), "mean"))
+    return total / batches.steps_per_epoch
+
+
 def to_numpy(point):
     """A trace point as an array: a list over time is stacked to [B, T, ...]."""
     if isinstance(point, list):
@@ -100,13 +123,16 @@ def train(run, report):
 
     Args:
         run: the RunSpec.
-        report: called after every step with step, epoch, lr and loss.
+        report: called after every step with step, epoch, lr and loss, and at the end of an epoch
+            with the validation loss (None otherwise).
 
     """
     dtype = prepare(run)
     arrays = weights.load(run.weights, run.model, dtype=run.train.dtype)
     tokens = corpus.load_tokens(run.tokens)
     batches = corpus.Batches(tokens, run.train, run.eos)
+    valid_batches = corpus.evaluation_batches(corpus.load_tokens(run.valid), run.train)
+    plateaus, best = 0, float("inf")
     params = {name: tf.constant(array) for name, array in arrays.items()}
     with TraceWriter.for_run(run, {"tensorflow": tf.__version__}, arrays, tokens) as trace:
         for step in range(1, run.steps + 1):
@@ -116,15 +142,20 @@ def train(run, report):
             masks = randomness.dropout_masks(run.model, run.train, step)
             x, y = tf.constant(window.x), tf.constant(window.y)
             kept = {site: tf.constant(mask) for site, mask in masks.items()}
-            lr = learning_rate(run.train, window.epoch)
+            lr = learning_rate(run.train, window.epoch, plateaus)
             before = inputs_of_step(step, x, y, kept, state, params)
             params, state, loss, points = train_step(
                 params, state, x, y, kept, lr, run.model, run.train, trace.wants_step(step)
             )
+            valid, after = None, {}
+            if window.last and valid_batches:
+                valid = evaluate(params, valid_batches, run.model, run.train)
+                plateaus, best = plateaus + (not valid < best), min(valid, best)
+                after = {"evaluate/loss": tf.constant(valid, dtype=dtype)}
             if points:
-                wanted = {n: p for n, p in (before | points).items() if trace.wants(n)}
+                wanted = {n: p for n, p in (before | points | after).items() if trace.wants(n)}
                 trace.write(step, {name: to_numpy(p) for name, p in wanted.items()})
-            report(step=step, epoch=window.epoch, lr=lr, loss=float(loss))
+            report(step=step, epoch=window.epoch, lr=lr, loss=float(loss), valid=valid)
     weights.save({name: to_numpy(p) for name, p in params.items()}, run.final)
 
 

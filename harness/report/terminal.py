@@ -14,6 +14,7 @@ from rich.text import Text
 from harness.bench import Timing
 from harness.compare import DiffResult
 from harness.compare.diff import Difference, StepSummary, Structure
+from harness.corpus import perplexity
 from harness.trace import StepEntry, TensorEntry, Trace
 
 STYLES = {"identical": "bold green", "close": "bold green"}
@@ -191,6 +192,26 @@ def show_losses(
         table.add_row(str(step), *(_loss(x) for x in cells), style=style)
         last = step
     out.print(table)
+
+
+def show_valid(out: Console, valid: Mapping[str, Sequence[float]], entropy: float | None) -> None:
+    """The validation perplexity of every finished epoch, beside the best there can be."""
+    epochs = min(len(values) for values in valid.values())
+    if not epochs:
+        return
+    table = _table("")
+    table.add_column("Epoch", justify="right")
+    for label in valid:
+        table.add_column(f"{label} valid perplexity", justify="right")
+    for epoch in range(epochs):
+        table.add_row(str(epoch + 1), *(_perplexity(values[epoch]) for values in valid.values()))
+    if entropy is not None:
+        table.add_row("least", *[_perplexity(entropy)] * len(valid))
+    out.print(table)
+
+
+def _perplexity(nats: float) -> str:
+    return f"{perplexity(nats):.3f}"
 
 
 def _loss(value: float | None) -> str:
