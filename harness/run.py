@@ -119,8 +119,7 @@ def run_sides(
         device: "cpu" or "gpu".
         threads: threads of one side; None shares this machine's processors between the sides.
         sequential: one side after the other instead of both at once.
-        rtol, atol, all: as for `harness.diff`.
-        observer: told about progress.
+        rtol, atol, all: as for `harness.diff`; observer: told about progress.
 
     Raises HarnessError for bad input and for a side that failed (the other side's trace stays).
     """
