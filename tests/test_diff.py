@@ -193,6 +193,7 @@ def test_onset_may_come_long_before_the_divergence(pair):
     assert (found.onset.step, found.onset.tensor, found.onset.index) == (1, GATES, (0, 2, 5))
     assert found.onset.where == "batch row 0, timestep 2, gate g, unit 1"
     assert (found.first_divergence.step, found.first_divergence.tensor) == (3, GRAD)
+    assert (found.tightest.step, found.tightest.tensor) == (1, GATES)  # of those that are close
 
 
 def test_onset_is_the_first_bit_to_differ_and_not_the_first_that_is_not_close(pair):

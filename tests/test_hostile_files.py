@@ -381,3 +381,14 @@ def test_a_file_of_terabytes_and_a_tensor_beyond_memory_are_refused(trace, name)
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stderr) == (0, "")
     assert name in done.stdout
+
+
+def test_a_header_cannot_send_escape_codes_to_the_terminal(tmp_path):
+    spec = {"\x1b[31mkey": {"inner": ["\x1b]0;title\x07"]}, "n": 1}
+    with harness.TraceWriter(
+        tmp_path / "a.trace", label="\x1b[2J", dtype="float32", spec=spec
+    ) as trace:
+        trace.write(1, {"x": np.float32(1)})
+    header = open_trace(tmp_path / "a.trace").header
+    assert header.label == "?[2J"
+    assert header.spec == {"?[31mkey": {"inner": ["?]0;title?"]}, "n": 1}

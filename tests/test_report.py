@@ -235,6 +235,13 @@ def test_the_steps_around_the_divergence_are_a_table(result):
     assert float(rows[1][7]) == pytest.approx(eps, rel=1e-2)
 
 
+@pytest.mark.parametrize(("parted", "steps"), [(2, (1, 20)), (30, (20, 39)), (50, (31, 50))])
+def test_a_long_table_of_steps_is_cut_around_the_divergence(result, parted, steps):
+    text = shown(terminal.show_diff, result((parted, LOSS, (), 7), count=50, all=True))
+    head = text[text.index("loss pt") :].splitlines()[1:]
+    assert [int(line.split()[0]) for line in head] == list(range(steps[0], steps[1] + 1))
+
+
 def test_all_divergences_are_listed_and_a_long_list_is_cut(result):
     changes = [(step, GRAD, (1, 2), 9) for step in range(1, 26)]
     text = shown(terminal.show_diff, result(*changes[:2], all=True))

@@ -67,7 +67,10 @@ class Structure(msgspec.Struct, frozen=True):
 
 
 class StepSummary(msgspec.Struct, frozen=True):
-    """One row of the table around the divergence; None where a figure was not found or computed."""
+    """One row of the table around the divergence; None where a figure was not found or computed.
+
+    Of the step at which the diff stopped, `not_close` counts up to there.
+    """
 
     step: int
     loss_a: Value | None

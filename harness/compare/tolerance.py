@@ -18,7 +18,7 @@ import numpy as np
 from harness.errors import HarnessError
 from harness.trace.schema import TensorEntry
 
-# The first row whose glob matches the tensor's name decides. K = 0: equal bit for bit (NaN apart).
+# The first row whose glob matches the tensor's name decides. K = 0: equal (so 0 and -0, NaN and NaN).
 DEFAULT_TABLE: tuple[tuple[str, float], ...] = (
     ("inputs/*", 0),  # handed to both sides, computed by neither
     ("forward/loss", 16),  # one number each, made of so many terms that roundings average out
@@ -74,7 +74,12 @@ class Tolerance(msgspec.Struct, frozen=True):
         if self.rtol is not None and self.atol is not None:
             return Allowance(self.rtol, self.atol)
         table = self.table or DEFAULT_TABLE
-        factor = next(k for glob, k in table if fnmatchcase(reference.name, glob))
+        rows = (k for glob, k in table if fnmatchcase(reference.name, glob))
+        factor = next(rows, None)
+        if factor is None:
+            raise HarnessError(
+                f"no row of the tolerance table matches {reference.name}: end with *"
+            )
         if not reference.dtype.startswith("float"):
             return Allowance(0.0, 0.0, 0.0)  # integers and booleans do not round
         eps = float(np.finfo(reference.dtype).eps)

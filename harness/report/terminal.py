@@ -69,7 +69,8 @@ def show_diff(out: Console, result: DiffResult) -> None:
     if result.divergences:
         out.print(_divergence_table(result.divergences))
     if result.steps:
-        out.print(_step_table(result.steps, a, b))
+        first = result.first_divergence
+        out.print(_step_table(result.steps, a, b, first.step if first else None))
 
 
 def _headline(result: DiffResult) -> str:
@@ -155,13 +156,17 @@ def _divergence_table(divergences: Sequence[Difference]) -> Table:
     return table
 
 
-def _step_table(steps: Sequence[StepSummary], a: str, b: str) -> Table:
+def _step_table(steps: Sequence[StepSummary], a: str, b: str, parted: int | None) -> Table:
+    if len(steps) > MOST_ROWS:  # those around the divergence, or the last ones
+        at = next((i for i, row in enumerate(steps) if row.step == parted), len(steps))
+        start = max(0, min(at - MOST_ROWS // 2, len(steps) - MOST_ROWS))
+        steps = steps[start : start + MOST_ROWS]
     table = _table("")
     for name in ("step", f"loss {a}", f"loss {b}", f"norm {a}", f"norm {b}"):
         table.add_column(name, justify="right")
     for name in ("bits differ", "not close", "worst eps"):
         table.add_column(name, justify="right")
-    for row in steps[:MOST_ROWS] if len(steps) > MOST_ROWS else steps:
+    for row in steps:
         table.add_row(
             str(row.step),
             *(_number(x, 7) for x in (row.loss_a, row.loss_b, row.norm_a, row.norm_b)),
@@ -169,8 +174,6 @@ def _step_table(steps: Sequence[StepSummary], a: str, b: str) -> Table:
             "-" if row.not_close is None else str(row.not_close),
             _number(row.worst_rel_l2_eps, 3),
         )
-    if len(steps) > MOST_ROWS:
-        table.add_row("...")
     return table
 
 
@@ -242,7 +245,8 @@ def show_trace(out: Console, trace: Trace, step: StepEntry | None) -> None:
                     f"{trace.path} ({header.label}, {header.dtype}, {framework or 'unknown'})",
                 ),
                 ("steps", f"{len(trace.steps):,} ({steps}), {state}"),
-                *((name, _flat(spec)) for name, spec in header.spec.items()),
+                *((name, _flat(part)) for name, part in header.spec.items() if _is_dict(part)),
+                ("other", _flat({k: v for k, v in header.spec.items() if not _is_dict(v)})),
             ]
         )
     )
@@ -319,6 +323,10 @@ def _table(title: str) -> Table:
     return Table(
         title=Text(title) if title else None, title_justify="left", box=None, pad_edge=True
     )
+
+
+def _is_dict(value: object) -> bool:
+    return isinstance(value, dict)
 
 
 def _flat(value: object) -> str:

@@ -249,6 +249,7 @@ def _read_header(path: Path) -> Header:
     header = _decode(text, Header, str(path))
     if _deeper(header.spec, NESTING_LIMIT):
         raise TraceError(f"{path}: spec nests over {NESTING_LIMIT} deep: no part of a trace")
+    header = msgspec.convert(_printable(msgspec.to_builtins(header)), Header)
     if header.hash != HASH:
         unknown = quote(header.hash)
         raise TraceError(f"{path}: hash {unknown} is unknown; version {VERSION} has {HASH}")
@@ -259,6 +260,15 @@ def _deeper(tree: Any, limit: int) -> bool:
     """Whether lists and objects nest more than `limit` deep in `tree`."""
     inner = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
     return limit < 0 or any(_deeper(value, limit - 1) for value in inner)
+
+
+def _printable(tree: Any) -> Any:
+    """The same tree with "?" for what no terminal should be sent, in keys and in values."""
+    if isinstance(tree, str):
+        return "".join(c if c.isprintable() else "?" for c in tree)
+    if isinstance(tree, dict):
+        return {_printable(key): _printable(value) for key, value in tree.items()}
+    return [_printable(value) for value in tree] if isinstance(tree, list | tuple) else tree
 
 
 def _read_index(path: Path) -> tuple[dict[int, _Line], bool]:
