@@ -37,6 +37,11 @@ BOOT = (
     "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
 )
 
+DEFAULT_ENVIRONMENT = {
+    "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorFlow's start-up messages hide what matters in the log
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # PyTorch asks for it to be deterministic on a GPU
+}
+
 TAIL = 5  # lines of a failed side's log that the error shows
 
 
@@ -57,8 +62,7 @@ class SideProcess:
         spec = folder / f"{run.label}.json"
         save_run(run, spec)
         root = Path(__file__).resolve().parent.parent
-        # C++ start-up messages of TensorFlow hide what matters in the log.
-        environment = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ}
+        environment = {**DEFAULT_ENVIRONMENT, **os.environ}
         with open(self.log, "wb") as log:
             try:
                 self._process = subprocess.Popen(

@@ -18,7 +18,7 @@ import numpy as np
 from harness.errors import HarnessError
 from harness.trace.schema import TensorEntry
 
-# The first row whose glob matches the tensor's name decides. K = 0: equal (so 0 and -0, NaN and NaN).
+# The first row whose glob matches the tensor's name decides. K = 0: equal, as 0 and -0 are.
 DEFAULT_TABLE: tuple[tuple[str, float], ...] = (
     ("inputs/*", 0),  # handed to both sides, computed by neither
     ("forward/loss", 16),  # one number each, made of so many terms that roundings average out
