@@ -15,7 +15,7 @@ import msgspec
 
 from harness import corpus as corpora
 from harness import weights as weights_files
-from harness.compare import DiffResult, diff
+from harness.compare import DiffResult, Tolerance, diff
 from harness.errors import HarnessError
 from harness.sides import TWINS, SideProcess, default_python
 from harness.spec import (
@@ -121,28 +121,35 @@ def run_sides(
         sequential: one side after the other instead of both at once.
         rtol, atol, all: as for `harness.diff`; observer: told about progress.
 
-    Raises HarnessError for bad input and for a side that failed (the other side's trace stays).
+    Raises HarnessError for bad input and for a side that failed (the other's trace stays).
     """
     watcher = observer or Observer()
+    Tolerance.given(rtol, atol)  # refused now, not after the run
     chosen = _parse_sides(sides, settings, pythons)
     common = {
         "steps": trace,
         "capture": capture or Capture(),
         "device": device,
-        "threads": threads or max(1, len(os.sched_getaffinity(0)) // len(chosen)),
+        "threads": threads or max(1, _processors() // len(chosen)),
     }
     folder, corpus = Path(out), corpora.load(data, level)
     watcher.note(describe_corpus(corpus))
-    shared = _settings(text for text in settings if ":" not in text.split("=", 1)[0])
-    specs = _specs(model, weights, corpus, shared)
+    specs = _specs(model, weights, corpus, _shared(settings))
     runs = _prepare(chosen, specs, weights, corpus, folder, common, watcher)
     losses, valid = _run_all(chosen, runs, folder, sequential, watcher)
     traces = {run.label: run.trace for run in runs}
     found = None
     if len(runs) == 2:
-        progress = watcher.part("diff")
-        found = diff(*traces.values(), rtol=rtol, atol=atol, all=all, progress=progress)
+        told = watcher.part("diff")
+        found = diff(*traces.values(), rtol=rtol, atol=atol, all=all, progress=told)
     return RunResult(traces, losses, valid, corpus.entropy, found)
+
+
+def _processors() -> int:
+    """How many processors this process may use; not every system can tell them from all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _prepare(
@@ -264,7 +271,12 @@ def model_for(
     model: str | None, data: str | Path | None, level: str, settings: Sequence[str]
 ) -> ModelSpec:
     """The model that a preset, a corpus and settings describe, as a run of them would have it."""
-    return _specs(model, None, corpora.load(data, level), _settings(settings))[0]
+    return _specs(model, None, corpora.load(data, level), _shared(settings))[0]
+
+
+def _shared(texts: Sequence[str]) -> dict[str, str]:
+    """The settings that name no side."""
+    return _settings(text for text in texts if ":" not in text.split("=", 1)[0])
 
 
 def _specs(

@@ -111,6 +111,8 @@ def test_the_json_of_a_diff_is_one_object_with_the_documented_keys(pair, capsys)
         ["run", "--python", "xx=python"],
         ["run", "--trace", "0"],
         ["run", "--every", "0"],
+        ["run", "--rtol", "-1"],
+        ["run", "--steps", "0:"],
         ["run", "--weights", "none.npz"],
         ["run", "--data", "none"],
         ["run", "--side", "../x=pt"],
