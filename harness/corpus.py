@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,23 +55,32 @@ class Window(NamedTuple):
 def load(path: str | Path | None, level: str = "word", seed: int = 1) -> Corpus:
     """Read a corpus, or make the built-in one where `path` is None.
 
-    `path` is a folder with train.txt, valid.txt, test.txt (or *.train.txt and so on, as
-    ptb.train.txt), or a folder with a single .txt file, or a text file; one file is split 90:5:5
-    at line ends. `level` "word" takes what stands between white space and ends each line with
-    <eos>; "char" takes characters, the line's end included. Tokens are numbered in first-seen
-    order over train, valid, test. Raises HarnessError that names the file and what was expected.
+    `path`, also looked for in the folder HARNESS_DATA, is a folder with train.txt, valid.txt and
+    test.txt (or *.train.txt and so on, as ptb.train.txt), or a folder with a single .txt file, or
+    a text file; one file is split 90:5:5 at line ends. `level` "word" takes what stands between
+    white space and ends each line with <eos>; "char" takes characters, the line's end included.
+    Tokens are numbered in first-seen order over train, valid, test. Raises HarnessError that names
+    the file and what was expected.
     """
     if path is None:
         return synthetic(seed)
     if level not in ("word", "char"):
         raise HarnessError(f"level {level!r}: a corpus is read by word or by char")
-    texts = _read(Path(path))
+    texts = _read(_find_corpus(Path(path)))
     index: dict[str, int] = {}
     train, valid, test = (_number(_tokenize(texts[name], level), index) for name in SPLITS)
     if not len(train):
         raise HarnessError(f"{path}: the training text has no tokens")
     eos = index.get(EOS if level == "word" else "\n")
     return Corpus(str(path), train, valid, test, tuple(index), eos)
+
+
+def _find_corpus(path: Path) -> Path:
+    """`path` itself, or else its namesake in the folder of corpora that HARNESS_DATA names."""
+    shelf = os.environ.get("HARNESS_DATA")
+    if shelf and not path.exists() and Path(shelf, path).exists():
+        return Path(shelf, path)
+    return path
 
 
 def _read(path: Path) -> dict[str, str]:

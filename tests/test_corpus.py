@@ -290,3 +290,17 @@ def test_penn_treebank_has_the_published_counts():
     assert found.vocabulary[found.eos] == "<eos>"
     small = TrainSpec(batch_size=20, bptt=20)
     assert Batches(found.train, small).steps_per_epoch == 2323  # (46479 - 1) // 20
+
+
+def test_a_corpus_is_also_looked_for_in_the_folder_of_corpora(tmp_path, monkeypatch):
+    (tmp_path / "shelf" / "mine").mkdir(parents=True)
+    (tmp_path / "shelf" / "mine" / "text.txt").write_text("a b\n" * 40)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HARNESS_DATA", raising=False)
+    with pytest.raises(HarnessError, match="mine: no such file or folder"):
+        corpus.load("mine")
+    monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "shelf"))
+    assert corpus.load("mine").vocabulary == ("a", "b", "<eos>")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "text.txt").write_text("c\n" * 40)
+    assert corpus.load("mine").vocabulary == ("c", "<eos>")  # what is here comes first
