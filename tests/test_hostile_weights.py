@@ -152,7 +152,7 @@ except WeightsError as error:
 """
 
 
-def _load_in_little_memory(path, *words):
+def _expect_refused_in_little_memory(path, *words):
     command = [sys.executable, "-c", LOAD, path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     assert (done.returncode, done.stderr) == (0, "")
@@ -173,7 +173,7 @@ def test_a_zip_bomb_is_refused_before_it_goes_off(here, claimed):
     whole = path.read_bytes()
     assert whole.count(size) >= 2  # in the member's header and in the directory
     path.write_bytes(whole.replace(size, struct.pack("<L", claimed)))
-    _load_in_little_memory(path, "zip bomb")
+    _expect_refused_in_little_memory(path, "zip bomb")
 
 
 @needs_proc
@@ -192,7 +192,7 @@ def test_a_zip_bomb_that_claims_to_be_small_is_refused_before_it_goes_off(here):
         whole = whole[: at - 4] + fixed + whole[at + 8 :]
         whole = whole[: at - 10] + struct.pack("<H", zipfile.ZIP_DEFLATED) + whole[at - 8 :]
     path.write_bytes(whole)
-    _load_in_little_memory(path, "softmax_w", "Bad CRC")  # and not: out of memory
+    _expect_refused_in_little_memory(path, "softmax_w", "Bad CRC")  # and not: out of memory
 
 
 @needs_proc
@@ -221,7 +221,7 @@ def test_arrays_beyond_memory_are_refused(here, kind):
                 for n, s in names.items()
             },
         )
-    _load_in_little_memory(path)
+    _expect_refused_in_little_memory(path)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
