@@ -6,8 +6,8 @@ What a command needs is imported when it runs: `harness --help` loads neither Nu
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -17,8 +17,6 @@ from harness.spec import PRESETS, field_names
 if TYPE_CHECKING:
     from harness.compare import DiffResult
     from harness.run import RunResult
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 EQUIVALENT, DIVERGENT, TROUBLE = 0, 1, 2
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -463,7 +461,7 @@ def bench_command(elements: int, rounds: int, as_json: bool) -> int:
 
 
 def _parse_steps(text: str) -> tuple[int, int | None]:
-    """ "A:B", "A:", ":B" or "A" as the first and last step."""
+    """The first and last step of "A:B", "A:", ":B" or "A"."""
     start, colon, end = text.partition(":")
     try:
         first = int(start) if start else 1

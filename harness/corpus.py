@@ -177,7 +177,7 @@ def shuffle_sentences(tokens: Tokens, eos: int, seed: int) -> Tokens:
 
 
 class Batches:
-    """The training text cut into B parallel rows of windows of T, as Zaremba's code cuts it.
+    """The training text cut into B parallel rows of windows of T, as the original program does.
 
     With n = N // B, the first T ((n - 1) // T) + 1 columns are kept and laid out as [B, columns];
     window i takes inputs from column i T and targets one column on, so an epoch has

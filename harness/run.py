@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from harness import corpus as corpora
 from harness import weights as weights_files
 from harness.compare import DiffResult, Tolerance, diff
 from harness.errors import HarnessError
-from harness.sides import TWINS, SideProcess, default_python
+from harness.sides import TWINS, SideProcess
 from harness.spec import (
     Capture,
     ModelSpec,
@@ -246,7 +247,7 @@ def _parse_sides(
         _known(label, labels, f"--python {text}")
         paths[label] = path
     return [
-        _Side(label, twin, paths.get(label, default_python()), _settings(own[label]))
+        _Side(label, twin, paths.get(label, sys.executable), _settings(own[label]))
         for label, twin in labels.items()
     ]
 
@@ -346,7 +347,8 @@ def _run_all(
         for side, run in zip(sides, runs, strict=True):
             watcher.begin(side.label, run.steps)
             observe = partial(watcher.advance, side.label)
-            process = SideProcess(TWINS[side.twin], side.python, run, folder, observe)
+            twin, python = TWINS[side.twin], side.python
+            process = SideProcess(twin, python, run, folder, observe, watcher.note)
             started.append(process)
             if sequential:
                 process.wait()
@@ -365,8 +367,6 @@ def _run_all(
 
 
 if __name__ == "__main__":
-    import sys
-
     from harness.cli import main
 
     main(["run", *sys.argv[1:]])

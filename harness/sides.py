@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -52,13 +51,23 @@ class SideProcess:
     """
 
     def __init__(
-        self, twin: Twin, python: str, run: RunSpec, folder: Path, observe: Callable[[int], None]
+        self,
+        twin: Twin,
+        python: str,
+        run: RunSpec,
+        folder: Path,
+        observe: Callable[[int], None],
+        failed: Callable[[str], None],
     ) -> None:
-        """Start the process. Raises HarnessError if the interpreter cannot be started."""
+        """Start the process; `observe` is told of every step, `failed` at once if it fails.
+
+        Raises HarnessError if the interpreter cannot be started.
+        """
         self.twin, self.python, self.label = twin, python, run.label
         self.log = folder / f"{run.label}.log"
         self.losses: list[float] = []
         self.valid: list[float] = []
+        self._stopped = False
         spec = folder / f"{run.label}.json"
         save_run(run, spec)
         root = Path(__file__).resolve().parent.parent
@@ -77,10 +86,11 @@ class SideProcess:
                     f"side {run.label}: cannot start {python!r}: {error}; "
                     f"give another interpreter with --python {run.label}=PATH"
                 ) from None
-        self._reader = threading.Thread(target=self._read, args=(observe,), daemon=True)
+        told = (observe, failed)
+        self._reader = threading.Thread(target=self._read, args=told, daemon=True)
         self._reader.start()
 
-    def _read(self, observe: Callable[[int], None]) -> None:
+    def _read(self, observe: Callable[[int], None], failed: Callable[[str], None]) -> None:
         assert self._process.stdout is not None
         with open(self.log, "ab") as log, self._process.stdout as lines:
             for line in lines:
@@ -96,6 +106,8 @@ class SideProcess:
                 if said.get("valid") is not None:
                     self.valid.append(float(said["valid"]))
                 observe(step)
+        if self._process.wait() and not self._stopped:
+            failed(f"side {self.label} failed after step {len(self.losses)}; log: {self.log}")
 
     def wait(self) -> int:
         """Wait for the end; the exit code (negative: killed by that signal)."""
@@ -104,6 +116,7 @@ class SideProcess:
 
     def stop(self) -> None:
         """End the process if it still runs; what it has traced stays."""
+        self._stopped = True
         if self._process.poll() is None:
             self._process.terminate()
             try:
@@ -132,8 +145,3 @@ class SideProcess:
         shown = "".join(f"\n    {line}" for line in tail)
         done = len(self.losses)
         return f"side {self.label} failed after step {done}: {what}; log: {self.log}{shown}"
-
-
-def default_python() -> str:
-    """The interpreter of a side that names none: this one."""
-    return sys.executable

@@ -95,8 +95,19 @@ def without(module, folder):
 
 def test_a_missing_framework_is_named_with_the_remedy_and_the_other_trace_stays(tmp_path):
     python = without("torch", tmp_path)
+    told = []
+    observer = harness.Observer()
+    observer.note = told.append
     with pytest.raises(HarnessError) as caught:
-        harness.run_sides(trace=3, settings=TINY, out=tmp_path / "o", pythons=[f"pt={python}"])
+        harness.run_sides(
+            trace=3,
+            settings=TINY,
+            out=tmp_path / "o",
+            pythons=[f"pt={python}"],
+            observer=observer,
+        )
+    # At once, and not only when the other side has come to its end.
+    assert f"side pt failed after step 0; log: {tmp_path / 'o' / 'pt.log'}" in told
     said = str(caught.value)
     assert "side pt failed after step 0" in said
     assert "no module 'torch'" in said

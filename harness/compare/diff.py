@@ -18,6 +18,7 @@ from harness.trace import Step, TensorEntry, Trace, open_trace
 
 Status = Literal["identical", "close", "diverged", "structure"]
 Value = float | int | bool | str
+Kind = Literal["missing step", "missing tensor", "shape", "dtype"]
 
 CONTEXT = 2  # steps shown before and after the one at which the traces part
 
@@ -58,7 +59,7 @@ class Difference(msgspec.Struct, frozen=True):
 class Structure(msgspec.Struct, frozen=True):
     """A difference that is not of numbers; first at `step`, and at `count` steps in all."""
 
-    kind: Literal["missing step", "missing tensor", "shape", "dtype"]
+    kind: Kind
     step: int
     tensor: str | None
     a: str
@@ -175,7 +176,7 @@ class _Walk:
         self.onset: Difference | None = None
         self.last_agreeing: Place | None = None
         self.tightest: Tightest | None = None
-        self.structure: dict[tuple[str, str | None, str, str], list[int]] = {}
+        self.structure: dict[tuple[Kind, str | None, str, str], list[int]] = {}
         self.summaries: dict[int, StepSummary] = {}
         self.nan_equal: list[Place] = []
 
@@ -213,13 +214,12 @@ class _Walk:
     ) -> tuple[bool, float | None]:
         """Whether a pair is close, and its rel_l2_eps; what is found is kept."""
         step, name = b.number, entry_b.name
-        for kind, value_a, value_b in (
-            ("dtype", entry_a.dtype, entry_b.dtype),
-            ("shape", str(list(entry_a.shape)), str(list(entry_b.shape))),
-        ):
-            if value_a != value_b:
-                self._differ(kind, step, name, value_a, value_b)
-                return True, None
+        if entry_a.dtype != entry_b.dtype:
+            self._differ("dtype", step, name, entry_a.dtype, entry_b.dtype)
+            return True, None
+        if entry_a.shape != entry_b.shape:
+            self._differ("shape", step, name, str(list(entry_a.shape)), str(list(entry_b.shape)))
+            return True, None
         self.tensors += 1
         if entry_a.nan and entry_b.nan:
             self.nan_equal.append(Place(step, name))
@@ -247,14 +247,12 @@ class _Walk:
         """The entries of a step that the globs want, by name, in execution order."""
         return {entry.name: entry for entry in step.entries if self.wanted.wants(entry.name)}
 
-    def _differ(self, kind: str, step: int, tensor: str | None, a: str, b: str) -> None:
+    def _differ(self, kind: Kind, step: int, tensor: str | None, a: str, b: str) -> None:
         self.structure.setdefault((kind, tensor, a, b), []).append(step)
 
     def result(self, a: Trace, b: Trace, common: list[int]) -> DiffResult:
         structure = tuple(
-            msgspec.convert(
-                dict(kind=kind, step=steps[0], tensor=tensor, a=x, b=y, count=len(steps)), Structure
-            )
+            Structure(kind, steps[0], tensor, x, y, len(steps))
             for (kind, tensor, x, y), steps in self.structure.items()
         )
         status: Status = "close" if self.onset else "identical"
