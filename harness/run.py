@@ -339,31 +339,30 @@ def _run_all(
     watcher: Observer,
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Run every side to its end; losses and validation losses by label, HarnessError otherwise."""
-    started: list[SideProcess] = []
+    processes: list[SideProcess] = []
+    jobs = []
     failures = []
     try:
         for run in runs:
             remove_trace(run.trace)  # a side that fails must not leave an earlier run's
         for side, run in zip(sides, runs, strict=True):
             watcher.begin(side.label, run.steps)
-            observe = partial(watcher.advance, side.label)
             twin, python = TWINS[side.twin], side.python
-            process = SideProcess(twin, python, run, folder, observe, watcher.note)
-            started.append(process)
+            process = SideProcess(twin, python, side.label, folder, watcher.note)
+            processes.append(process)
+            jobs.append(process.run(run, partial(watcher.advance, side.label)))
             if sequential:
-                process.wait()
-        for process in started:
-            code = process.wait()
-            if code:
-                failures.append(process.failure(code))
+                jobs[-1].wait()
+        for job in jobs:
+            failures += [error for error in [job.wait()] if error]
     finally:
-        for process in started:
+        for process in processes:
             process.stop()
     if failures:
         kept = ", ".join(run.trace for run in runs if Path(run.trace).exists())
         raise HarnessError("\n".join(failures) + (f"\ntraces kept: {kept}" if kept else ""))
-    losses = {process.label: process.losses for process in started}
-    return losses, {process.label: process.valid for process in started}
+    losses = {job.run.label: job.losses for job in jobs}
+    return losses, {job.run.label: job.valid for job in jobs}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The twins that there are, and one side of a run as a process."""
+"""The twins that there are, and a side as a process that is handed runs."""
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import re
@@ -9,8 +10,9 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harness.errors import HarnessError
 from harness.spec import RunSpec, save_run
@@ -27,6 +29,7 @@ class Twin(NamedTuple):
 TWINS = {
     "pt": Twin("pt_impl", "PyTorch", "torch"),
     "tf": Twin("tf_impl", "TensorFlow", "tensorflow"),
+    "np": Twin("np_impl", "NumPy", "all"),
 }
 
 # The twin may run in an interpreter that does not have this project: its folder is then searched
@@ -44,79 +47,141 @@ DEFAULT_ENVIRONMENT = {
 TAIL = 5  # lines of a failed side's log that the error shows
 
 
-class SideProcess:
-    """One side, started; its standard error goes to a log file, its losses are kept.
+class Job:
+    """A run handed to a side. `losses` holds one a step, `valid` one an epoch (nats per token)."""
 
-    `losses` holds one a step, `valid` one an epoch (validation, nats per token).
+    def __init__(self, run: RunSpec, observe: Callable[[int], None]) -> None:
+        """`observe` is told of every step."""
+        self.run = run
+        self.observe = observe
+        self.losses: list[float] = []
+        self.valid: list[float] = []
+        self.error: str | None = None
+        self._ended = threading.Event()
+
+    def wait(self) -> str | None:
+        """Wait for the end; what went wrong, in words with the end of the log, or None."""
+        self._ended.wait()
+        return self.error
+
+    def end(self, error: str | None) -> None:
+        """The run has ended, well or with an error."""
+        self.error = error
+        self._ended.set()
+
+
+class SideProcess:
+    """A twin in a process of its own: it imports its framework once and is handed run after run.
+
+    Its standard error goes to a log file.
     """
 
     def __init__(
         self,
         twin: Twin,
         python: str,
-        run: RunSpec,
+        label: str,
         folder: Path,
-        observe: Callable[[int], None],
-        failed: Callable[[str], None],
+        failed: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Start the process; `observe` is told of every step, `failed` at once if it fails.
+        """Start the process; `failed` is told at once of a run that fails.
 
         Raises HarnessError if the interpreter cannot be started.
         """
-        self.twin, self.python, self.label = twin, python, run.label
-        self.log = folder / f"{run.label}.log"
-        self.losses: list[float] = []
-        self.valid: list[float] = []
-        self._stopped = False
-        spec = folder / f"{run.label}.json"
-        save_run(run, spec)
+        self.twin, self.python, self.label = twin, python, label
+        self.folder, self.log = folder, folder / f"{label}.log"
+        self._failed, self._stopped = failed, False
+        self._jobs: collections.deque[Job] = collections.deque()
+        self._gone, self._lock = False, threading.Lock()
         root = Path(__file__).resolve().parent.parent
         environment = {**DEFAULT_ENVIRONMENT, **os.environ}
         with open(self.log, "wb") as log:
             try:
                 self._process = subprocess.Popen(
-                    [python, "-P", "-c", BOOT, str(root), twin.module, str(spec)],
-                    stdin=subprocess.DEVNULL,
+                    [python, "-P", "-c", BOOT, str(root), twin.module],
+                    stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
                     env=environment,
                 )
             except OSError as error:
                 raise HarnessError(
-                    f"side {run.label}: cannot start {python!r}: {error}; "
-                    f"give another interpreter with --python {run.label}=PATH"
+                    f"side {label}: cannot start {python!r}: {error}; "
+                    f"give another interpreter with --python {label}=PATH"
                 ) from None
-        told = (observe, failed)
-        self._reader = threading.Thread(target=self._read, args=told, daemon=True)
+        self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def _read(self, observe: Callable[[int], None], failed: Callable[[str], None]) -> None:
+    def run(self, run: RunSpec, observe: Callable[[int], None] = lambda step: None) -> Job:
+        """Hand over a run; it starts when those before it have ended."""
+        spec = self.folder / f"{run.label}.json"
+        save_run(run, spec)
+        job = Job(run, observe)
+        with self._lock:
+            self._jobs.append(job)
+            gone = self._gone
+        if gone:
+            self._end_all()
+            return job
+        assert self._process.stdin is not None
+        # A process that is gone is noticed where its output ends.
+        with suppress(OSError):
+            self._process.stdin.write(f"{spec.resolve()}\n".encode())
+            self._process.stdin.flush()
+        return job
+
+    def _read(self) -> None:
         assert self._process.stdout is not None
         with open(self.log, "ab") as log, self._process.stdout as lines:
             for line in lines:
                 try:
                     # Not msgspec: a loss may be NaN or Infinity, which Python writes and reads.
                     said = json.loads(line)
-                    step, loss = int(said["step"]), float(said["loss"])
-                except (ValueError, TypeError, KeyError):
+                    self._heard(self._jobs[0], said)
+                except (ValueError, TypeError, KeyError, IndexError):
                     log.write(line)  # a framework's own chatter
                     log.flush()
-                    continue
-                self.losses.append(loss)
-                if said.get("valid") is not None:
-                    self.valid.append(float(said["valid"]))
-                observe(step)
-        if self._process.wait() and not self._stopped:
-            failed(f"side {self.label} failed after step {len(self.losses)}; log: {self.log}")
+        with self._lock:
+            self._gone = True
+        self._end_all()
 
-    def wait(self) -> int:
-        """Wait for the end; the exit code (negative: killed by that signal)."""
-        self._reader.join()
-        return self._process.wait()
+    def _heard(self, job: Job, said: dict[str, Any]) -> None:
+        if said.get("ended"):
+            self._jobs.popleft()
+            failed = said["failed"]
+            self._end(job, None if failed is None else str(failed))
+            return
+        step, loss = int(said["step"]), float(said["loss"])
+        job.losses.append(loss)
+        if said.get("valid") is not None:
+            job.valid.append(float(said["valid"]))
+        job.observe(step)
+
+    def _end(self, job: Job, error: str | None) -> None:
+        if error is not None:
+            if not self._stopped:
+                self._failed(
+                    f"side {self.label} failed after step {len(job.losses)}; log: {self.log}"
+                )
+            error = f"side {self.label} failed after step {len(job.losses)}: {error}"
+            error += f"; log: {self.log}" + "".join(f"\n    {line}" for line in self._tail())
+        job.end(error)
+
+    def _end_all(self) -> None:
+        """The process is gone: every run that it still had has failed."""
+        while self._jobs:
+            self._end(self._jobs.popleft(), self._death(self._process.wait()))
+
+    def close(self) -> None:
+        """Let the process end once its runs have."""
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.close()
 
     def stop(self) -> None:
         """End the process if it still runs; what it has traced stays."""
         self._stopped = True
+        self.close()
         if self._process.poll() is None:
             self._process.terminate()
             try:
@@ -124,24 +189,23 @@ class SideProcess:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        self._reader.join()
 
-    def failure(self, code: int) -> str:
-        """What happened to a side that ended with `code`, in words, with the end of its log."""
+    def _tail(self) -> list[str]:
         lines = [line for line in self.log.read_text("utf-8", "replace").splitlines() if line]
-        tail = ["".join(c if c.isprintable() else " " for c in line) for line in lines[-TAIL:]]
-        missing = re.search(r"No module named '([\w.]+)'", "\n".join(tail))
+        return ["".join(c if c.isprintable() else " " for c in line) for line in lines[-TAIL:]]
+
+    def _death(self, code: int) -> str:
+        """Why a process ended that should not have, in words."""
+        missing = re.search(r"No module named '([\w.]+)'", "\n".join(self._tail()))
         if missing:
-            what = (
+            return (
                 f"{self.python} has no module {missing[1]!r} ({self.twin.framework} is needed): "
                 f"pip install 'twin-harness[{self.twin.extra}]' there, or name an interpreter that "
                 f"has it: --python {self.label}=PATH"
             )
-        elif code < 0:
+        if code < 0:
             name = signal.Signals(-code).name
             memory = " (out of memory, perhaps)" if -code == signal.SIGKILL else ""
-            what = f"killed by {name}{memory}"
-        else:
-            what = f"exit code {code}"
-        shown = "".join(f"\n    {line}" for line in tail)
-        done = len(self.losses)
-        return f"side {self.label} failed after step {done}: {what}; log: {self.log}{shown}"
+            return f"killed by {name}{memory}"
+        return f"exit code {code}"

@@ -20,6 +20,7 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0, le=sys.float_info.max)]
 Probability = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Dtype = Literal["float32", "float64"]
+Optimizer = Literal["sgd", "momentum", "adam", "rmsprop", "adagrad"]
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 S = TypeVar("S", bound=msgspec.Struct)
@@ -41,13 +42,17 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TrainSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How the model is trained: batches, loss, clipping, SGD and its schedule.
+    """How the model is trained: batches, loss, clipping, optimizer and schedule.
 
     `lr` is divided by `lr_decay` once for every epoch after the first `flat_epochs`, or, with
     schedule="plateau", once for every epoch that did not better the validation loss.
     `clip_limit` is the largest global norm (clip="global_norm") or the largest absolute value of
     one element (clip="elementwise"). `loss` says what happens along time; along the batch the loss
     is always averaged. `shuffle` shuffles the sentences of the corpus once, by `seed`.
+    Of the settings of optimizers, `momentum` is read by momentum, `beta1` and `beta2` by Adam, `rho`
+    by RMSprop, `epsilon` (added to the root) by those three but the first and by Adagrad.
+    `weight_decay` is added to the gradient as weight_decay * p, or, where `decoupled`, taken off the
+    weights as lr * weight_decay * p.
     """
 
     batch_size: Positive = 20
@@ -59,6 +64,14 @@ class TrainSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     clip: Literal["global_norm", "elementwise", "none"] = "global_norm"
     clip_limit: PositiveFloat = 5.0
     loss: Literal["sum", "mean"] = "sum"
+    optimizer: Optimizer = "sgd"
+    momentum: Probability = 0.9
+    beta1: Probability = 0.9
+    beta2: Probability = 0.999
+    rho: Probability = 0.99
+    epsilon: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1e-8
+    weight_decay: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    decoupled: bool = False
     shuffle: bool = False
     dtype: Dtype = "float32"
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**62)] = 1
@@ -90,12 +103,37 @@ class Capture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return included and not any(fnmatchcase(name, glob) for glob in self.exclude)
 
 
+class Follow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Another side's trace that a run follows.
+
+    Every step starts from the weights, optimizer slots and hidden state that `trace` holds of the
+    step before. At level "stage", every stage of the step is also given that side's input.
+    """
+
+    trace: str
+    level: Literal["step", "stage"] = "step"
+
+
+class Disturbance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A planted disturbance: at one step, part of one trace point is multiplied by 1 + size.
+
+    `index` has an entry for each axis of the tensor as it is traced ([B, T, ...]): a number, or
+    None for all of that axis.
+    """
+
+    step: Positive
+    tensor: str
+    index: tuple[int | None, ...]
+    size: float
+
+
 class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One side of a run, as handed to its process: what to compute, from which files, into which.
 
     `eos` is the token that ends a sentence (None in a corpus that has none); `tokens` and `valid`
     the training and validation texts as int32 [N] in .npy files; `final` is where the weights go
-    after the last step.
+    after the last step. `faults` are planted (harness.faults); a run that follows a trace may begin
+    at a later step, `start`.
     """
 
     label: str
@@ -111,6 +149,10 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     capture: Capture = Capture()
     device: Literal["cpu", "gpu"] = "cpu"
     threads: Positive = 1
+    start: Positive = 1
+    follow: Follow | None = None
+    disturb: Disturbance | None = None
+    faults: tuple[str, ...] = ()
 
 
 class Parameter(NamedTuple):
@@ -135,6 +177,16 @@ PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         dict(embed_size=1500, hidden_size=1500, num_layers=2, init_scale=0.04, dropout=0.65),
         dict(batch_size=20, bptt=35, lr=1.0, flat_epochs=14, lr_decay=1.15, clip_limit=10.0),
     ),
+}
+
+
+# What each optimizer keeps for each parameter from step to step.
+SLOTS: dict[Optimizer, tuple[str, ...]] = {
+    "sgd": (),
+    "momentum": ("velocity",),
+    "adam": ("m", "v"),
+    "rmsprop": ("square",),
+    "adagrad": ("accumulator",),
 }
 
 

@@ -4,13 +4,15 @@ import torch
 
 from harness import corpus, randomness, weights
 from harness.errors import HarnessError
-from harness.trace import TraceWriter
+from harness.trace import Intervention, TraceWriter
+from pt_impl.faults import planted
 from pt_impl.losses import cross_entropy
-from pt_impl.model import forward, zero_state
-from pt_impl.optim import clip, global_norm, learning_rate, sgd
+from pt_impl.model import carry, forward, zero_state
+from pt_impl.optim import clip, global_norm, learning_rate, update, zero_slots
+from pt_impl.points import Points, to_numpy, to_tensor
 
 
-def gradients(params, state, x, y, masks, model, train, watch):
+def gradients(params, state, x, y, masks, model, train, points):
     """The loss over one window and its gradients, by the framework's back-propagation.
 
     Args:
@@ -21,62 +23,59 @@ def gradients(params, state, x, y, masks, model, train, watch):
         masks: dropout masks by site.
         model: the ModelSpec.
         train: the TrainSpec.
-        watch: whether to find the gradients of the points too.
+        points: shown every stage, forwards and backwards.
 
     Returns:
-        The loss; the new state; the points of the forward pass; the gradients of the parameters;
-        and those of the points (empty unless watched), with the names and structure of the points.
+        The loss, the new state, and the gradients of the parameters.
 
     """
     params = {name: p.detach().requires_grad_() for name, p in params.items()}
-    logits, new_state, points = forward(params, x, state, masks, model)
+    logits, new_state = forward(params, x, state, masks, model, points)
     loss = cross_entropy(logits, y, train.loss)
-    watched = points if watch else {}
+    watched = dict(points.gone_on)
     flat = [t for p in watched.values() for t in (p if isinstance(p, list) else [p])]
     found = iter(torch.autograd.grad(loss, [*params.values(), *flat]))
     grads = {name: next(found) for name in params}
-    point_grads = {
-        name: [next(found) for _ in point] if isinstance(point, list) else next(found)
-        for name, point in watched.items()
-    }
+    loss = points.see("forward/loss", loss.detach())
+    points.see_gradients(
+        {
+            name: [next(found) for _ in point] if isinstance(point, list) else next(found)
+            for name, point in watched.items()
+        }
+    )
     new_state = {name: s.detach() for name, s in new_state.items()}
-    return loss.detach(), new_state, points, grads, point_grads
+    return loss, new_state, {name: points.see(f"grads/{name}", g) for name, g in grads.items()}
 
 
-def train_step(params, state, x, y, masks, lr, model, train, watch):
+def train_step(params, slots, state, x, y, masks, lr, step, model, train, points):
     """One optimizer step on one window.
 
     Args:
         params: tensors by canonical name.
+        slots: what the optimizer kept, by parameter and slot.
         state: h and c of each layer [B, H], by name.
         x: input tokens [B, T].
         y: target tokens [B, T].
         masks: dropout masks by site.
         lr: the learning rate of this step.
+        step: the step, from 1.
         model: the ModelSpec.
         train: the TrainSpec.
-        watch: whether to keep the trace points; the new weights are the same bits either way.
+        points: keeps the trace points; the new weights are the same bits if it keeps none.
 
     Returns:
-        New parameters, new state, the loss, and the trace points in execution order by name
-        (empty unless watched).
+        New parameters, new slots, new state, and the loss.
 
     """
-    loss, new_state, points, grads, point_grads = gradients(
-        params, state, x, y, masks, model, train, watch
-    )
-    norm = global_norm(grads)
+    loss, new_state, grads = gradients(params, state, x, y, masks, model, train, points)
+    norm = points.see("update/global_norm", global_norm(grads))
     clipped = clip(grads, norm, train.clip, train.clip_limit)
-    new_params = sgd(params, clipped, lr)
-    if not watch:
-        return new_params, new_state, loss, {}
-    trace = {f"forward/{name}": point for name, point in points.items()} | {"forward/loss": loss}
-    trace |= {f"backward/{name}": point_grads[name] for name in reversed(points)}
-    trace |= {f"grads/{name}": g for name, g in grads.items()} | {"update/global_norm": norm}
-    trace |= {f"update/clipped/{name}": g for name, g in clipped.items()}
-    trace |= {f"params/{name}": p for name, p in new_params.items()}
-    trace |= {f"state/out/{name}": s for name, s in new_state.items()}
-    return new_params, new_state, loss, trace
+    clipped = {name: points.see(f"update/clipped/{name}", g) for name, g in clipped.items()}
+    lr = float(points.see("update/learning_rate", torch.tensor(lr, dtype=norm.dtype)))
+    new_params, new_slots = update(params, clipped, slots, lr, train, step, points)
+    new_params = {name: points.see(f"params/{name}", p) for name, p in new_params.items()}
+    new_state = {name: points.see(f"state/out/{name}", s) for name, s in new_state.items()}
+    return new_params, new_slots, new_state, loss
 
 
 def evaluate(params, batches, model, train):
@@ -96,17 +95,15 @@ def evaluate(params, batches, model, train):
     """
     total, state = 0.0, zero_state(model, train.batch_size, params["embedding"].dtype)
     for step in range(1, batches.steps_per_epoch + 1):
-        window = batches.window(step)
-        logits, state, _ = forward(params, torch.tensor(window.x), state, {}, model)
-        total += float(cross_entropy(logits, torch.tensor(window.y), "mean"))
+        x, y = tokens_of(batches.window(step))
+        logits, state = forward(params, x, state, {}, model, Points(watch=False))
+        total += float(cross_entropy(logits, y, "mean"))
     return total / batches.steps_per_epoch
 
 
-def to_numpy(point):
-    """A trace point as an array: a list over time is stacked to [B, T, ...]."""
-    if isinstance(point, list):
-        point = torch.stack(point, dim=1)
-    return point.detach().cpu().numpy()
+def tokens_of(window):
+    """The input and target tokens of a window (harness.corpus.Window): integers [B, T] each."""
+    return torch.tensor(window.x), torch.tensor(window.y)
 
 
 def prepare(run):
@@ -124,7 +121,7 @@ def prepare(run):
 
 
 def train(run, report):
-    """Run `run.steps` steps from the run's weights on its tokens, tracing what it asks to trace.
+    """Run the steps of `run` from its weights on its tokens, tracing what it asks to trace.
 
     Args:
         run: the RunSpec.
@@ -138,36 +135,77 @@ def train(run, report):
     batches = corpus.Batches(tokens, run.train, run.eos)
     valid_batches = corpus.evaluation_batches(corpus.load_tokens(run.valid), run.train)
     plateaus, best = 0, float("inf")
-    params = {name: torch.tensor(array) for name, array in arrays.items()}
-    with TraceWriter.for_run(run, {"torch": torch.__version__}, arrays, tokens) as trace:
-        for step in range(1, run.steps + 1):
-            window = batches.window(step)
-            if window.first:
-                state = zero_state(run.model, run.train.batch_size, dtype)
+    params, state = {name: torch.tensor(array) for name, array in arrays.items()}, None
+    framework, intervention = {"torch": torch.__version__}, Intervention.of(run)
+    with planted(run.faults), TraceWriter.for_run(run, framework, arrays, tokens) as trace:
+        slots = zero_slots(params, run.train)
+        for step in range(run.start, run.steps + 1):
+            window, points = batches.window(step), Points(intervention, trace.wants_step(step))
             masks = randomness.dropout_masks(run.model, run.train, step)
-            x, y = torch.tensor(window.x), torch.tensor(window.y)
-            kept = {site: torch.tensor(mask) for site, mask in masks.items()}
+            if intervention:
+                intervention.begin(step)
+                params, slots, state = restart(intervention, params, slots, state, run)
             lr = learning_rate(run.train, window.epoch, plateaus)
-            before = inputs_of_step(step, x, y, kept, state, params)
-            params, state, loss, points = train_step(
-                params, state, x, y, kept, lr, run.model, run.train, trace.wants_step(step)
+            state = carry(state, window.first, run.model, run.train)
+            x, y, masks, params, state = see_inputs(step, window, masks, params, state, points)
+            params, slots, state, loss = train_step(
+                params, slots, state, x, y, masks, lr, step, run.model, run.train, points
             )
-            valid, after = None, {}
+            valid = None
             if window.last and valid_batches:
-                valid = evaluate(params, valid_batches, run.model, run.train)
+                own = evaluate(params, valid_batches, run.model, run.train)
+                valid = float(points.see("evaluate/loss", torch.tensor(own, dtype=dtype)))
                 plateaus, best = plateaus + (not valid < best), min(valid, best)
-                after = {"evaluate/loss": torch.tensor(valid, dtype=dtype)}
-            if points:
-                wanted = {n: p for n, p in (before | points | after).items() if trace.wants(n)}
+            if trace.wants_step(step):
+                wanted = {name: p for name, p in points.seen.items() if trace.wants(name)}
                 trace.write(step, {name: to_numpy(p) for name, p in wanted.items()})
             report(step=step, epoch=window.epoch, lr=lr, loss=float(loss), valid=valid)
     weights.save({name: to_numpy(p) for name, p in params.items()}, run.final)
 
 
-def inputs_of_step(step, x, y, masks, state, params):
-    """The trace points of what a step is given; the weights themselves only at the first."""
-    points = {"inputs/x": x, "inputs/y": y}
-    points |= {f"inputs/mask/{site}": mask for site, mask in masks.items()}
+def see_inputs(step, window, masks, params, state, points):
+    """What a step is given, shown to `points` (the weights at the first step alone).
+
+    Args:
+        step: the step, from 1.
+        window: its tokens (harness.corpus.Window).
+        masks: its dropout masks by site, arrays.
+        params: tensors by canonical name.
+        state: h and c of each layer [B, H], by name.
+        points: shown all of it.
+
+    Returns:
+        Input tokens, target tokens, masks, parameters and state, as the step goes on with them.
+
+    """
+    x, y = tokens_of(window)
+    x, y = points.see("inputs/x", x), points.see("inputs/y", y)
+    kept = {site: to_tensor(mask) for site, mask in masks.items()}
+    kept = {site: points.see(f"inputs/mask/{site}", mask) for site, mask in kept.items()}
     if step == 1:
-        points |= {f"inputs/params/{name}": p for name, p in params.items()}
-    return points | {f"state/in/{name}": s for name, s in state.items()}
+        params = {name: points.see(f"inputs/params/{name}", p) for name, p in params.items()}
+    state = {name: points.see(f"state/in/{name}", s) for name, s in state.items()}
+    return x, y, kept, params, state
+
+
+def restart(intervention, params, slots, state, run):
+    """What a step starts from: what the side that is followed left of the step before it.
+
+    Args:
+        intervention: the Intervention, at this step.
+        params: this side's own parameters by name.
+        slots: its optimizer's slots.
+        state: its hidden and cell states; None before the first step.
+        run: the RunSpec.
+
+    Returns:
+        Parameters, slots and state; this side's own at the first step, or where it follows nobody.
+
+    """
+    names = zero_state(run.model, 1, getattr(torch, run.train.dtype))
+    groups = {"params": (params, params), "optimizer": (slots, slots), "state/out": (state, names)}
+    found = []
+    for group, (own, names) in groups.items():
+        other = intervention.restart(group, names)
+        found.append(own if other is None else {n: to_tensor(a) for n, a in other.items()})
+    return found

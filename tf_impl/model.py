@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tf_impl.cells import lstm_layer
+from tf_impl.cells import lstm_layer, project
 
 
 def zero_state(model, batch_size, dtype):
@@ -32,8 +32,29 @@ def dropout(x, mask, rate):
     return x * tf.cast(mask, x.dtype) / (1 - rate)
 
 
-def forward(params, x, state, masks, model):
-    """The model over one window, keeping what a trace wants to see.
+def embed(table, x):
+    """The rows of `table` [V, E] that tokens x [B, T] name: [B, T, E]."""
+    return tf.gather(table, x)
+
+
+def carry(state, first, model, train):
+    """The state that a window starts from: the last one's, or zeros at the start of an epoch.
+
+    Args:
+        state: h and c of each layer [B, H] after the last window; None before the first.
+        first: whether an epoch begins.
+        model: the ModelSpec.
+        train: the TrainSpec.
+
+    Returns:
+        The state by name.
+
+    """
+    return zero_state(model, train.batch_size, getattr(tf, train.dtype)) if first else state
+
+
+def forward(params, x, state, masks, model, points):
+    """The model over one window.
 
     Args:
         params: tensors by canonical name (harness.spec.parameters).
@@ -41,23 +62,21 @@ def forward(params, x, state, masks, model):
         state: h and c of each layer [B, H], by name "layer0/h".
         masks: dropout masks by site (harness.randomness.dropout_masks); empty without dropout.
         model: the ModelSpec.
+        points: shown every stage (tf_impl.points).
 
     Returns:
-        Logits [B, T, V]; the state after the last timestep; and the points in execution order by
-        name, each a tensor or, for what the loop over time makes, a list of T tensors.
+        Logits [B, T, V] and the state after the last timestep.
 
     """
-    embedded = tf.gather(params["embedding"], x)  # [B, T, E]
-    points, new_state = {"embedding": embedded}, {}
+    embedded = points.see("forward/embedding", embed(params["embedding"], x))  # [B, T, E]
     inputs = dropout(embedded, masks.get("embedding"), model.dropout)  # [B, T, E]
+    new_state = {}
     for k in range(model.num_layers):
         layer = f"layer{k}"
         weights = [params[f"{layer}/{name}"] for name in ("w_i", "w_h", "b_i", "b_h")]
-        gates, h, c = lstm_layer(inputs, state[f"{layer}/h"], state[f"{layer}/c"], *weights)
-        points |= {f"{layer}/gates": gates, f"{layer}/c": c, f"{layer}/h": h}
+        see = points.within(f"forward/{layer}")
+        h, c = lstm_layer(inputs, state[f"{layer}/h"], state[f"{layer}/c"], *weights, see)
         new_state |= {f"{layer}/h": h[-1], f"{layer}/c": c[-1]}
         inputs = dropout(tf.stack(h, axis=1), masks.get(layer), model.dropout)  # [B, T, H]
-    B, T, H = inputs.shape
-    flat = tf.reshape(inputs, [B * T, H]) @ params["softmax_w"] + params["softmax_b"]
-    logits = tf.reshape(flat, [B, T, -1])  # [B, T, V]
-    return logits, new_state, points | {"logits": logits}
+    logits = project(inputs, params["softmax_w"], params["softmax_b"])  # [B, T, V]
+    return points.see("forward/logits", logits), new_state

@@ -1,5 +1,6 @@
 """The trace: a folder that holds every tensor of every step (specified in traces/README.md)."""
 
+from harness.trace.intervention import Intervention
 from harness.trace.reader import CheckResult, Step, Trace, check_trace, open_trace, select
 from harness.trace.schema import Header, StepEntry, TensorEntry, TraceError
 from harness.trace.writer import TraceWriter, remove_trace
@@ -7,6 +8,7 @@ from harness.trace.writer import TraceWriter, remove_trace
 __all__ = [
     "CheckResult",
     "Header",
+    "Intervention",
     "Step",
     "StepEntry",
     "TensorEntry",

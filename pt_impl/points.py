@@ -1,0 +1,97 @@
+"""The trace points of one step: what each stage made, and what the next is given."""
+
+import torch
+
+
+class _Swap(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value, onward, backward):
+        ctx.replace = backward
+        return onward.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return ctx.replace(gradient), None, None
+
+
+def swap(value, onward, backward):
+    """`onward` in place of `value`; back-propagation goes on with backward(gradient)."""
+    return _Swap.apply(value, onward, backward)
+
+
+class Points:
+    """The trace points of one step in execution order.
+
+    Every stage hands what it made to `see` and goes on with what comes back: the same tensor,
+    unless an intervention (harness.trace.Intervention) puts another in its place.
+    """
+
+    def __init__(self, intervention=None, watch=True):
+        """`watch`: whether to keep the points; an intervention acts either way."""
+        self.intervention = intervention
+        self.watch = watch or intervention is not None
+        self.seen = {}
+        self.gone_on = {}
+
+    def see(self, name, value, t=None):
+        """What goes on in place of `value`, which is kept; at timestep `t` if there is one."""
+        if not self.watch:
+            return value
+        own = onward = value
+        if self.intervention is not None:
+            own, onward = self._replaced(name, value, t)
+        if name.startswith("forward/"):
+            onward = self._forward(name, value, onward, t)
+            _keep(self.gone_on, name, onward, t)
+        _keep(self.seen, name, own, t)
+        return onward
+
+    def within(self, prefix):
+        """`see` for the stages of a part of the model, named from there."""
+        return lambda name, value, t: self.see(f"{prefix}/{name}", value, t)
+
+    def see_gradients(self, found):
+        """Keep the gradients of the forward points (structured as `gone_on`), last stage first."""
+        for name, gradient in reversed(found.items()):
+            point = name.replace("forward/", "backward/", 1)
+            for t, g in enumerate(gradient) if isinstance(gradient, list) else [(None, gradient)]:
+                _keep(self.seen, point, self._disturbed(point, g, t), t)
+
+    def _replaced(self, name, value, t):
+        array = to_numpy(value)
+        own = self.intervention.own(name, t, array)
+        onward = self.intervention.onward(name, t, own)
+        if onward is array:
+            return value, value
+        return to_tensor(own), to_tensor(onward)
+
+    def _disturbed(self, name, value, t):
+        if self.intervention is None:
+            return value
+        return to_tensor(self.intervention.own(name, t, to_numpy(value)))
+
+    def _forward(self, name, value, onward, t):
+        """A stage that back-propagation passes: its gradient is replaced on the way as well."""
+        if self.intervention is None:
+            return value
+        point = name.replace("forward/", "backward/", 1)
+        return swap(value, onward, lambda gradient: self._replaced(point, gradient, t)[1])
+
+
+def _keep(points, name, value, t):
+    if t is None:
+        points[name] = value
+    else:
+        points.setdefault(name, []).append(value)
+
+
+def to_numpy(point):
+    """A trace point as an array: a list over time is stacked to [B, T, ...]."""
+    if isinstance(point, list):
+        point = torch.stack(point, dim=1)
+    return point.detach().cpu().numpy()
+
+
+def to_tensor(array):
+    """An array as a tensor on the run's device; the tensor does not share its memory."""
+    return torch.tensor(array)
