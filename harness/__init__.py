@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from harness.compare import compare as compare
     from harness.compare import diff as diff
     from harness.errors import HarnessError as HarnessError
-    from harness.run import Observer as Observer
+    from harness.observer import Observer as Observer
     from harness.run import RunResult as RunResult
     from harness.run import run_sides as run_sides
     from harness.spec import Capture as Capture
@@ -45,7 +45,7 @@ _HOMES = {
     "DiffResult": ("harness.compare", "DiffResult"),
     "HarnessError": ("harness.errors", "HarnessError"),
     "ModelSpec": ("harness.spec", "ModelSpec"),
-    "Observer": ("harness.run", "Observer"),
+    "Observer": ("harness.observer", "Observer"),
     "RunResult": ("harness.run", "RunResult"),
     "Tolerance": ("harness.compare", "Tolerance"),
     "Trace": ("harness.trace", "Trace"),

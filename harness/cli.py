@@ -11,15 +11,34 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from harness.cli_faults import faults_group
+from harness.cli_files import corpus_command, weights_group
 from harness.errors import HarnessError
-from harness.spec import PRESETS, field_names
+from harness.options import (
+    ALL,
+    ATOL,
+    CONTEXT,
+    DATA,
+    DIVERGENT,
+    EQUIVALENT,
+    EXCLUDE,
+    INCLUDE,
+    JSON,
+    LEVEL,
+    MODEL,
+    PLOT,
+    RTOL,
+    STEPS,
+    TROUBLE,
+    example,
+    parse_steps,
+    print_json,
+)
+from harness.spec import field_names
 
 if TYPE_CHECKING:
     from harness.compare import DiffResult
     from harness.run import RunResult
-
-EQUIVALENT, DIVERGENT, TROUBLE = 0, 1, 2
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -63,36 +82,7 @@ def _trouble(text: str, debug: bool, code: int = TROUBLE) -> int:
     return code
 
 
-def _example(text: str) -> str:
-    return f"\b\nExample:\n  {text}"
-
-
-def _json(value: object) -> None:
-    import msgspec
-
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
-
-
-JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-RTOL = click.option("--rtol", type=float, help="With --atol: numpy.allclose's rule.")
-ATOL = click.option("--atol", type=float, help="With --rtol: numpy.allclose's rule.")
-DATA = click.option(
-    "--data", metavar="PATH", help="Corpus: a folder or text file. [default: the built-in one]"
-)
-LEVEL = click.option(
-    "--level", type=click.Choice(["word", "char"]), default="word", help="Tokens of the corpus."
-)
-MODEL = click.option("--model", type=click.Choice(list(PRESETS)), help="A published model.")
-INCLUDE = click.option("--include", multiple=True, metavar="GLOB", help="Only tensors like this.")
-EXCLUDE = click.option("--exclude", multiple=True, metavar="GLOB", help="No tensors like this.")
-ALL = click.option("--all", "all_", is_flag=True, help="Do not stop at the first divergence.")
-PLOT = click.option(
-    "--plot", metavar="FILE", help="Draw losses and distances step by step (implies --all)."
-)
-STEPS = click.option("--steps", metavar="A:B", default=":", help="Steps A to B, both included.")
-
-
-@click.group(context_settings=CONTEXT, epilog=_example("harness run --trace 10"))
+@click.group(context_settings=CONTEXT, epilog=example("harness run --trace 10"))
 @click.version_option(package_name="twin-harness")
 @click.option("--debug", is_flag=True, help="Show where an error came from (anywhere on the line).")
 def harness(debug: bool) -> None:
@@ -104,7 +94,7 @@ def harness(debug: bool) -> None:
 
 @harness.command(
     "run",
-    epilog=_example("harness run --trace 10 --weights params.npz --set pt:clip=elementwise"),
+    epilog=example("harness run --trace 10 --weights params.npz --set pt:clip=elementwise"),
 )
 @click.option("--trace", default=10, show_default=True, metavar="N", help="Steps to run and trace.")
 @click.option("--weights", metavar="FILE", help="Start from these. [default: drawn from --seed]")
@@ -116,7 +106,7 @@ def harness(debug: bool) -> None:
     "sides",
     multiple=True,
     metavar="[LABEL=]TWIN",
-    help="pt or tf; the last is the reference. [default: pt, then tf]",
+    help="pt, tf or np; the last is the reference. [default: pt, then tf]",
 )
 @click.option(
     "--set",
@@ -124,6 +114,13 @@ def harness(debug: bool) -> None:
     multiple=True,
     metavar="[LABEL:]NAME=VALUE",
     help=f"Change a setting of both sides, or of one: {', '.join(field_names())}.",
+)
+@click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    metavar="LABEL:NAME",
+    help="Plant a fault in a side (harness faults list).",
 )
 @click.option(
     "--python",
@@ -145,6 +142,18 @@ def harness(debug: bool) -> None:
 @click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu")
 @click.option("--threads", type=int, help="Threads of one side. [default: an equal share]")
 @click.option("--sequential", is_flag=True, help="One side after the other.")
+@click.option(
+    "--follow",
+    is_flag=False,
+    flag_value="step",
+    type=click.Choice(["step", "stage"]),
+    help="Start each step (=stage: each stage) from what the last side's trace holds.",
+)
+@click.option(
+    "--verdict/--no-verdict",
+    default=None,
+    help="Judge always, or never. [default: where the sides diverge]",
+)
 @RTOL
 @ATOL
 @ALL
@@ -163,7 +172,10 @@ def run_command(
     plot: str | None,
     **options: Any,
 ) -> int:
-    """Run both sides from the same weights, trace every step, and compare.
+    """Run both sides from the same weights, trace every step, compare, and judge.
+
+    Where they diverge, both are run again in float64 and stage by stage from each other's inputs,
+    to tell rounding from a bug, and to say which and why.
 
     Leaves LABEL.trace (the trace), LABEL.log (standard error), LABEL.npz (the weights after the
     last step) and LABEL.json (what the side was told to do) in --out.
@@ -172,7 +184,7 @@ def run_command(
     from harness.run import run_sides
     from harness.spec import Capture, build
 
-    first, last = _parse_steps(steps)
+    first, last = parse_steps(steps)
     capture = build(Capture, include=include, exclude=exclude, every=every, first=first, last=last)
     named = {name: options.pop(name) for name in ("dtype", "lr", "seed", "batch_size", "bptt")}
     shared = [f"{name}={value}" for name, value in named.items() if value is not None]
@@ -187,20 +199,25 @@ def run_command(
             **options,
         )
     if as_json:
-        _json(result)
+        print_json(result)
     else:
         _print_run(result)
     if plot and result.diff:
         _plot(result.diff, plot)
-    return EQUIVALENT if result.diff is None or result.diff.equivalent else DIVERGENT
+    return EQUIVALENT if result.equivalent else DIVERGENT
 
 
 def _print_run(result: RunResult) -> None:
     from harness.report import terminal
+    from harness.report.verdict import show_pairs, show_verdict
 
     out = terminal.console()
     found = result.diff
     parted = found.first_divergence.step if found and found.first_divergence else None
+    if result.verdict and found:
+        show_verdict(out, result.verdict, found)
+    if len(result.pairs) > 1:
+        show_pairs(out, result.pairs)
     terminal.show_losses(out, result.losses, parted)
     terminal.show_valid(out, result.valid, result.entropy)
     if found:
@@ -214,7 +231,7 @@ def _plot(result: DiffResult, path: str) -> None:
     click.echo(f"plot: {path}", err=True)
 
 
-@harness.command("diff", epilog=_example("harness diff traces/pt.trace traces/tf.trace"))
+@harness.command("diff", epilog=example("harness diff traces/pt.trace traces/tf.trace"))
 @click.argument("a")
 @click.argument("b")
 @RTOL
@@ -240,9 +257,9 @@ def diff_command(
     with LiveObserver() as observer:
         every = all_ or plot is not None
         progress = observer.part("diff")
-        result = diff(a, b, steps=_parse_steps(steps), all=every, progress=progress, **options)
+        result = diff(a, b, steps=parse_steps(steps), all=every, progress=progress, **options)
     if as_json:
-        _json(result)
+        print_json(result)
     else:
         terminal.show_diff(terminal.console(), result)
     if plot:
@@ -251,8 +268,40 @@ def diff_command(
 
 
 @harness.command(
+    "explain",
+    epilog=example("harness explain A.trace B.trace --referee-a A64.trace --referee-b B64.trace"),
+)
+@click.argument("a")
+@click.argument("b")
+@click.option("--referee-a", metavar="TRACE", help="The run of A again, in float64.")
+@click.option("--referee-b", metavar="TRACE", help="The run of B again, in float64.")
+@click.option("--followed-a", metavar="TRACE", help="A again, each stage given B's inputs.")
+@click.option("--followed-b", metavar="TRACE", help="B again, each stage given A's inputs.")
+@JSON
+def explain_command(a: str, b: str, as_json: bool, **traces: str | None) -> int:
+    """Say whether traces A and B (the reference) differ by rounding or by a bug, and why.
+
+    Every further trace makes the answer surer; what would decide is said where one is missing.
+    """
+    from harness.judge import explain_traces
+    from harness.report import terminal
+    from harness.report.progress import LiveObserver
+    from harness.report.verdict import show_verdict
+
+    with LiveObserver() as observer:
+        found, verdict = explain_traces(a, b, observer=observer, **traces)
+    if as_json:
+        print_json({"diff": found, "verdict": verdict})
+    else:
+        out = terminal.console()
+        show_verdict(out, verdict, found)
+        terminal.show_diff(out, found)
+    return EQUIVALENT if found.equivalent and verdict.label in ("identical", "close") else DIVERGENT
+
+
+@harness.command(
     "show",
-    epilog=_example("harness show traces/pt.trace forward/logits --step 3 --slice 0,:3"),
+    epilog=example("harness show traces/pt.trace forward/logits --step 3 --slice 0,:3"),
 )
 @click.argument("trace")
 @click.argument("tensor", required=False)
@@ -271,14 +320,14 @@ def show_command(
     entry = None if number is None else opened.entry(number)
     if tensor is None or number is None:
         if as_json:
-            _json({"header": opened.header, "steps": opened.steps, "entry": entry})
+            print_json({"header": opened.header, "steps": opened.steps, "entry": entry})
         else:
             terminal.show_trace(terminal.console(), opened, entry)
         return EQUIVALENT
     found = opened.step(number).find(tensor)
     array = select(opened.step(number).read(found), where, tensor)
     if as_json:
-        _json({"step": number, "entry": found, "values": array.tolist()})
+        print_json({"step": number, "entry": found, "values": array.tolist()})
     else:
         terminal.show_tensor(terminal.console(), number, found, array)
     return EQUIVALENT
@@ -289,7 +338,7 @@ def trace_group() -> None:
     """Work on trace folders."""
 
 
-@trace_group.command("check", epilog=_example("harness trace check traces/pt.trace"))
+@trace_group.command("check", epilog=example("harness trace check traces/pt.trace"))
 @click.argument("trace")
 @JSON
 def trace_check(trace: str, as_json: bool) -> int:
@@ -303,7 +352,7 @@ def trace_check(trace: str, as_json: bool) -> int:
     with LiveObserver() as observer:
         result = check_trace(trace, observer.part("check"))
     if as_json:
-        _json(result)
+        print_json(result)
     else:
         state = "complete" if result.complete else "not complete: its run was stopped"
         click.echo(f"{trace}: {result.steps} steps, {state}, {len(result.faults)} faults")
@@ -314,132 +363,7 @@ def trace_check(trace: str, as_json: bool) -> int:
     return EQUIVALENT if result.complete else DIVERGENT
 
 
-@harness.group("weights")
-def weights_group() -> None:
-    """Make, inspect, check and convert files of weights (.npz or .safetensors)."""
-
-
-@weights_group.command(
-    "init",
-    epilog=_example("harness weights init params.npz --model zaremba-small --seed 1"),
-)
-@click.argument("file")
-@MODEL
-@DATA
-@LEVEL
-@click.option("--seed", default=1, show_default=True, type=click.IntRange(0, 2**62 - 1))
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Change a setting.")
-def weights_init(
-    file: str,
-    model: str | None,
-    data: str | None,
-    level: str,
-    seed: int,
-    settings: tuple[str, ...],
-) -> int:
-    """Draw weights for a model over a corpus's vocabulary and save them."""
-    from harness import weights
-    from harness.run import model_for
-
-    spec = model_for(model, data, level, settings)
-    drawn = weights.draw(spec, seed)
-    weights.save(drawn, file)
-    count = sum(array.size for array in drawn.values())
-    click.echo(f"{file}: {count:,} parameters drawn from seed {seed}, U(+-{spec.init_scale:g})")
-    return EQUIVALENT
-
-
-@weights_group.command("show", epilog=_example("harness weights show params.npz"))
-@click.argument("file")
-@JSON
-def weights_show(file: str, as_json: bool) -> int:
-    """List the arrays of a file: name, shape, dtype, range."""
-    from harness import weights
-    from harness.report import terminal
-
-    arrays = weights.read_arrays(file)
-    if as_json:
-        _json({name: {"shape": a.shape, "dtype": str(a.dtype)} for name, a in arrays.items()})
-    else:
-        terminal.show_arrays(terminal.console(), arrays)
-    return EQUIVALENT
-
-
-@weights_group.command(
-    "check",
-    epilog=_example("harness weights check params.npz --model zaremba-small --data ptb/"),
-)
-@click.argument("file")
-@MODEL
-@DATA
-@LEVEL
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Change a setting.")
-@JSON
-def weights_check(
-    file: str,
-    model: str | None,
-    data: str | None,
-    level: str,
-    settings: tuple[str, ...],
-    as_json: bool,
-) -> int:
-    """Check that a file holds the weights of a model: names, shapes, finite numbers.
-
-    Without --model, --data and --set: of any model that is consistent in itself.
-    """
-    from harness import weights
-    from harness.run import model_for
-
-    expected = model_for(model, data, level, settings) if model or data or settings else None
-    weights.load(file, expected)
-    sizes = weights.describe_model(file)
-    if as_json:
-        _json(sizes)
-        return EQUIVALENT
-    click.echo(
-        f"{file}: sound; vocabulary {sizes.vocab_size}, embedding {sizes.embed_size}, "
-        f"{sizes.num_layers} layers of {sizes.hidden_size}"
-    )
-    return EQUIVALENT
-
-
-@weights_group.command(
-    "convert",
-    epilog=_example("harness weights convert params.npz torch.npz --to torch"),
-)
-@click.argument("source")
-@click.argument("target")
-@click.option("--to", required=True, help="canonical, original, torch, keras or tf1.")
-@click.option("--from", "layout", help="Layout of SOURCE. [default: recognised by its names]")
-def weights_convert(source: str, target: str, to: str, layout: str | None) -> int:
-    """Rewrite weights in the layout of another program: names, axes, gate order, biases."""
-    from harness import weights
-
-    written = weights.convert(source, target, to, layout)
-    click.echo(f"{target}: {len(written)} arrays in layout {to}")
-    return EQUIVALENT
-
-
-@harness.command("corpus", epilog=_example("harness corpus --data ptb/"))
-@DATA
-@LEVEL
-@JSON
-def corpus_command(data: str | None, level: str, as_json: bool) -> int:
-    """Say what a corpus holds, and of the built-in one its exact entropy."""
-    from harness import corpus
-    from harness.run import describe_corpus
-
-    found = corpus.load(data, level)
-    if as_json:
-        splits = {name: len(getattr(found, name)) for name in corpus.SPLITS}
-        known = {"vocabulary": len(found.vocabulary), "entropy": found.entropy}
-        _json({"name": found.name, **splits, **known})
-    else:
-        click.echo(describe_corpus(found))
-    return EQUIVALENT
-
-
-@harness.command("bench", epilog=_example("harness bench"))
+@harness.command("bench", epilog=example("harness bench"))
 @click.option("--elements", default=5_000_000, show_default=True, help="Size of an array.")
 @click.option("--rounds", default=7, show_default=True, help="How often each is timed.")
 @JSON
@@ -454,20 +378,11 @@ def bench_command(elements: int, rounds: int, as_json: bool) -> int:
     with LiveObserver() as observer:
         result = bench(elements, rounds, observer.part("bench"))
     if as_json:
-        _json(result)
+        print_json(result)
     else:
         terminal.show_bench(terminal.console(), result)
     return EQUIVALENT
 
 
-def _parse_steps(text: str) -> tuple[int, int | None]:
-    """The first and last step of "A:B", "A:", ":B" or "A"."""
-    start, colon, end = text.partition(":")
-    try:
-        first = int(start) if start else 1
-        last = (int(end) if end else None) if colon else first
-    except ValueError:
-        first, last = 0, None
-    if first < 1 or (last is not None and last < first):
-        raise HarnessError(f"--steps {text}: give A:B, steps from A to B, counted from 1")
-    return first, last
+for command in (weights_group, corpus_command, faults_group):
+    harness.add_command(command)

@@ -1,4 +1,4 @@
-"""A run: both sides from the same weights on the same data, each in its process, then the diff.
+"""A run: sides from the same weights on the same data, each in its process, then diff and verdict.
 
 `python -m harness.run` is `harness run`.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,9 +19,15 @@ from harness import corpus as corpora
 from harness import weights as weights_files
 from harness.compare import DiffResult, Tolerance, diff
 from harness.errors import HarnessError
-from harness.sides import TWINS, SideProcess
+from harness.explain import Evidence, Following, Verdict, judge
+from harness.faults.catalogue import CATALOGUE, planted_names
+from harness.judge import Investigation
+from harness.observer import Observer
+from harness.session import Session, Side
+from harness.sides import TWINS, Job
 from harness.spec import (
     Capture,
+    Follow,
     ModelSpec,
     RunSpec,
     TrainSpec,
@@ -30,16 +37,16 @@ from harness.spec import (
     preset,
     replace,
 )
-from harness.trace import remove_trace
 
 DEFAULT_MODEL = "zaremba-small"
 
 
 class RunResult(msgspec.Struct, frozen=True):
-    """What a run left: trace folders and losses by side, and the diff (None with one side).
+    """What a run left: trace folders and losses by side; diff and verdict (None with one side).
 
     `valid` has the validation loss of every finished epoch, in nats per token; `entropy` the least
-    that any model can reach, where it is known.
+    that any model can reach, where it is known. With three sides `diff` is the first that diverged
+    from the reference, and `pairs` the status of every pair, as in "pt|np".
     """
 
     traces: dict[str, str]
@@ -47,41 +54,23 @@ class RunResult(msgspec.Struct, frozen=True):
     valid: dict[str, list[float]]
     entropy: float | None
     diff: DiffResult | None
-    verdict: None = None
+    verdict: Verdict | None = None
+    pairs: dict[str, str] = {}
+
+    @property
+    def equivalent(self) -> bool:
+        """Whether no pair of sides differs, and no fault was found in following."""
+        if self.verdict and self.verdict.label in ("bug", "precision"):
+            return False
+        return all(status in ("identical", "close") for status in self.pairs.values())
 
 
-class Observer:
-    """Told what a run is doing. This one says nothing; the command line's draws progress."""
+class _Asked(NamedTuple):
+    """A side as asked for, with the settings that only it has and the faults planted in it."""
 
-    def note(self, text: str) -> None:
-        """A fact about the run, for people."""
-
-    def begin(self, what: str, total: int) -> None:
-        """A part of the run starts: a side, or the diff; it has `total` steps."""
-
-    def advance(self, what: str, done: int) -> None:
-        """`done` steps of a part are done."""
-
-    def part(self, what: str) -> Callable[[int, int], None]:
-        """A progress callback (done, total) for one part, begun at its first call."""
-        begun: list[str] = []
-
-        def progress(done: int, total: int) -> None:
-            if not begun:
-                begun.append(what)
-                self.begin(what, total)
-            self.advance(what, done)
-
-        return progress
-
-
-class _Side(NamedTuple):
-    """A side as asked for: its label, its twin, and the settings that only it has."""
-
-    label: str
-    twin: str
-    python: str
+    side: Side
     settings: dict[str, str]
+    faults: tuple[str, ...]
 
 
 def run_sides(
@@ -93,18 +82,21 @@ def run_sides(
     level: str = "word",
     model: str | None = None,
     settings: Sequence[str] = (),
+    faults: Sequence[str] = (),
     pythons: Sequence[str] = (),
     out: str | Path = "traces",
     capture: Capture | None = None,
     device: Literal["cpu", "gpu"] = "cpu",
     threads: int | None = None,
     sequential: bool = False,
+    follow: Literal["step", "stage"] | None = None,
+    verdict: bool | None = None,
     rtol: float | None = None,
     atol: float | None = None,
     all: bool = False,
     observer: Observer | None = None,
 ) -> RunResult:
-    """Run one or two sides for `trace` steps from the same weights, trace them, and compare.
+    """Run one to three sides for `trace` steps from the same weights, trace, compare and judge.
 
     Args:
         trace: optimizer steps.
@@ -114,36 +106,93 @@ def run_sides(
         level: "word" or "char": how the corpus is read.
         model: a preset's name; None takes the sizes of `weights`, or else zaremba-small.
         settings: "name=value" for both sides, "LABEL:name=value" for one.
+        faults: "LABEL:NAME" of faults to plant (harness.faults); what they need is set for both.
         pythons: "LABEL=PATH" of the interpreter of a side.
         out: the folder for traces, logs, and the files that the sides are given.
         capture: which steps and tensors to trace.
         device: "cpu" or "gpu".
         threads: threads of one side; None shares this machine's processors between the sides.
         sequential: one side after the other instead of both at once.
+        follow: every other side starts each step ("step"), or each stage, from the reference's.
+        verdict: judge always, never, or (None) where the sides diverge.
         rtol, atol, all: as for `harness.diff`; observer: told about progress.
 
     Raises HarnessError for bad input and for a side that failed (the other's trace stays).
     """
     watcher = observer or Observer()
     Tolerance.given(rtol, atol)  # refused now, not after the run
-    chosen = _parse_sides(sides, settings, pythons)
+    asked = _parse_sides(sides, settings, pythons, faults)
     common = {
         "steps": trace,
         "capture": capture or Capture(),
         "device": device,
-        "threads": threads or max(1, _processors() // len(chosen)),
+        "threads": threads or max(1, _processors() // len(asked)),
     }
     folder, corpus = Path(out), corpora.load(data, level)
     watcher.note(describe_corpus(corpus))
-    specs = _specs(model, weights, corpus, _shared(settings))
-    runs = _prepare(chosen, specs, weights, corpus, folder, common, watcher)
-    losses, valid = _run_all(chosen, runs, folder, sequential, watcher)
-    traces = {run.label: run.trace for run in runs}
-    found = None
-    if len(runs) == 2:
-        told = watcher.part("diff")
-        found = diff(*traces.values(), rtol=rtol, atol=atol, all=all, progress=told)
-    return RunResult(traces, losses, valid, corpus.entropy, found)
+    specs = _specs(model, weights, corpus, _needed(asked) | _shared(settings))
+    runs = _prepare(asked, specs, weights, corpus, folder, common, watcher)
+    with Session([one.side for one in asked], folder, watcher) as session:
+        runs, jobs = _run(session, runs, follow, sequential)
+        tolerance = Tolerance.local() if follow == "stage" else Tolerance.given(rtol, atol)
+        found = _compare(runs, tolerance, all or follow is not None, watcher)
+        chosen = next((d for d in found.values() if not d.equivalent), None)
+        chosen = chosen or next(iter(found.values()), None)
+        judged = None
+        if chosen and verdict is not False:
+            judged = _judge(session, runs, chosen, follow, always=bool(verdict))
+    return RunResult(
+        {run.label: run.trace for run in runs},
+        {run.label: jobs[run.label].losses for run in runs},
+        {run.label: jobs[run.label].valid for run in runs},
+        corpus.entropy,
+        chosen,
+        judged,
+        {f"{a}|{b}": d.status for (a, b), d in found.items()},
+    )
+
+
+def _run(
+    session: Session, runs: list[RunSpec], follow: str | None, sequential: bool
+) -> tuple[list[RunSpec], dict[str, Job]]:
+    """Run every side to its end; what follows the reference runs after it."""
+    if follow is None:
+        return runs, session.run_all([(run.label, run) for run in runs], sequential)
+    leader = runs[-1]
+    spec = Follow(leader.trace, "stage" if follow == "stage" else "step")
+    others = [msgspec.structs.replace(run, follow=spec) for run in runs[:-1]]
+    jobs = session.run_all([(leader.label, leader)])
+    jobs |= session.run_all([(run.label, run) for run in others], sequential)
+    return [*others, leader], jobs
+
+
+def _compare(
+    runs: list[RunSpec], tolerance: Tolerance, all: bool, watcher: Observer
+) -> dict[tuple[str, str], DiffResult]:
+    """The diff of every pair of sides, those with the reference first."""
+    pairs = [(run, runs[-1]) for run in runs[:-1]] + list(combinations(runs[:-1], 2))
+    found = {}
+    for a, b in pairs:
+        told = watcher.part("diff" if len(pairs) == 1 else f"diff {a.label} {b.label}")
+        found[a.label, b.label] = diff(
+            a.trace, b.trace, tolerance=tolerance, all=all, progress=told
+        )
+    return found
+
+
+def _judge(
+    session: Session, runs: list[RunSpec], found: DiffResult, follow: str | None, always: bool
+) -> Verdict:
+    """The verdict on one pair, from what there is or from further runs."""
+    if follow == "stage":
+        single = (Following("a", found),)
+        wide = runs[-1].train.dtype == "float64"
+        return judge(Evidence(found, narrow=() if wide else single, wide=single if wide else ()))
+    if found.equivalent and not always:
+        return judge(Evidence(found))
+    by_label = {run.label: run for run in runs}
+    pair = (by_label[found.labels[0]], by_label[found.labels[1]])
+    return Investigation(session, pair, found).verdict()
 
 
 def _processors() -> int:
@@ -154,7 +203,7 @@ def _processors() -> int:
 
 
 def _prepare(
-    sides: list[_Side],
+    sides: list[_Asked],
     specs: tuple[ModelSpec, TrainSpec],
     weights: str | Path | None,
     corpus: corpora.Corpus,
@@ -186,18 +235,19 @@ def _prepare(
 
 
 def _run_spec(
-    side: _Side, model: ModelSpec, train: TrainSpec, folder: Path, common: dict[str, Any]
+    asked: _Asked, model: ModelSpec, train: TrainSpec, folder: Path, common: dict[str, Any]
 ) -> RunSpec:
     """What one side is to do."""
-    own_model, own_train = override(model, train, side.settings)
-    trace = folder / f"{side.label}.trace"
+    own_model, own_train = override(model, train, asked.settings)
+    label = asked.side.label
     return build(
         RunSpec,
-        label=side.label,
+        label=label,
         model=own_model,
         train=own_train,
-        trace=str(trace),
-        final=str(folder / f"{side.label}.npz"),
+        trace=str(folder / f"{label}.trace"),
+        final=str(folder / f"{label}.npz"),
+        faults=tuple(name for fault in asked.faults for name in planted_names(fault)),
         **common,
     )
 
@@ -215,9 +265,12 @@ def describe_corpus(corpus: corpora.Corpus) -> str:
 
 
 def _parse_sides(
-    sides: Sequence[str], settings: Sequence[str], pythons: Sequence[str]
-) -> list[_Side]:
-    labels = {}
+    sides: Sequence[str],
+    settings: Sequence[str],
+    pythons: Sequence[str],
+    faults: Sequence[str],
+) -> list[_Asked]:
+    labels: dict[str, str] = {}
     for text in sides:
         label, _, twin = text.rpartition("=")
         label = check_label(label or twin)
@@ -231,14 +284,26 @@ def _parse_sides(
                 f"--side new={twin}"
             )
         labels[label] = twin
-    if not 1 <= len(labels) <= 2:
-        raise HarnessError(f"{len(labels)} sides: a run has one, or two to compare")
+    if not 1 <= len(labels) <= 3:
+        raise HarnessError(f"{len(labels)} sides: a run has one, two to compare, or three to vote")
     own: dict[str, list[str]] = {label: [] for label in labels}
+    planted: dict[str, list[str]] = {label: [] for label in labels}
     for text in settings:
         label, colon, _ = text.split("=", 1)[0].partition(":")
         if colon:
             _known(label, labels, f"--set {text}")
             own[label].append(text[len(label) + 1 :])
+    for text in faults:
+        label, colon, name = text.partition(":")
+        if not colon:
+            raise HarnessError(
+                f"--fault {text}: give LABEL:NAME; harness faults list has the names"
+            )
+        _known(label, labels, f"--fault {text}")
+        if name not in CATALOGUE:
+            near = ", ".join(get_close_matches(name, CATALOGUE, 3, 0.4)) or "harness faults list"
+            raise HarnessError(f"--fault {text}: no fault named {name!r}; see {near}")
+        planted[label].append(name)
     paths = {}
     for text in pythons:
         label, equals, path = text.partition("=")
@@ -247,9 +312,19 @@ def _parse_sides(
         _known(label, labels, f"--python {text}")
         paths[label] = path
     return [
-        _Side(label, twin, paths.get(label, sys.executable), _settings(own[label]))
+        _Asked(
+            Side(label, twin, paths.get(label, sys.executable)),
+            _settings(own[label]),
+            tuple(planted[label]),
+        )
         for label, twin in labels.items()
     ]
+
+
+def _needed(sides: Iterable[_Asked]) -> dict[str, str]:
+    """The settings that planted faults need to be exercised."""
+    names = [name for side in sides for name in side.faults]
+    return {key: value for name in names for key, value in CATALOGUE[name].settings.items()}
 
 
 def _known(label: str, labels: dict[str, str], option: str) -> None:
@@ -329,40 +404,6 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HarnessError(f"--out {folder}: cannot be made: {error}") from None
-
-
-def _run_all(
-    sides: list[_Side],
-    runs: list[RunSpec],
-    folder: Path,
-    sequential: bool,
-    watcher: Observer,
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Run every side to its end; losses and validation losses by label, HarnessError otherwise."""
-    processes: list[SideProcess] = []
-    jobs = []
-    failures = []
-    try:
-        for run in runs:
-            remove_trace(run.trace)  # a side that fails must not leave an earlier run's
-        for side, run in zip(sides, runs, strict=True):
-            watcher.begin(side.label, run.steps)
-            twin, python = TWINS[side.twin], side.python
-            process = SideProcess(twin, python, side.label, folder, watcher.note)
-            processes.append(process)
-            jobs.append(process.run(run, partial(watcher.advance, side.label)))
-            if sequential:
-                jobs[-1].wait()
-        for job in jobs:
-            failures += [error for error in [job.wait()] if error]
-    finally:
-        for process in processes:
-            process.stop()
-    if failures:
-        kept = ", ".join(run.trace for run in runs if Path(run.trace).exists())
-        raise HarnessError("\n".join(failures) + (f"\ntraces kept: {kept}" if kept else ""))
-    losses = {job.run.label: job.losses for job in jobs}
-    return losses, {job.run.label: job.valid for job in jobs}
 
 
 if __name__ == "__main__":

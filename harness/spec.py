@@ -49,10 +49,10 @@ class TrainSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `clip_limit` is the largest global norm (clip="global_norm") or the largest absolute value of
     one element (clip="elementwise"). `loss` says what happens along time; along the batch the loss
     is always averaged. `shuffle` shuffles the sentences of the corpus once, by `seed`.
-    Of the settings of optimizers, `momentum` is read by momentum, `beta1` and `beta2` by Adam, `rho`
-    by RMSprop, `epsilon` (added to the root) by those three but the first and by Adagrad.
-    `weight_decay` is added to the gradient as weight_decay * p, or, where `decoupled`, taken off the
-    weights as lr * weight_decay * p.
+    Of the settings of optimizers, `momentum` is read by momentum, `beta1` and `beta2` by Adam,
+    `rho` by RMSprop, and `epsilon` (added to the root) by Adam, RMSprop and Adagrad.
+    `weight_decay` is added to the gradient as weight_decay * p, or, where `decoupled`, taken off
+    the weights as lr * weight_decay * p.
     """
 
     batch_size: Positive = 20

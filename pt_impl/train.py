@@ -13,7 +13,7 @@ from pt_impl.points import Points, to_numpy, to_tensor
 
 
 def gradients(params, state, x, y, masks, model, train, points):
-    """The loss over one window and its gradients, by the framework's back-propagation.
+    """The loss over one window and its gradients, by back-propagation.
 
     Args:
         params: tensors by canonical name.

@@ -1,15 +1,18 @@
-"""PyTorch against TensorFlow: cell, layer, whole model, forward, backward, update."""
+"""PyTorch and TensorFlow against the referee in NumPy, piece by piece, forward and backward."""
 
 import numpy as np
 import pytest
 from twins import (
     MODEL,
+    NAMES,
     B,
     E,
     H,
     T,
+    V,
     assert_all_close,
     assert_close,
+    random_slots,
     random_state,
     random_tokens,
     random_weights,
@@ -18,55 +21,80 @@ from twins import (
 )
 
 from harness.randomness import dropout_masks
-from harness.spec import parameters, replace
+from harness.spec import replace
+
+ZERO = pytest.mark.parametrize("zero", [True, False], ids=["from zero", "from a given state"])
 
 
-def cell_arrays(dtype, zero):
-    draw = rng(4)
-    return [draw.normal(size=(B, 4 * H)).astype(dtype), random_state(dtype, zero=zero)["layer0/c"]]
+def drawn(dtype, seed, *shapes):
+    draw = rng(seed)
+    return [draw.normal(size=shape).astype(dtype) for shape in shapes]
 
 
 def layer_arrays(dtype, zero):
-    draw, weights, state = rng(5), random_weights(dtype), random_state(dtype, zero=zero)
-    x = draw.normal(size=(B, T, E)).astype(dtype)
+    weights, state = random_weights(dtype), random_state(dtype, zero=zero)
     names = [f"layer0/{name}" for name in ("w_i", "w_h", "b_i", "b_h")]
+    (x,) = drawn(dtype, 5, (B, T, E))
     return [x, state["layer0/h"], state["layer0/c"], *(weights[name] for name in names)]
 
 
-@pytest.mark.parametrize("zero", [True, False], ids=["from zero", "from a given state"])
-def test_the_cells_agree_forward_and_backward(pt, tf, dtype, zero):
-    arrays = cell_arrays(dtype, zero)
-    for name, a, b in zip(
-        "hc", *(twin("call", "cells.lstm_cell", *arrays) for twin in (pt, tf)), strict=True
-    ):
-        assert_close(a, b, name)
-    cotangents = [rng(6).normal(size=(B, H)).astype(dtype) for _ in range(2)]
-    grads = [twin("vjp", "cells.lstm_cell", arrays, cotangents) for twin in (pt, tf)]
-    for name, a, b in zip(("dz", "dc"), *grads, strict=True):
-        assert_close(a, b, name)
-
-
-@pytest.mark.parametrize("zero", [True, False], ids=["from zero", "from a given state"])
-def test_the_layers_agree_forward_and_backward(pt, tf, dtype, zero):
-    arrays = layer_arrays(dtype, zero)
-    outputs = [twin("call", "cells.lstm_layer", *arrays) for twin in (pt, tf)]
-    for name, a, b in zip(("gates", "h", "c"), *outputs, strict=True):
-        assert_close(np.stack(a, 1), np.stack(b, 1), name)
-    draw = rng(7)
-    shapes = [(B, 4 * H)] * T + [(B, H)] * (2 * T)
-    cotangents = [draw.normal(size=shape).astype(dtype) for shape in shapes]
-    grads = [twin("vjp", "cells.lstm_layer", arrays, cotangents) for twin in (pt, tf)]
-    for name, a, b in zip(("x", "h", "c", "w_i", "w_h", "b_i", "b_h"), *grads, strict=True):
+def assert_derivatives_agree(side, referee, where, arrays, cotangents, names):
+    found = [twin("vjp", where, arrays, cotangents) for twin in (side, referee)]
+    for name, a, b in zip(names, *found, strict=True):
         assert_close(a, b, f"d{name}")
 
 
-def step(twin, dtype, zero=False, dropout=0.0, **fields):
+@ZERO
+def test_the_cells_agree_forward_and_backward(side, referee, dtype, zero):
+    arrays = [*drawn(dtype, 4, (B, 4 * H)), random_state(dtype, zero=zero)["layer0/c"]]
+    found = [twin("call", "cells.lstm_cell", *arrays) for twin in (side, referee)]
+    for name, a, b in zip("hc", *found, strict=True):
+        assert_close(a, b, name)
+    cotangents = drawn(dtype, 6, (B, H), (B, H))
+    assert_derivatives_agree(side, referee, "cells.lstm_cell", arrays, cotangents, "zc")
+
+
+@ZERO
+def test_the_layers_agree_forward_and_backward(side, referee, dtype, zero):
+    arrays = layer_arrays(dtype, zero)
+    found = [twin("call", "cells.lstm_layer", *arrays) for twin in (side, referee)]
+    for name, a, b in zip(("h", "c"), *found, strict=True):
+        assert_close(np.stack(a, 1), np.stack(b, 1), name)
+    cotangents = drawn(dtype, 7, *[(B, H)] * (2 * T))
+    names = ("x", "h", "c", "w_i", "w_h", "b_i", "b_h")
+    assert_derivatives_agree(side, referee, "cells.lstm_layer", arrays, cotangents, names)
+
+
+def test_the_projections_agree_forward_and_backward(side, referee, dtype):
+    *arrays, gradient = drawn(dtype, 9, (B, T, H), (H, V), (V,), (B, T, V))
+    a, b = (twin("call", "cells.project", *arrays) for twin in (side, referee))
+    assert_close(a, b)
+    assert_derivatives_agree(side, referee, "cells.project", arrays, [gradient], "xwb")
+
+
+def test_log_softmax_agrees_forward_and_backward(side, referee, dtype):
+    logits, gradient = drawn(dtype, 10, (B, T, V), (B, T, V))
+    a, b = (twin("call", "losses.log_softmax", 5 * logits) for twin in (side, referee))
+    assert_close(a, b)
+    arrays = [5 * logits]
+    assert_derivatives_agree(side, referee, "losses.log_softmax", arrays, [gradient], ["logits"])
+
+
+@pytest.mark.parametrize("loss", ["sum", "mean"])
+def test_the_losses_agree(side, referee, dtype, loss):
+    (logits,) = drawn(dtype, 11, (B, T, V))
+    y = random_tokens()[1]
+    a, b = (twin("call", "losses.cross_entropy", logits, y, loss) for twin in (side, referee))
+    assert_close(a, b)
+
+
+def step(twin, dtype, zero=False, dropout=0.0, watch=True, **fields):
+    """One training step: new parameters, slots and state, loss, and the trace points."""
     model, train = replace(MODEL, dropout=dropout), train_spec(dtype, **fields)
     x, y = random_tokens()
-    masks = dropout_masks(model, train, 1)
-    state = random_state(dtype, zero=zero)
-    weights = random_weights(dtype)
-    return twin("call", "train.train_step", weights, state, x, y, masks, 0.7, model, train, True)
+    masks, state = dropout_masks(model, train, 1), random_state(dtype, zero=zero)
+    given = [random_weights(dtype), random_slots(dtype, train), state, x, y, masks, 0.07, 3]
+    return twin("watched", "train.train_step", *given, model, train, watch=watch)
 
 
 CASES = {
@@ -77,39 +105,71 @@ CASES = {
     "not clipped": {"clip": "none"},
     "loss averaged over time": {"loss": "mean"},
     "with dropout": {"dropout": 0.4},
+    "momentum": {"optimizer": "momentum", "loss": "mean", "weight_decay": 0.1},
+    "Adam": {"optimizer": "adam", "dropout": 0.4, "weight_decay": 0.1, "decoupled": True},
+    "RMSprop": {"optimizer": "rmsprop", "clip": "none"},
+    "Adagrad": {"optimizer": "adagrad", "clip": "elementwise", "clip_limit": 0.05},
 }
 
 
 @pytest.mark.parametrize("case", CASES, ids=list(CASES))
-def test_one_training_step_agrees_at_every_trace_point(pt, tf, dtype, case):
-    params_a, state_a, loss_a, points_a = step(pt, dtype, **CASES[case])
-    params_b, state_b, loss_b, points_b = step(tf, dtype, **CASES[case])
-    names = [p.name for p in parameters(MODEL)]
-    assert {f"grads/{n}" for n in names} | {f"update/clipped/{n}" for n in names} <= set(points_a)
+def test_one_training_step_agrees_at_every_trace_point(side, referee, dtype, case):
+    *found_a, loss_a, points_a = step(side, dtype, **CASES[case])
+    *found_b, loss_b, points_b = step(referee, dtype, **CASES[case])
     assert_all_close(points_a, points_b)
-    assert_all_close(params_a, params_b)
-    assert_all_close(state_a, state_b)
+    for a, b in zip(found_a, found_b, strict=True):  # parameters, slots, state
+        assert_all_close(a, b)
     assert_close(loss_a, loss_b, "loss")
+    expected = [
+        f"{kind}/{name}" for kind in ("grads", "update/clipped", "params") for name in NAMES
+    ]
+    forward = [f"layer{k}/{part}" for k in range(2) for part in ("gates", "c", "h")]
+    forward = ["embedding", *forward, "logits"]
+    expected += [f"{phase}/{name}" for phase in ("forward", "backward") for name in forward]
+    assert set(expected) <= set(points_a)
 
 
-def test_clipping_bites_in_the_cases_that_say_so(pt):
+@pytest.mark.parametrize("case", ["with dropout", "Adam"])
+def test_watching_changes_no_bit_of_a_step(twin, dtype, case):
+    *found, _, points = step(twin, dtype, **CASES[case])
+    *unseen, _, nothing = step(twin, dtype, **CASES[case], watch=False)
+    assert points
+    assert not nothing
+    for a, b in zip(found, unseen, strict=True):
+        assert {name: x.tobytes() for name, x in a.items()} == {
+            n: x.tobytes() for n, x in b.items()
+        }
+
+
+def test_clipping_bites_in_the_cases_that_say_so(referee):
     for case in ("clipped by global norm", "clipped element by element"):
-        points = step(pt, "float64", **CASES[case])[3]
+        points = step(referee, "float64", **CASES[case])[-1]
         assert not np.allclose(points["grads/softmax_w"], points["update/clipped/softmax_w"])
 
 
 def test_clipped_gradients_have_the_norm_of_the_limit(twin, dtype):
-    points = step(twin, dtype, clip_limit=0.3)[3]
+    points = step(twin, dtype, clip_limit=0.3)[-1]
     clipped = [g for name, g in points.items() if name.startswith("update/clipped/")]
     norm = np.sqrt(sum(float(np.sum(g.astype(np.float64) ** 2)) for g in clipped))
     assert norm == pytest.approx(0.3, rel=1e-6)
 
 
 def test_the_mean_over_time_is_the_sum_divided_by_t(twin, dtype):
-    total = step(twin, dtype, clip="none")[3]
-    mean = step(twin, dtype, clip="none", loss="mean")[3]
+    total = step(twin, dtype, clip="none")[-1]
+    mean = step(twin, dtype, clip="none", loss="mean")[-1]
     assert mean["forward/loss"] * T == pytest.approx(total["forward/loss"], rel=1e-5)
     assert np.allclose(mean["grads/layer0/w_h"] * T, total["grads/layer0/w_h"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["global_norm", "elementwise", "none"])
+def test_a_gradient_that_is_not_a_number_stays_so_when_clipped(twin, dtype, mode):
+    grads = {"w": np.array([1.0, np.nan, -np.inf], dtype), "b": np.array([3.0], dtype)}
+    norm = twin("call", "optim.global_norm", grads)
+    assert np.isnan(norm)
+    clipped = twin("call", "optim.clip", grads, np.asarray(norm, dtype), mode, 2.0)
+    assert np.isnan(clipped["w"][1])
+    assert np.isnan(clipped["b"][0]) == (mode == "global_norm")
+    assert clipped["w"].dtype == dtype
 
 
 def test_log_softmax_is_finite_where_a_naive_one_overflows(twin, dtype):
@@ -128,24 +188,3 @@ def test_the_learning_rate_can_follow_the_validation_loss(twin):
     train = train_spec("float64", lr=2.0, lr_decay=4.0, schedule="plateau")
     rates = [twin("call", "optim.learning_rate", train, 30, plateaus) for plateaus in range(3)]
     assert rates == [2.0, 0.5, 0.125]
-
-
-def loss_at(twin, weights, state, x, y):
-    train = train_spec("float64")
-    loss, *_ = twin("call", "train.gradients", weights, state, x, y, {}, MODEL, train, False)
-    return float(loss)
-
-
-@pytest.mark.parametrize("name", [p.name for p in parameters(MODEL)])
-def test_gradients_are_those_of_finite_differences(twin, name):
-    weights, state, (x, y) = random_weights("float64"), random_state("float64"), random_tokens()
-    train = train_spec("float64")
-    found = twin("call", "train.gradients", weights, state, x, y, {}, MODEL, train, False)
-    grad, draw, size = found[3][name], rng(8), 1e-5
-    for direction in (draw.normal(size=grad.shape), draw.normal(size=grad.shape)):
-        ends = [
-            loss_at(twin, {**weights, name: weights[name] + sign * size * direction}, state, x, y)
-            for sign in (1, -1)
-        ]
-        slope = (ends[0] - ends[1]) / (2 * size)
-        assert slope == pytest.approx(float(np.sum(grad * direction)), rel=1e-7, abs=1e-8)

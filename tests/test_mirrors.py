@@ -1,33 +1,63 @@
 """The twins mirror each other, and are written from scratch: read from their source alone."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TWINS = ("pt_impl", "tf_impl")
+TWINS = ("pt_impl", "tf_impl", "np_impl")
+FRAMEWORKS = {"pt_impl": "torch", "tf_impl": "tensorflow", "np_impl": "numpy"}
 FILES = sorted(path.name for path in (ROOT / "pt_impl").glob("*.py"))
 CORE = {"harness.spec", "harness.trace", "harness.randomness", "harness.corpus", "harness.weights"}
 CORE |= {"harness.errors"}
+
+STOCK = ("torch.nn", "torch.optim", "tf.keras", "tf.nn", "keras", "tf.clip_by_global_norm")
+
+# NumPy differentiates nothing: it has a function `x_backward` after every x that needs one, and
+# nothing that speaks to a framework's own back-propagation. It has no sigmoid of its own either.
+AUTOGRAD = {"points.py": {"swap", "Points.see_gradients", "Points._disturbed", "Points._forward"}}
+ONLY_NUMPY = {"cells.py": {"sigmoid"}}
 
 
 def tree(twin, file):
     return ast.parse((ROOT / twin / file).read_text("utf-8"))
 
 
-def signatures(twin, file):
-    return [
-        (node.name, ast.unparse(node.args))
-        for node in tree(twin, file).body
-        if isinstance(node, ast.FunctionDef)
-    ]
+def functions(twin, file):
+    """Its functions, and the methods of its public classes, by name in their order."""
+    found = {}
+    for node in tree(twin, file).body:
+        if isinstance(node, ast.FunctionDef):
+            found[node.name] = node
+        elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            methods = [method for method in node.body if isinstance(method, ast.FunctionDef)]
+            found |= {f"{node.name}.{method.name}": method for method in methods}
+    return found
 
 
-def documentation(twin, file):
-    """Docstrings by function; the module's own under its file, the twins' names left out of it."""
-    nodes = [node for node in tree(twin, file).body if isinstance(node, ast.FunctionDef)]
-    return {node.name: ast.get_docstring(node) for node in nodes}
+def mirrored(twin, file):
+    """The functions of `twin` and of PyTorch's twin that must be the same."""
+    own, other = functions(twin, file), functions("pt_impl", file)
+    if twin == "np_impl":
+        autograd, only = AUTOGRAD.get(file, set()), ONLY_NUMPY.get(file, set())
+        assert autograd <= set(other)
+        assert only <= set(own)
+        other = {name: node for name, node in other.items() if name not in autograd}
+        only = only | {name for name in own if name.endswith("_backward")}
+        own = {name: node for name, node in own.items() if name not in only}
+    return own, other
+
+
+def signatures(nodes):
+    return [(name, ast.unparse(node.args)) for name, node in nodes.items()]
+
+
+def documentation(twin, nodes):
+    """Docstrings by function, the twin's own name left out of them."""
+    docs = {name: ast.get_docstring(node) for name, node in nodes.items()}
+    return {name: doc and doc.replace(twin, "twin") for name, doc in docs.items()}
 
 
 def imports(twin, file):
@@ -41,36 +71,62 @@ def imports(twin, file):
     return found
 
 
-def test_both_twins_have_the_same_files():
-    assert sorted(path.name for path in (ROOT / "tf_impl").glob("*.py")) == FILES
-    assert {"cells.py", "model.py", "losses.py", "optim.py", "train.py"} <= set(FILES)
+def used(twin, file):
+    """Every dotted name in its code: docstrings may speak of what the code must not use."""
+    nodes = [n for n in ast.walk(tree(twin, file)) if isinstance(n, ast.Attribute | ast.Name)]
+    return {ast.unparse(node) for node in nodes} | imports(twin, file)
 
 
+@pytest.mark.parametrize("twin", TWINS)
+def test_all_twins_have_the_same_files(twin):
+    assert sorted(path.name for path in (ROOT / twin).glob("*.py")) == FILES
+    assert {"cells.py", "model.py", "losses.py", "optim.py", "train.py", "points.py"} <= set(FILES)
+
+
+@pytest.mark.parametrize("twin", TWINS[1:])
 @pytest.mark.parametrize("file", FILES)
-def test_both_twins_have_the_same_functions_with_the_same_arguments_in_the_same_order(file):
-    assert signatures("pt_impl", file) == signatures("tf_impl", file)
+def test_all_twins_have_the_same_functions_with_the_same_arguments_in_the_same_order(file, twin):
+    own, other = mirrored(twin, file)
+    assert signatures(own) == signatures(other)
 
 
+@pytest.mark.parametrize("twin", TWINS[1:])
 @pytest.mark.parametrize("file", FILES)
-def test_both_twins_say_the_same_of_the_same_function(file):
-    assert documentation("pt_impl", file) == documentation("tf_impl", file)
+def test_all_twins_say_the_same_of_the_same_function(file, twin):
+    own, other = mirrored(twin, file)
+    assert documentation(twin, own) == documentation("pt_impl", other)
+
+
+@pytest.mark.parametrize("file", ["cells.py", "losses.py", "model.py"])
+def test_a_derivative_by_hand_stands_right_after_its_function_and_names_it(file):
+    names = list(functions("np_impl", file))
+    derivatives = [name for name in names if name.endswith("_backward")]
+    assert derivatives
+    for name in derivatives:
+        assert names[names.index(name) - 1] + "_backward" == name
 
 
 @pytest.mark.parametrize("twin", TWINS)
 @pytest.mark.parametrize("file", FILES)
 def test_a_twin_imports_its_framework_itself_and_the_core_it_may_use(twin, file):
-    framework = {"pt_impl": "torch", "tf_impl": "tensorflow"}[twin]
-    allowed = CORE | {framework, "json", "sys"}
+    allowed = CORE | {FRAMEWORKS[twin]}
     for name in imports(twin, file):
-        assert name in allowed or name.startswith(f"{twin}."), f"{twin}/{file} imports {name}"
+        known = name in allowed or name.split(".")[0] in sys.stdlib_module_names
+        assert known or name.startswith(f"{twin}."), f"{twin}/{file} imports {name}"
 
 
 @pytest.mark.parametrize("twin", TWINS)
 @pytest.mark.parametrize("file", FILES)
 def test_a_twin_uses_no_stock_layer_loss_clipping_or_optimizer(twin, file):
-    text = (ROOT / twin / file).read_text("utf-8")
-    for stock in ("torch.nn", "torch.optim", "tf.keras", "tf.nn", "keras", "clip_by_global_norm"):
-        assert stock not in text, f"{twin}/{file} uses {stock}"
+    for name in used(twin, file):
+        for stock in STOCK:
+            assert not f"{name}.".startswith(f"{stock}."), f"{twin}/{file} uses {name}"
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_twin_in_numpy_differentiates_by_hand(file):
+    for name in used("np_impl", file):
+        assert not {"autograd", "GradientTape", "grad"} & set(name.split(".")), name
 
 
 def test_the_core_imports_no_framework_and_no_twin():

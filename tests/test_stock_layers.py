@@ -16,26 +16,28 @@ from harness.layouts import LAYOUTS, to_layout
 STOCK = {"pt": "torch", "tf": "keras"}
 
 
-def both(twin, dtype, zero):
+def both(side, dtype, zero):
+    """What a twin and the stock layers make of one window, and the layout of the latter."""
     weights, state, (x, y) = random_weights(dtype), random_state(dtype, zero=zero), random_tokens()
-    own = twin("call", "train.gradients", weights, state, x, y, {}, MODEL, train_spec(dtype), True)
-    layout = LAYOUTS[STOCK[twin.twin]]
-    stock = twin("stock_step", to_layout(weights, layout), x, y, state, MODEL, dtype)
+    given = [weights, state, x, y, {}, MODEL, train_spec(dtype)]
+    own = side("watched", "train.gradients", *given)
+    layout = LAYOUTS[STOCK[side.twin]]
+    stock = side("stock_step", to_layout(weights, layout), x, y, state, MODEL, dtype)
     return own, stock, layout
 
 
 @pytest.mark.parametrize("zero", [True, False], ids=["from zero", "from a given state"])
-def test_logits_loss_and_states_are_those_of_the_stock_layers(twin, dtype, zero):
-    (loss, state, points, *_), (logits, stock_loss, _, stock_state), _ = both(twin, dtype, zero)
-    assert_close(points["logits"], logits, "logits")
+def test_logits_loss_and_states_are_those_of_the_stock_layers(side, dtype, zero):
+    (loss, state, _, points), (logits, stock_loss, _, stock_state), _ = both(side, dtype, zero)
+    assert_close(points["forward/logits"], logits, "logits")
     assert_close(loss, np.asarray(stock_loss, dtype), "loss")
     for name, value in state.items():
         assert_close(value, stock_state[name], name)
 
 
 @pytest.mark.parametrize("zero", [True, False], ids=["from zero", "from a given state"])
-def test_every_gradient_is_that_of_the_stock_layers(twin, dtype, zero):
-    (_, _, _, grads, _), (_, _, stock_grads, _), layout = both(twin, dtype, zero)
+def test_every_gradient_is_that_of_the_stock_layers(side, dtype, zero):
+    (_, _, grads, _), (_, _, stock_grads, _), layout = both(side, dtype, zero)
     if layout.b_h is None:
         # One bias stands for the sum of two: each of the two has the gradient of the one.
         for k in range(MODEL.num_layers):
@@ -47,12 +49,11 @@ def test_every_gradient_is_that_of_the_stock_layers(twin, dtype, zero):
         assert_close(value, stock_grads[name], name)
 
 
-def test_the_stock_model_in_a_wrong_gate_order_does_not_agree(twin):
+def test_the_stock_model_in_a_wrong_gate_order_does_not_agree(side):
     weights, state, (x, y) = random_weights("float64"), random_state("float64"), random_tokens()
-    wrong = LAYOUTS[STOCK[twin.twin]]._replace(gates="igfo")
-    own = twin(
-        "call", "train.gradients", weights, state, x, y, {}, MODEL, train_spec("float64"), True
-    )
-    stock = twin("stock_step", to_layout(weights, wrong), x, y, state, MODEL, "float64")
+    wrong = LAYOUTS[STOCK[side.twin]]._replace(gates="igfo")
+    given = [weights, state, x, y, {}, MODEL, train_spec("float64")]
+    points = side("watched", "train.gradients", *given)[-1]
+    stock = side("stock_step", to_layout(weights, wrong), x, y, state, MODEL, "float64")
     with pytest.raises(AssertionError):
-        assert_close(own[2]["logits"], stock[0], "logits")
+        assert_close(points["forward/logits"], stock[0], "logits")

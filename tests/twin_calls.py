@@ -25,9 +25,9 @@ class Torch:
     def is_tensor(self, value):
         return isinstance(value, self.torch.Tensor)
 
-    def vjp(self, function, inputs, cotangents):
+    def vjp(self, module, function, inputs, cotangents):
         inputs = [x.requires_grad_() for x in inputs]
-        outputs = function(*inputs)
+        outputs = _flat(getattr(module, function)(*inputs))
         return self.torch.autograd.grad(outputs, inputs, cotangents)
 
 
@@ -49,11 +49,48 @@ class TensorFlow:
     def is_tensor(self, value):
         return isinstance(value, self.tf.Tensor | self.tf.IndexedSlices)
 
-    def vjp(self, function, inputs, cotangents):
+    def vjp(self, module, function, inputs, cotangents):
         with self.tf.GradientTape() as tape:
             tape.watch(inputs)
-            outputs = function(*inputs)
+            outputs = _flat(getattr(module, function)(*inputs))
         return tape.gradient(outputs, inputs, cotangents)
+
+
+class NumPy:
+    def tensor(self, array):
+        return array.copy()
+
+    def array(self, tensor):
+        return np.asarray(tensor)
+
+    def is_tensor(self, value):
+        return isinstance(value, np.ndarray | np.generic)
+
+    def vjp(self, module, function, inputs, cotangents):
+        return getattr(self, function)(module, inputs, cotangents)
+
+    def lstm_cell(self, module, inputs, cotangents):
+        _, new_c = module.lstm_cell(*inputs)
+        return module.lstm_cell_backward(*inputs, new_c, *cotangents)
+
+    def lstm_layer(self, module, inputs, cotangents):
+        gates = []
+
+        def see(name, value, t):
+            if name == "gates":
+                gates.append(value)
+            return value
+
+        hidden, cell = module.lstm_layer(*inputs, see)
+        T = len(hidden)
+        outside = [np.stack(cotangents[:T], 1), np.stack(cotangents[T:], 1)]
+        return module.lstm_layer_backward(*inputs[:5], gates, hidden, cell, *outside)
+
+    def project(self, module, inputs, cotangents):
+        return module.project_backward(*inputs[:2], *cotangents)
+
+    def log_softmax(self, module, inputs, cotangents):
+        return [module.log_softmax_backward(*inputs, *cotangents)]
 
 
 _FRAMEWORKS = {}
@@ -61,7 +98,7 @@ _FRAMEWORKS = {}
 
 def framework(twin):
     if twin not in _FRAMEWORKS:
-        _FRAMEWORKS[twin] = {"pt": Torch, "tf": TensorFlow}[twin]()
+        _FRAMEWORKS[twin] = {"pt": Torch, "tf": TensorFlow, "np": NumPy}[twin]()
     return _FRAMEWORKS[twin]
 
 
@@ -84,21 +121,50 @@ def call(twin, where, *args):
     return _convert(found(*tensors), of.array, of.is_tensor)
 
 
+def _flat(outputs):
+    """One list of tensors from a tensor, or from nested lists of them."""
+    if not isinstance(outputs, list | tuple):
+        return [outputs]
+    return [tensor for item in outputs for tensor in _flat(item)]
+
+
 def vjp(twin, where, arrays, cotangents):
-    """Gradients of sum(outputs * cotangents) by each of `arrays`; outputs may be nested lists."""
+    """Gradients of sum(outputs * cotangents) by each of `arrays`; outputs may be nested lists.
+
+    By the frameworks' back-propagation, and by the function of that name + "_backward" of np.
+    """
+    of = framework(twin)
+    module, function = where.rsplit(".", 1)
+    tensors = [[of.tensor(array) for array in given] for given in (arrays, cotangents)]
+    grads = of.vjp(import_module(f"{twin}_impl.{module}"), function, *tensors)
+    return [of.array(grad) for grad in grads]
+
+
+def watched(twin, where, *args, watch=True):
+    """`call` of a function whose last argument is a Points; returns what it returns and the points.
+
+    The points are arrays by name, in execution order.
+    """
     of = framework(twin)
     module, function = where.rsplit(".", 1)
     found = getattr(import_module(f"{twin}_impl.{module}"), function)
+    kept = import_module(f"{twin}_impl.points")
+    points = kept.Points(watch=watch)
+    tensors = _convert(list(args), of.tensor, lambda x: isinstance(x, np.ndarray))
+    outputs = _convert(found(*tensors, points), of.array, of.is_tensor)
+    return *outputs, {name: kept.to_numpy(point) for name, point in points.seen.items()}
 
-    def flat(*inputs):
-        outputs = []
-        for item in found(*inputs):
-            outputs += item if isinstance(item, list) else [item]
-        return outputs
 
-    inputs = [of.tensor(array) for array in arrays]
-    grads = of.vjp(flat, inputs, [of.tensor(array) for array in cotangents])
-    return [of.array(grad) for grad in grads]
+def optimize(twin, params, grads, lr, train):
+    """The twin's optimizer from zero slots, a step for each of `grads`.
+
+    Returns a list with the parameters and slots after each step, all in one dictionary.
+    """
+    found, slots = [], call(twin, "optim.zero_slots", params, train)
+    for step, g in enumerate(grads, start=1):
+        params, slots, _ = watched(twin, "optim.update", params, g, slots, lr, train, step)
+        found.append({**params, **slots})
+    return found
 
 
 def train_reports(twin, run):
@@ -191,3 +257,27 @@ def _keras_step(weights, x, y, state, model, dtype):
     grads = tape.gradient(loss, values)
     found = {n: tf.convert_to_tensor(g).numpy() for n, g in zip(variables, grads, strict=True)}
     return logits.numpy(), float(loss), found, last
+
+
+def stock_optimize(twin, params, grads, lr, train):
+    """The same by the optimizers of torch.optim; returns the parameters after each step."""
+    import torch
+
+    tensors = {name: torch.nn.Parameter(torch.tensor(array)) for name, array in params.items()}
+    kind, settings = {
+        "sgd": (torch.optim.SGD, {}),
+        "momentum": (torch.optim.SGD, {"momentum": train.momentum}),
+        "adam": (torch.optim.AdamW if train.decoupled else torch.optim.Adam, {}),
+        "rmsprop": (torch.optim.RMSprop, {"alpha": train.rho, "eps": train.epsilon}),
+        "adagrad": (torch.optim.Adagrad, {"eps": train.epsilon}),
+    }[train.optimizer]
+    if train.optimizer == "adam":
+        settings = {"betas": (train.beta1, train.beta2), "eps": train.epsilon}
+    stock = kind(tensors.values(), lr=lr, weight_decay=train.weight_decay, **settings)
+    found = []
+    for g in grads:
+        for name, p in tensors.items():
+            p.grad = torch.tensor(g[name])
+        stock.step()
+        found.append({name: p.detach().numpy().copy() for name, p in tensors.items()})
+    return found

@@ -92,15 +92,22 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class Tightest(msgspec.Struct, frozen=True):
-    """The close tensor that used the greatest share of its allowance: over 1 it would not be."""
+    """The close tensor that used the greatest share of its allowance: over 1 it would not be.
+
+    `needed` is the K of the tolerance's rule that it needed; None where two fixed numbers rule.
+    """
 
     step: int
     tensor: str
     used: float
+    needed: float | None = None
 
 
 class DiffResult(msgspec.Struct, frozen=True):
-    """What a diff found. `b` is the reference. Encodes to the JSON of `harness diff --json`."""
+    """What a diff found. `b` is the reference. Encodes to the JSON of `harness diff --json`.
+
+    `distances` has every step that was compared to its end, with the worst rel_l2_eps of it.
+    """
 
     status: Status
     a: str
@@ -116,6 +123,7 @@ class DiffResult(msgspec.Struct, frozen=True):
     structure: tuple[Structure, ...]
     divergences: tuple[Difference, ...]
     steps: tuple[StepSummary, ...]
+    distances: tuple[tuple[int, float], ...]
     notes: tuple[str, ...]
 
     @property
@@ -134,14 +142,16 @@ def diff(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     steps: tuple[int, int | None] = (1, None),
+    tolerance: Tolerance | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> DiffResult:
     """Compare trace `a` with the reference `b`, step by step in execution order.
 
     Tensor bytes are read only where hashes differ. It stops at the end of the first tensor that is
     not close unless `all`. `rtol` and `atol` give numpy.allclose's rule; neither gives the default
-    (harness.compare.tolerance). `include` and `exclude` are globs of tensor names, `steps` the
-    first and last step to compare. `progress` is called with steps done and steps in all.
+    (harness.compare.tolerance), `tolerance` any other. `include` and `exclude` are globs of tensor
+    names, `steps` the first and last step to compare. `progress` is called with steps done and
+    steps in all.
 
     Raises HarnessError if there is nothing to compare and TraceError for a damaged trace.
     """
@@ -149,7 +159,7 @@ def diff(
     wanted = build(Capture, include=include, exclude=exclude, first=first, last=last)
     trace_a = a if isinstance(a, Trace) else open_trace(a)
     trace_b = b if isinstance(b, Trace) else open_trace(b)
-    walk = _Walk(Tolerance.given(rtol, atol), wanted, all)
+    walk = _Walk(tolerance or Tolerance.given(rtol, atol), wanted, all)
     in_range = [[s for s in trace.steps if wanted.wants_step(s)] for trace in (trace_a, trace_b)]
     common = sorted(set(in_range[0]).intersection(in_range[1]))
     walk.missing_steps(*in_range)
@@ -200,7 +210,8 @@ class _Walk:
         worst, not_close = 0.0, 0
         for name, entry_b in entries_b.items():
             if name in entries_a:
-                close, distance = self._compare_tensor(a, entries_a[name], b, entry_b)
+                allowed = self.tolerance.allowance(entry_b, entries_b)
+                close, distance = self._compare_tensor(a, entries_a[name], b, entry_b, allowed)
                 worst = max(worst, distance or 0.0)
                 not_close += not close
             if self.finished:
@@ -210,7 +221,7 @@ class _Walk:
         )
 
     def _compare_tensor(
-        self, a: Step, entry_a: TensorEntry, b: Step, entry_b: TensorEntry
+        self, a: Step, entry_a: TensorEntry, b: Step, entry_b: TensorEntry, allowed: Allowance
     ) -> tuple[bool, float | None]:
         """Whether a pair is close, and its rel_l2_eps; what is found is kept."""
         step, name = b.number, entry_b.name
@@ -227,10 +238,10 @@ class _Walk:
         distance: float | None = 0.0
         if entry_a.hash != entry_b.hash:
             x, y = a.read(entry_a), b.read(entry_b)
-            allowed = self.tolerance.allowance(entry_b)
             mismatches, distance, used = scan(x, y, allowed)
             if not mismatches and used and (not self.tightest or used > self.tightest.used):
-                self.tightest = Tightest(step, name, used)
+                needed = None if allowed.factor is None else used * allowed.factor
+                self.tightest = Tightest(step, name, used, needed)
             if mismatches or self.onset is None:
                 figures = compare(x, y, allowed)
                 if self.onset is None:
@@ -275,6 +286,11 @@ class _Walk:
             structure=structure,
             divergences=tuple(self.divergences) if self.all else (),
             steps=self._context(a, b, common),
+            distances=tuple(
+                (row.step, row.worst_rel_l2_eps)
+                for row in self.summaries.values()
+                if row.worst_rel_l2_eps is not None
+            ),
             notes=tuple(_notes(a, b, self.nan_equal)),
         )
 

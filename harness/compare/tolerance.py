@@ -9,6 +9,8 @@ table was calibrated stands in docs/decisions.md.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -26,6 +28,26 @@ DEFAULT_TABLE: tuple[tuple[str, float], ...] = (
     ("*", 64),
 )
 
+# For what one stage makes of the very inputs of the other side's (following): nothing has added up.
+LOCAL_TABLE: tuple[tuple[str, float], ...] = (
+    ("inputs/*", 0),
+    ("forward/loss", 16),
+    ("update/global_norm", 16),
+    ("*", 32),
+)
+
+# A stage may round at the size of numbers larger than its result: the derivatives of a saturated
+# gate are 1 - s with s near 1, so rounded at the size of what they are multiplied with. Each row:
+# the result, and the products of maxima of other tensors (in the same folder, or by full name) that
+# its rounding scales with beside its own maximum.
+FLOORS: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = (
+    ("backward/layer*/c", (("backward/{}/h",),)),
+    (
+        "backward/layer*/gates",
+        (("backward/{}/h",), ("backward/{}/c",), ("backward/{}/c", "forward/{}/c")),
+    ),
+)
+
 # numpy.allclose's own defaults, for the one of rtol and atol that is not given.
 NUMPY_RTOL, NUMPY_ATOL = 1e-5, 1e-8
 
@@ -33,8 +55,8 @@ NUMPY_RTOL, NUMPY_ATOL = 1e-5, 1e-8
 class Allowance(msgspec.Struct, frozen=True):
     """The tolerance for one tensor as two numbers.
 
-    Where the table gave them, `factor` is its K and `scale` the max|b| it was applied with; a
-    factor of 0 asks for equality.
+    Where the table gave them, `factor` is its K and `scale` the max|b| it was applied with (or the
+    larger floor of a local tolerance); a factor of 0 asks for equality.
     """
 
     rtol: float
@@ -44,9 +66,9 @@ class Allowance(msgspec.Struct, frozen=True):
 
 
 class Tolerance(msgspec.Struct, frozen=True):
-    """Either the table of this module ("default"), or NumPy's rule with two fixed numbers."""
+    """A table of this module ("default", "local"), or NumPy's rule with two fixed numbers."""
 
-    rule: Literal["default", "numpy"] = "default"
+    rule: Literal["default", "local", "numpy"] = "default"
     rtol: float | None = None
     atol: float | None = None
     table: tuple[tuple[str, float], ...] | None = DEFAULT_TABLE
@@ -69,8 +91,18 @@ class Tolerance(msgspec.Struct, frozen=True):
             None,
         )
 
-    def allowance(self, reference: TensorEntry) -> Allowance:
-        """The numbers for one tensor, from the index entry of the reference side."""
+    @classmethod
+    def local(cls) -> Tolerance:
+        """For stages that were given the other side's inputs (`LOCAL_TABLE` and `FLOORS`)."""
+        return cls("local", table=LOCAL_TABLE)
+
+    def allowance(
+        self, reference: TensorEntry, step: Mapping[str, TensorEntry] | None = None
+    ) -> Allowance:
+        """The numbers for one tensor, from the index entry of the reference side.
+
+        `step` has the entries of its step by name: a local tolerance looks up its floors there.
+        """
         if self.rtol is not None and self.atol is not None:
             return Allowance(self.rtol, self.atol)
         table = self.table or DEFAULT_TABLE
@@ -83,5 +115,24 @@ class Tolerance(msgspec.Struct, frozen=True):
         if not reference.dtype.startswith("float"):
             return Allowance(0.0, 0.0, 0.0)  # integers and booleans do not round
         eps = float(np.finfo(reference.dtype).eps)
-        largest = max(abs(reference.min or 0.0), abs(reference.max or 0.0))
+        largest = _largest(reference)
+        if self.rule == "local" and step:
+            largest = max(largest, *_floors(reference.name, step), 0.0)
         return Allowance(factor * eps, factor * eps * largest, factor, largest)
+
+
+def _largest(entry: TensorEntry) -> float:
+    return max(abs(entry.min or 0.0), abs(entry.max or 0.0))
+
+
+def _floors(name: str, step: Mapping[str, TensorEntry]) -> list[float]:
+    """The products of maxima that the rounding of a tensor scales with; those that are traced."""
+    products = next((row for glob, row in FLOORS if fnmatchcase(name, glob)), ())
+    parts = name.split("/")
+    found = []
+    for product in products:
+        entries = [step.get(part.format(parts[1])) for part in product]
+        sizes = [_largest(entry) for entry in entries if entry]
+        if len(sizes) == len(product):
+            found.append(math.prod(sizes))
+    return found

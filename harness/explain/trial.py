@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from functools import cache
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
 from harness.explain.case import SAMPLE, Array, Case, Cause, Side
 
+R = TypeVar("R")
 ALL = slice(None)
 SIDES: tuple[Side, Side] = ("a", "b")
 
@@ -41,6 +43,11 @@ class Fit(NamedTuple):
 def other(side: Side) -> Side:
     """The side that is not `side`."""
     return "a" if side == "b" else "b"
+
+
+def once(make: Callable[[Side], R]) -> Callable[[Side], R]:
+    """`make`, called once for each side."""
+    return cache(make)
 
 
 def label(case: Case, side: Side) -> str:
@@ -120,10 +127,10 @@ def tell(
         return None
     for side in SIDES:
         if side not in fits:
-            found = _fit(case, side, guesses, rows)
+            found = _fit(case, side, guesses[1:], rows)
             if found is None:
                 return None
-            fits[side] = found
+            fits[side] = Fit(found.guess + 1, found.left)
     if fits["a"].guess == fits["b"].guess:
         return None
     odd: Side = "a" if fits["a"].guess else "b"

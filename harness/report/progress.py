@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from harness.run import Observer
+from harness.observer import Observer
 
 EVERY = 5.0  # seconds between two lines of a part where there is no terminal
 

@@ -43,14 +43,14 @@ def show_diff(out: Console, result: DiffResult) -> None:
         rows.append(
             (
                 "first bits to differ",
-                f"{_place(onset)}: {_values(onset)}, {_eps(onset.rel_l2_eps)} apart",
+                f"{place(onset)}: {values(onset)}, {eps(onset.rel_l2_eps)} apart",
             )
         )
     rows.append(("tolerance", _tolerance(result)))
     if result.tightest:
         tightest = result.tightest
-        place = f"{tightest.tensor} of step {tightest.step}"
-        rows.append(("tightest", f"{place} used {tightest.used:.1%} of its tolerance"))
+        tight = f"{tightest.tensor} of step {tightest.step}"
+        rows.append(("tightest", f"{tight} used {tightest.used:.1%} of its tolerance"))
     rows.append(
         (
             "compared",
@@ -60,7 +60,7 @@ def show_diff(out: Console, result: DiffResult) -> None:
         )
     )
     rows.append(("sides", f"{a}: {result.a}   {b} (reference): {result.b}"))
-    out.print(_pairs(rows))
+    out.print(pairs(rows))
     for line in [*map(_structure, result.structure[:MOST_ROWS]), *result.notes[:MOST_ROWS]]:
         out.print(Text(f"  * {line}", "yellow"))
     hidden = len(result.structure[MOST_ROWS:]) + len(result.notes[MOST_ROWS:])
@@ -92,14 +92,14 @@ def _figures(result: DiffResult, first: Difference) -> list[tuple[str, str]]:
     a, b = result.labels
     last = result.last_agreeing
     return [
-        ("where", _place(first)),
-        (f"{a} | {b}", _values(first)),
+        ("where", place(first)),
+        (f"{a} | {b}", values(first)),
         (
             "greatest difference",
             f"{_number(first.max_abs_diff)} absolute, {_number(first.max_rel_diff)} relative, "
             f"{_count(first.max_ulp_diff)} ULPs",
         ),
-        ("relative L2", f"{_number(first.rel_l2)} = {_eps(first.rel_l2_eps)}"),
+        ("relative L2", f"{_number(first.rel_l2)} = {eps(first.rel_l2_eps)}"),
         (
             "out of tolerance",
             f"{first.mismatches:,} of {first.size:,} elements ({first.mismatch_ratio:.3%})"
@@ -139,12 +139,12 @@ def _structure(found: Structure) -> str:
 
 
 def _divergence_table(divergences: Sequence[Difference]) -> Table:
-    table = _table(f"{len(divergences):,} tensors are not close")
+    grid = table(f"{len(divergences):,} tensors are not close")
     for name in ("step", "max abs", "rel L2 in eps", "not close"):
-        table.add_column(name, justify="right")
-    table.add_column("tensor", overflow="fold")
+        grid.add_column(name, justify="right")
+    grid.add_column("tensor", overflow="fold")
     for found in divergences[:MOST_ROWS]:
-        table.add_row(
+        grid.add_row(
             str(found.step),
             _number(found.max_abs_diff),
             _number(found.rel_l2_eps),
@@ -152,8 +152,8 @@ def _divergence_table(divergences: Sequence[Difference]) -> Table:
             Text(found.tensor),
         )
     if len(divergences) > MOST_ROWS:
-        table.add_row("...", "", "", "", f"{len(divergences) - MOST_ROWS:,} more (--json)")
-    return table
+        grid.add_row("...", "", "", "", f"{len(divergences) - MOST_ROWS:,} more (--json)")
+    return grid
 
 
 def _step_table(steps: Sequence[StepSummary], a: str, b: str, parted: int | None) -> Table:
@@ -161,40 +161,40 @@ def _step_table(steps: Sequence[StepSummary], a: str, b: str, parted: int | None
         at = next((i for i, row in enumerate(steps) if row.step == parted), len(steps))
         start = max(0, min(at - MOST_ROWS // 2, len(steps) - MOST_ROWS))
         steps = steps[start : start + MOST_ROWS]
-    table = _table("")
+    grid = table("")
     for name in ("step", f"loss {a}", f"loss {b}", f"norm {a}", f"norm {b}"):
-        table.add_column(name, justify="right")
+        grid.add_column(name, justify="right")
     for name in ("bits differ", "not close", "worst eps"):
-        table.add_column(name, justify="right")
+        grid.add_column(name, justify="right")
     for row in steps:
-        table.add_row(
+        grid.add_row(
             str(row.step),
             *(_number(x, 7) for x in (row.loss_a, row.loss_b, row.norm_a, row.norm_b)),
             f"{row.unequal}/{row.tensors}",
             "-" if row.not_close is None else str(row.not_close),
             _number(row.worst_rel_l2_eps, 3),
         )
-    return table
+    return grid
 
 
 def show_losses(
     out: Console, losses: Mapping[str, Sequence[float]], parted: int | None = None
 ) -> None:
     """The loss of every iteration, sides side by side; a long run is cut around where it parted."""
-    table = _table("")
-    table.add_column("Iteration", justify="right")
+    grid = table("")
+    grid.add_column("Iteration", justify="right")
     for label in losses:
-        table.add_column(f"{label} loss", justify="right")
+        grid.add_column(f"{label} loss", justify="right")
     steps = max((len(values) for values in losses.values()), default=0)
     last = 0
     for step in _rows_shown(steps, parted):
         if step > last + 1:
-            table.add_row("...")
+            grid.add_row("...")
         cells = [values[step - 1] if step <= len(values) else None for values in losses.values()]
         style = "bold red" if step == parted else None
-        table.add_row(str(step), *(_loss(x) for x in cells), style=style)
+        grid.add_row(str(step), *(_loss(x) for x in cells), style=style)
         last = step
-    out.print(table)
+    out.print(grid)
 
 
 def show_valid(out: Console, valid: Mapping[str, Sequence[float]], entropy: float | None) -> None:
@@ -202,15 +202,15 @@ def show_valid(out: Console, valid: Mapping[str, Sequence[float]], entropy: floa
     epochs = min(len(values) for values in valid.values())
     if not epochs:
         return
-    table = _table("")
-    table.add_column("Epoch", justify="right")
+    grid = table("")
+    grid.add_column("Epoch", justify="right")
     for label in valid:
-        table.add_column(f"{label} valid perplexity", justify="right")
+        grid.add_column(f"{label} valid perplexity", justify="right")
     for epoch in range(epochs):
-        table.add_row(str(epoch + 1), *(_perplexity(values[epoch]) for values in valid.values()))
+        grid.add_row(str(epoch + 1), *(_perplexity(values[epoch]) for values in valid.values()))
     if entropy is not None:
-        table.add_row("least", *[_perplexity(entropy)] * len(valid))
-    out.print(table)
+        grid.add_row("least", *[_perplexity(entropy)] * len(valid))
+    out.print(grid)
 
 
 def _perplexity(nats: float) -> str:
@@ -238,7 +238,7 @@ def show_trace(out: Console, trace: Trace, step: StepEntry | None) -> None:
     state = "complete" if header.complete else "not complete: its run was stopped"
     steps = f"{trace.steps[0]} to {trace.steps[-1]}" if trace.steps else "none"
     out.print(
-        _pairs(
+        pairs(
             [
                 (
                     "trace",
@@ -252,22 +252,22 @@ def show_trace(out: Console, trace: Trace, step: StepEntry | None) -> None:
     )
     if step is None:
         return
-    table = _table(f"step {step.step}: {len(step.tensors)} tensors, in execution order")
-    table.add_column("tensor", no_wrap=True)
-    table.add_column("dtype, shape")
+    grid = table(f"step {step.step}: {len(step.tensors)} tensors, in execution order")
+    grid.add_column("tensor", no_wrap=True)
+    grid.add_column("dtype, shape")
     for name in ("min", "max", "mean", "L2"):
-        table.add_column(name, justify="right")
-    table.add_column("holds")
+        grid.add_column(name, justify="right")
+    grid.add_column("holds")
     for entry in step.tensors:
         shape = "x".join(map(str, entry.shape))
         counts = {"NaN": entry.nan, "Inf": entry.inf, "zero": entry.zero}
-        table.add_row(
+        grid.add_row(
             Text(entry.name),
             f"{entry.dtype} {shape}",
             *(_number(x, 3) for x in (entry.min, entry.max, entry.mean, entry.l2)),
             ", ".join(f"{n:,} {name}" for name, n in counts.items() if n),
         )
-    out.print(table)
+    out.print(grid)
 
 
 def show_tensor(out: Console, step: int, entry: TensorEntry, values: NDArray[Any]) -> None:
@@ -281,45 +281,47 @@ def show_tensor(out: Console, step: int, entry: TensorEntry, values: NDArray[Any
 
 def show_arrays(out: Console, arrays: Mapping[str, NDArray[Any]]) -> None:
     """The arrays of a file: name, shape, dtype and range."""
-    table = _table("")
-    table.add_column("array", overflow="fold")
+    grid = table("")
+    grid.add_column("array", overflow="fold")
     for name in ("shape", "dtype", "range"):
-        table.add_column(name, justify="right")
+        grid.add_column(name, justify="right")
     for name, array in arrays.items():
         shape = "x".join(map(str, array.shape)) or "-"
-        table.add_row(Text(name), shape, str(array.dtype), _range(array))
-    out.print(table)
+        grid.add_row(Text(name), shape, str(array.dtype), _range(array))
+    out.print(grid)
     out.print(f"{sum(array.size for array in arrays.values()):,} parameters")
 
 
 def show_bench(out: Console, result: Mapping[str, Sequence[Timing]]) -> None:
     """The timings of a benchmark, ratios first."""
     for part, timings in result.items():
-        table = _table(f"{part}: time as a ratio to {timings[0].peer}")
+        grid = table(f"{part}: time as a ratio to {timings[0].peer}")
         for name in ("ratio", "median", "least", "greatest", "GB/s"):
-            table.add_column(name, justify="right")
-        table.add_column("what", overflow="fold")
+            grid.add_column(name, justify="right")
+        grid.add_column("what", overflow="fold")
         for row in timings:
             times = (row.median_s, row.least_s, row.greatest_s)
             cells = (f"{1000 * t:.1f} ms" for t in times)
-            table.add_row(f"{row.ratio:.2f}", *cells, f"{row.gb_per_s:.2f}", row.name)
-        out.print(table)
+            grid.add_row(f"{row.ratio:.2f}", *cells, f"{row.gb_per_s:.2f}", row.name)
+        out.print(grid)
 
 
 def _range(array: NDArray[Any]) -> str:
     return f"{array.min():.4g} .. {array.max():.4g}" if array.size else "empty"
 
 
-def _pairs(rows: Iterable[tuple[str, str]]) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
+def pairs(rows: Iterable[tuple[str, str]]) -> Table:
+    """Names and what they stand for, in two columns."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(Text(f"  {name}"), Text(value))
-    return table
+        grid.add_row(Text(f"  {name}"), Text(value))
+    return grid
 
 
-def _table(title: str) -> Table:
+def table(title: str) -> Table:
+    """An empty table without lines."""
     return Table(
         title=Text(title) if title else None, title_justify="left", box=None, pad_edge=True
     )
@@ -335,18 +337,21 @@ def _flat(value: object) -> str:
     return str(value)
 
 
-def _place(found: Difference) -> str:
+def place(found: Difference) -> str:
+    """Step, tensor and index, the index in words too."""
     index = "" if not found.index else f" {list(found.index)}"
     words = f" ({found.where})" if found.where and not found.where.startswith("[") else ""
     return f"step {found.step}, {found.tensor}{index}{words}"
 
 
-def _values(found: Difference) -> str:
+def values(found: Difference) -> str:
+    """Both sides' values in all their digits."""
     digits = 17 if found.dtype == "float64" else 9
     return f"{_number(found.a, digits)} | {_number(found.b, digits)}"
 
 
-def _eps(value: float | None) -> str:
+def eps(value: float | None) -> str:
+    """A distance in units of machine epsilon."""
     return "- eps" if value is None else f"{_number(value, 3)} eps"
 
 

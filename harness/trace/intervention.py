@@ -60,7 +60,7 @@ class Intervention:
         missing = [f"{group}/{name}" for name, array in found.items() if array is None]
         if missing and self._trace:
             raise TraceError(
-                f"{self._trace.path}: no {missing[0]} in step {self._step - 1}: to follow a trace it "
+                f"{self._trace.path}: no {missing[0]} in step {self._step - 1}: a trace to follow "
                 "must hold every step, and all of params/*, optimizer/* and state/out/*"
             )
         return {name: array for name, array in found.items() if array is not None}
@@ -108,5 +108,7 @@ class _Fed:
             if name not in self._entries:
                 return None
             array = self._step.read(self._entries[name])
-            self._read[name] = array.astype(dtype) if np.issubdtype(array.dtype, np.floating) else array
+            self._read[name] = (
+                array.astype(dtype) if np.issubdtype(array.dtype, np.floating) else array
+            )
         return self._read[name]

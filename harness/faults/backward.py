@@ -1,0 +1,149 @@
+"""Faults of the gradients, of their norm and of clipping, as in faults_backward.py of the twins."""
+
+from __future__ import annotations
+
+from harness.faults.fault import Fault
+
+FLOAT64 = {"dtype": "float64"}
+CLIPPED, NORM = ("update/clipped/*",), ("update/global_norm",)
+
+GRADIENTS = (
+    Fault(
+        "gradient-zero",
+        "lets no gradient reach the input weights of the first layer",
+        ("grads/layer0/w_i",),
+        ("zero-gradient",),
+    ),
+    Fault(
+        "gradient-sign",
+        "has the wrong sign in the gradient of one bias",
+        ("grads/layer0/b_h",),
+        ("sign",),
+    ),
+    # 1e-5 is 84 roundings of float32: under what a clean pair may differ by.
+    Fault(
+        "gradient-scaled",
+        "has a gradient of the softmax weights that is too large by a relative 1e-5",
+        ("grads/softmax_w",),
+        ("factor",),
+        settings=FLOAT64,
+    ),
+    # In float32 it rounds away.
+    Fault(
+        "gradient-raised",
+        "adds 1e-9 to the gradient of the softmax weights",
+        ("grads/softmax_w",),
+        ("constant",),
+        settings=FLOAT64,
+    ),
+    Fault(
+        "gradient-transposed",
+        "lays the gradient of the softmax weights out as that of their transpose",
+        ("grads/softmax_w",),
+        ("transposed",),
+    ),
+    Fault(
+        "gradient-of-padding-zero",
+        "has no gradient for the embedding of token 0, as if it were padding",
+        ("grads/embedding",),
+        ("confined", "zero-gradient"),
+        bites="token 0",
+    ),
+    Fault(
+        "gradient-rows-averaged",
+        "averages the gradients of a token that occurs more than once",
+        ("grads/embedding",),
+        ("confined", "norm-duplicates"),
+    ),
+    Fault(
+        "gradients-accumulated",
+        "adds gradients to those of the steps before",
+        ("grads/*",),
+        ("accumulated",),
+        bites="step 2",
+    ),
+    Fault(
+        "gradients-stale",
+        "has at each step the gradients of the step before",
+        ("grads/*",),
+        ("stale",),
+        bites="step 2",
+    ),
+    Fault(
+        "gradients-bfloat16",
+        "casts gradients to bfloat16 and back",
+        ("grads/*",),
+        ("reduced-precision",),
+        verdict="precision",
+    ),
+)
+
+CLIPPING = (
+    # Larger weights, larger gradients of the embedding: else two rows of one token weigh too little.
+    Fault(
+        "norm-duplicates",
+        "counts in the norm the rows of a token before they are added up",
+        NORM,
+        ("norm-duplicates",),
+        settings={"init_scale": "0.8"},
+    ),
+    Fault(
+        "norm-without-embedding",
+        "leaves the embedding out of the norm",
+        NORM,
+        ("norm-parts",),
+    ),
+    Fault(
+        "norm-without-biases",
+        "leaves the biases out of the norm",
+        NORM,
+        ("norm-parts",),
+    ),
+    Fault(
+        "norm-largest",
+        "takes the largest absolute element for the norm",
+        NORM,
+        ("norm-parts",),
+    ),
+    # No element is over the limit, so the clamp changes nothing and looks like no clipping at all.
+    Fault(
+        "clip-elementwise",
+        "clamps each element of the gradients instead of scaling all by the global norm",
+        CLIPPED,
+        ("clip-elementwise", "clip-one-side"),
+        bites="norm over limit",
+    ),
+    # So low that some gradients are over it and some are not.
+    Fault(
+        "clip-per-tensor",
+        "scales each gradient by its own norm",
+        CLIPPED,
+        ("clip-per-tensor",),
+        bites="norm over limit",
+        settings={"clip_limit": "0.9"},
+    ),
+    Fault(
+        "clip-never",
+        "does not clip",
+        CLIPPED,
+        ("clip-one-side",),
+        bites="norm over limit",
+    ),
+    Fault(
+        "clip-always",
+        "scales gradients to the limit also where they are under it",
+        CLIPPED,
+        ("clip-one-side", "factor"),
+    ),
+    # A relative 5e-7: four roundings of float32.
+    Fault(
+        "clip-epsilon",
+        "divides by the norm plus 1e-6 (torch.nn.utils.clip_grad_norm_)",
+        CLIPPED,
+        ("epsilon", "factor"),
+        bites="norm over limit",
+        settings=FLOAT64,
+    ),
+)
+
+FAULTS = (*GRADIENTS, *CLIPPING)

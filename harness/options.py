@@ -1,0 +1,55 @@
+"""What the commands share: exit codes, options, output."""
+
+from __future__ import annotations
+
+import click
+
+from harness.errors import HarnessError
+from harness.spec import PRESETS
+
+EQUIVALENT, DIVERGENT, TROUBLE = 0, 1, 2
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def example(text: str) -> str:
+    """The epilog of a command's help."""
+    return f"\b\nExample:\n  {text}"
+
+
+def print_json(value: object) -> None:
+    """One JSON object on standard output."""
+    import msgspec
+
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+
+
+JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+RTOL = click.option("--rtol", type=float, help="With --atol: numpy.allclose's rule.")
+ATOL = click.option("--atol", type=float, help="With --rtol: numpy.allclose's rule.")
+DATA = click.option(
+    "--data", metavar="PATH", help="Corpus: a folder or text file. [default: the built-in one]"
+)
+LEVEL = click.option(
+    "--level", type=click.Choice(["word", "char"]), default="word", help="Tokens of the corpus."
+)
+MODEL = click.option("--model", type=click.Choice(list(PRESETS)), help="A published model.")
+INCLUDE = click.option("--include", multiple=True, metavar="GLOB", help="Only tensors like this.")
+EXCLUDE = click.option("--exclude", multiple=True, metavar="GLOB", help="No tensors like this.")
+ALL = click.option("--all", "all_", is_flag=True, help="Do not stop at the first divergence.")
+PLOT = click.option(
+    "--plot", metavar="FILE", help="Draw losses and distances step by step (implies --all)."
+)
+STEPS = click.option("--steps", metavar="A:B", default=":", help="Steps A to B, both included.")
+
+
+def parse_steps(text: str) -> tuple[int, int | None]:
+    """The first and last step of "A:B", "A:", ":B" or "A"."""
+    start, colon, end = text.partition(":")
+    try:
+        first = int(start) if start else 1
+        last = (int(end) if end else None) if colon else first
+    except ValueError:
+        first, last = 0, None
+    if first < 1 or (last is not None and last < first):
+        raise HarnessError(f"--steps {text}: give A:B, steps from A to B, counted from 1")
+    return first, last

@@ -1,0 +1,97 @@
+"""The processes of a run, each started once, and runs handed to them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from harness.errors import HarnessError
+from harness.observer import Observer
+from harness.sides import TWINS, Job, SideProcess
+from harness.spec import RunSpec
+from harness.trace import remove_trace
+
+REFEREE = "np"
+
+
+class Side(NamedTuple):
+    """A side: its label, its twin, and the interpreter it lives in."""
+
+    label: str
+    twin: str
+    python: str = sys.executable
+
+
+class Session:
+    """A process for each side, started when it is first needed; use as a context manager.
+
+    The referee is a side of that name, whether or not the run has one.
+    """
+
+    def __init__(self, sides: Sequence[Side], folder: Path, watcher: Observer) -> None:
+        """Nothing is started yet; logs and the files that sides are given go to `folder`."""
+        self.folder, self.watcher = folder, watcher
+        self._sides = {"referee": Side("referee", REFEREE)} | {side.label: side for side in sides}
+        self._processes: dict[str, SideProcess] = {}
+
+    def __enter__(self) -> Session:
+        """Return the session."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End every process; what it has traced stays."""
+        for process in self._processes.values():
+            process.stop()
+
+    def twin(self, label: str) -> str:
+        """The twin of a side."""
+        return self._sides[label].twin
+
+    def start(self, label: str, run: RunSpec, show: bool = True) -> Job:
+        """Hand a run to the side `label`, after those it already has; its old trace is removed.
+
+        `show` draws its progress under the run's own label.
+        """
+        remove_trace(run.trace)  # a side that fails must not leave an earlier run's
+        if label not in self._processes:
+            side = self._sides[label]
+            self._processes[label] = SideProcess(
+                TWINS[side.twin], side.python, label, self.folder, self.watcher.note
+            )
+        if not show:
+            return self._processes[label].run(run)
+        total = run.steps - run.start + 1
+        self.watcher.begin(run.label, total)
+        skipped = run.start - 1
+        told = partial(self.watcher.advance, run.label)
+        return self._processes[label].run(run, lambda step: told(step - skipped))
+
+    def run_all(
+        self, runs: Mapping[str, RunSpec] | Sequence[tuple[str, RunSpec]], sequential: bool = False
+    ) -> dict[str, Job]:
+        """Run the given runs to their ends, side by side; the jobs by the runs' labels.
+
+        Raises HarnessError that tells of every side that failed and which traces there are.
+        """
+        pairs = list(runs.items()) if isinstance(runs, Mapping) else list(runs)
+        jobs: dict[str, Job] = {}
+        failures = []
+        for label, run in pairs:
+            jobs[run.label] = self.start(label, run)
+            if sequential:
+                jobs[run.label].wait()
+        for job in jobs.values():
+            failures += [error for error in [job.wait()] if error]
+        if failures:
+            kept = ", ".join(run.trace for _, run in pairs if Path(run.trace).exists())
+            raise HarnessError("\n".join(failures) + (f"\ntraces kept: {kept}" if kept else ""))
+        return jobs

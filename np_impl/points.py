@@ -1,0 +1,58 @@
+"""The trace points of one step: what each stage made, and what the next is given."""
+
+import numpy as np
+
+
+class Points:
+    """The trace points of one step in execution order.
+
+    Every stage hands what it made to `see` and goes on with what comes back: the same array,
+    unless an intervention (harness.trace.Intervention) puts another in its place. Stages of
+    back-propagation do so as well, under names "backward/...".
+    """
+
+    def __init__(self, intervention=None, watch=True):
+        """`watch`: whether to keep the points; an intervention acts either way."""
+        self.intervention = intervention
+        self.watch = watch or intervention is not None
+        self.seen = {}
+        self.gone_on = {}
+
+    def see(self, name, value, t=None):
+        """What goes on in place of `value`, which is kept; at timestep `t` if there is one."""
+        own = onward = value
+        if self.intervention is not None:
+            own, onward = self._replaced(name, value, t)
+        if name.startswith("forward/"):
+            # Back-propagation reads it, watched or not: derivatives hold where the step went on.
+            _keep(self.gone_on, name, onward, t)
+        if self.watch:
+            _keep(self.seen, name, own, t)
+        return onward
+
+    def within(self, prefix):
+        """`see` for the stages of a part of the model, named from there."""
+        return lambda name, value, t: self.see(f"{prefix}/{name}", value, t)
+
+    def _replaced(self, name, value, t):
+        own = self.intervention.own(name, t, to_numpy(value))
+        return own, self.intervention.onward(name, t, own)
+
+
+def _keep(points, name, value, t):
+    if t is None:
+        points[name] = value
+    else:
+        over_time = points.setdefault(name, [])
+        # Back-propagation comes to the last timestep first.
+        over_time.insert(0 if name.startswith("backward/") else len(over_time), value)
+
+
+def to_numpy(point):
+    """A trace point as an array: a list over time is stacked to [B, T, ...]."""
+    return np.stack(point, axis=1) if isinstance(point, list) else np.asarray(point)
+
+
+def to_tensor(array):
+    """An array as a tensor on the run's device; the tensor does not share its memory."""
+    return np.array(array)

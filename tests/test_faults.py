@@ -1,0 +1,326 @@
+"""Planted faults: where and when each shows is what the catalogue says, in either twin."""
+
+import sys
+from fnmatch import fnmatchcase
+from functools import cache, partial
+from importlib import import_module
+
+import pytest
+import twin_calls
+
+from harness import corpus, weights
+from harness.compare import diff
+from harness.errors import HarnessError
+from harness.faults import BASE, CATALOGUE, Fault, first_step, named, planted_names
+from harness.spec import Follow, RunSpec, override, parameters, preset
+from harness.trace import open_trace
+from np_impl.faults import planted as planted_in_the_referee
+
+PAIRS = [name for name, fault in CATALOGUE.items() if fault.parts]
+REMEMBERING = ["gradients-accumulated", "gradients-stale", "old-weights"]
+
+
+# Called in a process that holds one framework.
+
+
+def fault_table(twin):
+    """Fault -> function that is replaced -> what its replacement is called, and says of itself."""
+    table = import_module(f"{twin}_impl.faults").FAULTS
+    return {
+        name: {place: (new.__name__, new.__doc__) for place, new in where.items()}
+        for name, where in table.items()
+    }
+
+
+def train_with_harmless_replacements(twin, run):
+    """A run whose faults are planted, but whose replacements all call what they replace."""
+    table = import_module(f"{twin}_impl.faults").FAULTS
+    real = dict(table)
+    try:
+        for name, where in real.items():
+            table[name] = dict.fromkeys(where, lambda original, *args: original(*args))
+        return twin_calls.train(twin, run)
+    finally:
+        table.update(real)
+
+
+def planting(twin, names):
+    """How often planting in a block that fails changes the twin, before and after its failure."""
+    faults = import_module(f"{twin}_impl.faults")
+    import_module(f"{twin}_impl.train")
+
+    def changed():
+        own = [m for name, m in sys.modules.items() if name.startswith(f"{twin}_impl.")]
+        return [
+            f"{m.__name__}.{name}"
+            for m in own
+            for name, value in vars(m).items()
+            if isinstance(value, partial)
+        ]
+
+    try:
+        with faults.planted(names):
+            during = changed()
+            raise RuntimeError
+    except RuntimeError:
+        return during, changed()
+
+
+def at_once(pt, tf, function, *args):
+    """Call `function` in both twins' processes; each gets its own of every pair of `args`."""
+    calls = [
+        worker.pool.submit(function, worker.twin, *own)
+        for worker, own in zip((pt, tf), zip(*args, strict=True), strict=True)
+    ]
+    return [call.result() for call in calls]
+
+
+# Runs, and what differs in them.
+
+
+class Shelf:
+    """The runs of this module in one folder; a clean run is made once for all that share it."""
+
+    def __init__(self, folder, pt, tf):
+        self.folder, self.workers = folder, {"pt": pt, "tf": tf}
+        self.clean = cache(self.clean)
+        self.text = corpus.load(None)
+        corpus.save_tokens(self.text.valid[:200], folder / "valid.npy")
+
+    def spec(self, fault, label, steps, follow=None, faults=()):
+        model, train = override(*preset("zaremba-small", 256), {**BASE, **fault.settings})
+        start = self.folder / f"start-{model.init_scale}.npz"
+        if not start.exists():
+            weights.save(weights.draw(model, 1), start)
+        tokens = self.folder / f"tokens-{fault.tokens}.npy"
+        if not tokens.exists():
+            corpus.save_tokens(self.text.train[: fault.tokens], tokens)
+        return RunSpec(
+            label=label,
+            model=model,
+            train=train,
+            steps=steps,
+            weights=str(start),
+            tokens=str(tokens),
+            valid=str(self.folder / "valid.npy"),
+            trace=str(self.path(label)),
+            final=str(self.folder / f"{label}.npz"),
+            follow=Follow(str(self.path(follow)), "stage") if follow else None,
+            faults=faults,
+        )
+
+    def path(self, label):
+        return self.folder / f"{label}.trace"
+
+    def clean(self, settings, tokens, steps):
+        """A clean run of each twin with these settings; their labels."""
+        fault = Fault("none", "", (), (), settings=dict(settings), tokens=tokens)
+        label = "-".join(["clean", *(f"{k}={v}" for k, v in settings), str(tokens), str(steps)])
+        labels = [f"{twin}-{label}" for twin in self.workers]
+        specs = [self.spec(fault, label, steps) for label in labels]
+        at_once(*self.workers.values(), twin_calls.train, specs)
+        return labels
+
+    def clean_for(self, fault):
+        return self.clean(tuple(sorted(fault.settings.items())), fault.tokens, fault.steps)
+
+    def bites(self, fault):
+        """The step at which the fault must show, from the clean run."""
+        label = self.clean_for(fault)[0]
+        batches = corpus.Batches(
+            corpus.load_tokens(self.spec(fault, label, 1).tokens), self.spec(fault, label, 1).train
+        )
+        trace = open_trace(self.path(label))
+
+        def norm(step):
+            return trace.step(step).find("update/global_norm").min
+
+        return first_step(fault, batches, norm)
+
+    def follow(self, fault, name, swapped, steps, function=twin_calls.train):
+        """Run both twins with the fault, each stage fed by the clean run of itself or of the other.
+
+        Returns for each twin the faulty trace and the clean one.
+        """
+        clean = self.clean_for(fault)[:: -1 if swapped else 1]
+        labels = [f"{twin}-faulty" for twin in self.workers]
+        specs = [
+            self.spec(fault, label, steps, follow, planted_names(name))
+            for label, follow in zip(labels, clean, strict=True)
+        ]
+        at_once(*self.workers.values(), function, specs)
+        return [
+            (open_trace(self.path(a)), open_trace(self.path(b)))
+            for a, b in zip(labels, clean, strict=True)
+        ]
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory, pt, tf):
+    return Shelf(tmp_path_factory.mktemp("faults"), pt, tf)
+
+
+def unequal(a, b):
+    """Step and name of every trace point that has not the same bits, in execution order."""
+    found = []
+    for step in a.steps:
+        entries = {entry.name: entry.hash for entry in b.step(step).entries}
+        own = a.step(step).entries
+        assert {entry.name for entry in own} == set(entries)
+        found += [(step, e.name) for e in own if e.hash != entries[e.name]]
+    return found
+
+
+def matches(tensor, globs):
+    return any(fnmatchcase(tensor, glob) for glob in globs)
+
+
+def check(fault, found, step):
+    """What the catalogue says of a fault is what was found: (step, tensor), the first one first."""
+    assert found, f"{fault.name} changes nothing"
+    assert found[0][0] == step
+    assert matches(found[0][1], fault.tensor)
+    strays = [t for s, t in found if s == step and not matches(t, (*fault.tensor, *fault.also))]
+    assert not strays, f"{fault.name} is also seen at {strays}"
+
+
+# The catalogue.
+
+
+def test_both_twins_have_the_faults_of_the_catalogue_with_the_same_replacements(pt, tf):
+    ours, theirs = at_once(pt, tf, fault_table)
+    assert ours == theirs
+    assert sorted(ours) == sorted(set(CATALOGUE) - set(PAIRS))
+    assert all(doc for where in ours.values() for _, doc in where.values())
+    assert len(ours) >= 50
+    assert len(PAIRS) >= 3
+
+
+def test_what_the_catalogue_says_of_a_fault_is_whole():
+    names = [p.name for p in parameters(override(*preset("zaremba-small", 256), dict(BASE))[0])]
+    assert len({fault.title for fault in CATALOGUE.values()}) == len(CATALOGUE)
+    for name, fault in CATALOGUE.items():
+        assert fault.name == name
+        assert fault.tensor, name
+        assert fault.causes, name
+        override(*preset("zaremba-small", 256), {**BASE, **fault.settings})
+        for glob in (*fault.tensor, *fault.also):
+            group, _, rest = glob.partition("/")
+            if group in ("grads", "params"):
+                assert any(fnmatchcase(n, rest) for n in names), f"{name}: {glob}"
+        assert set(fault.parts) <= set(CATALOGUE) - set(PAIRS)
+
+
+def test_a_fault_that_there_is_not_is_refused_with_those_that_there_are(pt, tf, shelf):
+    spec = shelf.spec(CATALOGUE["clip-never"], "refused", 1, faults=("clip-nevr",))
+    for worker in (pt, tf):
+        with pytest.raises(
+            HarnessError, match="no fault named 'clip-nevr'; there are: .*clip-never"
+        ):
+            worker("train", spec)
+    with pytest.raises(HarnessError, match="no fault named 'x'; there are: .*clip-never"):
+        named("x")
+    with pytest.raises(HarnessError, match="there are"):
+        planted_names("x")
+
+
+def test_the_referee_takes_no_faults():
+    with planted_in_the_referee(()):
+        pass
+    with pytest.raises(HarnessError, match="takes no faults: plant 'clip-never' in pt or tf"):
+        with planted_in_the_referee(("clip-never",)):
+            pass
+
+
+def test_the_first_step_of_a_fault_follows_its_rule():
+    tokens = corpus.load(None).train[:100]
+    train = override(*preset("zaremba-small", 256), dict(BASE))[1]
+    batches = corpus.Batches(tokens, train)
+    assert batches.steps_per_epoch == 6
+    late = int(batches.window(5).x[0, 0])
+    assert late not in [int(k) for step in range(1, 5) for k in batches.window(step).x.ravel()]
+    rules = {
+        "step 3": 3,
+        "norm over limit": 4,
+        "epoch 1": 1,
+        "epoch 2": 7,
+        "epoch 2 end": 12,
+        f"token {late}": 5,
+    }
+    for rule, step in rules.items():
+        fault = Fault("any", "", (), (), bites=rule, steps=12)
+        assert first_step(fault, batches, lambda step: step * 0.5) == step, rule
+        with pytest.raises(HarnessError, match="in none of the steps"):
+            first_step(fault._replace(steps=step - 1), batches, lambda step: step * 0.5)
+
+
+# Planting.
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_fault_shows_first_where_and_when_the_catalogue_says_and_nowhere_else(shelf, name):
+    fault = CATALOGUE[name]
+    step = shelf.bites(fault)
+    for faulty, clean in shelf.follow(fault, name, False, step):
+        check(fault, unequal(faulty, clean), step)
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_fault_of_one_twin_is_over_the_tolerance_of_the_other(shelf, name):
+    fault = CATALOGUE[name]
+    step = shelf.bites(fault)
+    for faulty, clean in shelf.follow(fault, name, True, step):
+        found = diff(faulty, clean, all=True)
+        check(fault, [(d.step, d.tensor) for d in found.divergences], step)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_faults_planted_together_show_each_at_its_own_place(shelf, name):
+    both = CATALOGUE[name]
+    parts = [CATALOGUE[p]._replace(settings=both.settings, tokens=both.tokens) for p in both.parts]
+    parts[0] = parts[0]._replace(bites=both.bites)
+    parts = [part._replace(steps=both.steps) for part in parts]
+    steps = [shelf.bites(part) for part in parts]
+    for faulty, clean in shelf.follow(both, name, True, max(steps)):
+        found = [(d.step, d.tensor) for d in diff(faulty, clean, all=True).divergences]
+        for part, step in zip(parts, steps, strict=True):
+            own = [(s, t) for s, t in found if matches(t, part.tensor)]
+            check(part, own, step)
+
+
+@pytest.mark.parametrize("name", ["clip-never", "dropout-unscaled", "adam-epsilon"])
+def test_these_tests_would_see_a_fault_that_does_nothing(shelf, name):
+    settings = CATALOGUE[name].settings
+    harmless = [f for f in CATALOGUE.values() if f.settings == settings]
+    assert harmless
+    for faulty, clean in shelf.follow(
+        CATALOGUE[name], name, False, 4, train_with_harmless_replacements
+    ):
+        for fault in harmless:
+            with pytest.raises(AssertionError, match="changes nothing"):
+                check(fault, unequal(faulty, clean), 1)
+
+
+@pytest.mark.parametrize("name", [*REMEMBERING, "norm-duplicates", "optimizer-rebuilt"])
+def test_a_fault_leaves_the_twin_as_it_was_and_starts_afresh(shelf, name):
+    fault = CATALOGUE[name]
+    first = [unequal(*pair) for pair in shelf.follow(fault, name, False, fault.steps)]
+    again = [unequal(*pair) for pair in shelf.follow(fault, name, False, fault.steps)]
+    assert all(first)
+    assert again == first
+    clean = shelf.clean_for(fault)
+    labels = [f"{twin}-after" for twin in shelf.workers]
+    specs = [shelf.spec(fault, label, fault.steps) for label in labels]
+    at_once(*shelf.workers.values(), twin_calls.train, specs)
+    for a, b in zip(labels, clean, strict=True):
+        assert unequal(open_trace(shelf.path(a)), open_trace(shelf.path(b))) == []
+
+
+def test_faults_are_taken_out_of_a_run_that_fails(pt, tf):
+    for during, after in at_once(pt, tf, planting, [list(fault_table_names())] * 2):
+        assert len(during) > 20
+        assert after == []
+
+
+def fault_table_names():
+    return [name for name in CATALOGUE if name not in PAIRS]

@@ -1,0 +1,136 @@
+"""The referee itself: its derivatives against differences of its loss, its precision, its dtypes."""
+
+import numpy as np
+import pytest
+from twins import (
+    MODEL,
+    NAMES,
+    SHAPES,
+    B,
+    H,
+    a_run,
+    assert_close,
+    random_state,
+    random_tokens,
+    random_weights,
+    rng,
+    train_spec,
+)
+
+from harness.errors import HarnessError
+from harness.randomness import dropout_masks
+from harness.spec import replace
+from harness.trace import open_trace
+
+LONG = np.longdouble
+WIDE = np.finfo(LONG).eps < 1e-18  # 64 bits of mantissa or more; on some machines it is a double
+CASES = {"as published": {}, "mean": {"loss": "mean"}, "dropout": {"dropout": 0.4}}
+
+
+def window(dtype, dropout=0.0, **fields):
+    """The arguments of `gradients` but the parameters, in `dtype`."""
+    model, train = replace(MODEL, dropout=dropout), train_spec("float64", **fields)
+    x, y = random_tokens()
+    state = {name: s.astype(dtype) for name, s in random_state("float64").items()}
+    return [state, x, y, dropout_masks(model, train, 1), model, train]
+
+
+def gradients(referee, dtype, params, watch=False, **fields):
+    """Loss, gradients and trace points."""
+    found = referee("watched", "train.gradients", params, *window(dtype, **fields), watch=watch)
+    loss, _, grads, points = found
+    return loss, grads, points
+
+
+def weights_as(dtype):
+    return {name: w.astype(dtype) for name, w in random_weights("float64").items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_those_of_finite_differences(referee, name, case):
+    params, fields = weights_as(LONG), CASES[case]
+    _, grads, _ = gradients(referee, LONG, params, **fields)
+    direction = rng(8).normal(size=SHAPES[name]).astype(LONG)
+    size, slope = LONG(1e-4 if WIDE else 1e-3), LONG(0)
+    # (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h: the error is of the order h^4.
+    for steps, factor in ((1, 8), (-1, -8), (2, -1), (-2, 1)):
+        moved = {**params, name: params[name] + steps * size * direction}
+        slope += factor * gradients(referee, LONG, moved, **fields)[0]
+    expected = np.sum(grads[name] * direction)
+    tolerance = 1e-11 if WIDE else 1e-8
+    assert float(slope / (12 * size)) == pytest.approx(float(expected), rel=tolerance)
+
+
+@pytest.mark.parametrize("part", ["layer0/h", "layer0/c", "layer1/h", "layer1/c"])
+def test_the_layer_also_has_the_derivative_by_its_first_state(referee, part):
+    names = [f"{part[:6]}/{name}" for name in ("w_i", "w_h", "b_i", "b_h")]
+    weights, state, draw = random_weights("float64"), random_state("float64"), rng(31)
+    x = draw.normal(size=(B, 4, weights[names[0]].shape[0]))
+    arrays = [x, state[f"{part[:6]}/h"], state[f"{part[:6]}/c"], *(weights[n] for n in names)]
+    outside = [draw.normal(size=(B, H)) for _ in range(8)]
+    found = referee("vjp", "cells.lstm_layer", arrays, outside)
+    at = 1 if part.endswith("h") else 2
+    direction, size = draw.normal(size=(B, H)), 1e-5
+    ends = []
+    for sign in (1, -1):
+        moved = [a + sign * size * direction if k == at else a for k, a in enumerate(arrays)]
+        hidden, cell = referee("call", "cells.lstm_layer", *moved)
+        ends.append(sum(np.sum(a * b) for a, b in zip([*hidden, *cell], outside, strict=True)))
+    slope = (ends[0] - ends[1]) / (2 * size)
+    assert slope == pytest.approx(np.sum(found[at] * direction), rel=1e-8)
+
+
+@pytest.mark.skipif(not WIDE, reason="long double is no wider than double here")
+@pytest.mark.parametrize("case", CASES)
+def test_every_stage_is_exact_to_a_few_roundings(referee, dtype, case):
+    """Against the same computation in extended precision, from the same numbers."""
+    fields, params = CASES[case], weights_as(dtype)
+    state = window(dtype, **fields)[0]
+    wide = [{n: a.astype(LONG) for n, a in given.items()} for given in (params, state)]
+    _, grads, points = gradients(referee, dtype, params, watch=True, **fields)
+    rest = window(LONG, **fields)[1:]
+    expected = referee("watched", "train.gradients", wide[0], wide[1], *rest)
+    assert list(points) == list(expected[-1])
+    for name, value in {**points, **grads}.items():
+        assert value.dtype == dtype, name
+        exact = {**expected[-1], **expected[2]}[name]
+        assert exact.dtype == LONG, name
+        assert_close(value, exact.astype(dtype), name)
+
+
+def test_rows_of_a_token_that_occurs_twice_are_added_up(referee):
+    table, x = np.zeros((4, 2), np.float32), np.array([[1, 3, 1]], np.int32)
+    dy = np.array([[[1, 10], [2, 20], [4, 40]]], np.float32)
+    found = referee("call", "model.embed_backward", table, x, dy)
+    assert np.array_equal(found, np.array([[0, 0], [5, 50], [0, 0], [2, 20]], np.float32))
+
+
+def test_the_sigmoid_is_right_at_both_ends_and_warns_of_nothing(referee, dtype):
+    x = np.array([-1e4, -80, -20, -1, -0.0, 0, 1, 20, 80, 1e4, -np.inf, np.inf, np.nan], dtype)
+    found = referee("call", "cells.sigmoid", x)
+    assert found.dtype == dtype
+    assert np.array_equal(found[[0, 4, 5, 9, 10, 11]], np.array([0, 0.5, 0.5, 1, 0, 1], dtype))
+    assert np.isnan(found[-1])
+    finite = slice(1, 9)
+    exact = 1 / (1 + np.exp(-x[finite].astype(LONG)))
+    assert np.allclose(found[finite], exact.astype(dtype), rtol=4 * np.finfo(dtype).eps, atol=0)
+
+
+def test_a_run_that_explodes_ends_in_nan_without_a_warning(referee, tmp_path, dtype):
+    lr = {"float32": 1e30, "float64": 1e200}[dtype]
+    losses = referee("train", a_run(tmp_path, "side", steps=6, lr=lr, clip="none", dtype=dtype))
+    assert np.isfinite(losses[0])
+    assert np.isnan(losses[-1])
+    assert len(open_trace(tmp_path / "side.trace").steps) == 6
+
+
+def test_a_gpu_is_refused_with_the_remedy(referee, tmp_path):
+    with pytest.raises(HarnessError, match=r"^device gpu: NumPy has none; use --device cpu$"):
+        referee("train", a_run(tmp_path, "side", device="gpu"))
+
+
+def test_a_numpy_that_promotes_scalars_is_refused(referee, tmp_path, monkeypatch):
+    monkeypatch.setattr(np, "__version__", "1.26.4")
+    with pytest.raises(HarnessError, match="needs NumPy 2"):
+        referee("train", a_run(tmp_path, "side"))
