@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import click
 
 from harness.options import EQUIVALENT, JSON, example, print_json
@@ -25,3 +30,78 @@ def faults_list(as_json: bool) -> int:
     else:
         show_faults(console(), CATALOGUE.values())
     return EQUIVALENT
+
+
+@faults_group.command("bench", epilog=example("harness faults bench"))
+@click.option("--only", multiple=True, metavar="NAME", help="This fault alone (repeatable).")
+@click.option("--clean", type=int, metavar="N", help="The first N clean pairs. [default: all]")
+@click.option("--out", metavar="DIR", help="Where traces go. [default: a folder that is removed]")
+@click.option("--report", metavar="FILE", help="[default: logs/faults.md, where all was run]")
+@JSON
+def faults_bench(
+    only: tuple[str, ...], clean: int | None, out: str | None, report: str | None, as_json: bool
+) -> int:
+    """Score the harness: every fault on each side, and clean pairs that must not be accused.
+
+    Takes about half an hour on two cores. Exit code 1 where a fault was missed or a clean pair
+    accused.
+    """
+    from harness.faults.bench import bench
+    from harness.report.progress import LiveObserver
+    from harness.report.scores import show_bench, write_bench
+    from harness.report.terminal import console
+
+    with LiveObserver() as observer, _folder(out) as folder:
+        result = bench(folder, observer, only, clean)
+    if report or not (only or clean is not None):
+        path = Path(report or "logs/faults.md")
+        write_bench(result, path)
+        click.echo(f"written: {path}", err=True)
+    if as_json:
+        print_json(result)
+    else:
+        show_bench(console(), result)
+    sound = result.detected == result.faults and not result.false_alarms
+    return EQUIVALENT if sound else DIVERGENT
+
+
+@faults_group.command("fuzz", epilog=example("harness faults fuzz --cases 200 --seed 1"))
+@click.option("--cases", default=2000, show_default=True, metavar="N", help="How many injections.")
+@click.option("--seed", default=1, show_default=True, type=click.IntRange(0, 2**62 - 1))
+@click.option("--out", metavar="DIR", help="Where traces go. [default: a folder that is removed]")
+@click.option("--report", metavar="FILE", help="[default: logs/fuzz.md, from 2000 cases up]")
+@JSON
+def faults_fuzz(cases: int, seed: int, out: str | None, report: str | None, as_json: bool) -> int:
+    """Disturb random stages by random amounts, and see which are found at their place.
+
+    Exit code 1 where one above the noise was not, or something else was accused.
+    """
+    from harness.faults.fuzz import fuzz
+    from harness.report.plots import plot_fuzz
+    from harness.report.progress import LiveObserver
+    from harness.report.scores import show_fuzz, write_fuzz
+    from harness.report.terminal import console
+
+    with LiveObserver() as observer, _folder(out) as folder:
+        result = fuzz(cases, seed, folder, observer)
+    if report or cases >= 2000:
+        path = Path(report or "logs/fuzz.md")
+        picture = path.with_suffix(".png")
+        write_fuzz(result, path, picture.name)
+        plot_fuzz(result, str(picture))
+        click.echo(f"written: {path}, {picture}", err=True)
+    if as_json:
+        print_json(result)
+    else:
+        show_fuzz(console(), result)
+    return EQUIVALENT if result.placed == result.above and not result.wrong else DIVERGENT
+
+
+@contextmanager
+def _folder(out: str | None) -> Iterator[Path]:
+    """The folder that was named, or one that is removed afterwards."""
+    if out:
+        yield Path(out)
+        return
+    with TemporaryDirectory(prefix="harness-") as made:
+        yield Path(made)

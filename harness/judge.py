@@ -78,7 +78,7 @@ class Investigation:
         if self._bytes(steps) > 0.9 * free:
             self.lacking = [
                 f"not run in float64 and following: {self._bytes(steps) >> 20:,} MiB of traces, "
-                f"and {self.folder} has {free >> 20:,} MiB left: free space, or give --out another disk"
+                f"and {self.folder} has {free >> 20:,} MiB left: free some, or give another --out"
             ]
             return 0
         return steps

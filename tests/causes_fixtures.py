@@ -366,3 +366,13 @@ def planted(settings, faults, side="a", dtype="float64"):
         bad.train_step()
         case = first_case(*((bad, good) if side == "a" else (good, bad)), settings, bad.step)
     return case
+
+
+def lone_case(a, b, tensor="mystery/tensor", points=(), step=1, settings=None, level=64.0):
+    """A case of two arrays; `points` are what else is traced: (side, step, name) to array."""
+    points = dict(points)
+    for side, value in (("a", a), ("b", b)):
+        points[side, step, tensor] = value
+    found = settings or {}
+    lookup = lambda side, at, name: points.get((side, at, name))  # noqa: E731
+    return Case(step, tensor, a, b, lookup, ("pt", "tf"), found, found, level)

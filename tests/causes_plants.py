@@ -367,7 +367,6 @@ STRUCTURE = [
         "stale",
         "parameter not updated",
         {"params/layer1/w_i": exact(lambda v, s: s.p)},
-        also=("optimizer-formula",),
     ),
     Plant(
         "stale",
@@ -811,13 +810,6 @@ OPTIMIZER = [
         {"params/*": lambda v, s: s.p - 2 * s.lr * s.g},
         words="twice",
         also=("factor", "missing-term"),
-    ),
-    Plant(
-        "optimizer-formula",
-        "frozen",
-        {"params/layer1/b_h": exact(lambda v, s: s.p)},
-        words="does not update",
-        also=("stale",),
     ),
     Plant(
         "optimizer-formula",

@@ -9,11 +9,13 @@ from functools import partial
 from importlib import import_module
 
 from harness.errors import HarnessError
-from tf_impl import faults_backward, faults_forward, faults_update
+from tf_impl.faults_backward import FAULTS as BACKWARD
+from tf_impl.faults_forward import FAULTS as FORWARD
 from tf_impl.faults_tools import kept
+from tf_impl.faults_update import FAULTS as UPDATE
 
 # Name of the fault -> name of the function that is replaced -> its replacement.
-FAULTS = {**faults_forward.FAULTS, **faults_backward.FAULTS, **faults_update.FAULTS}
+FAULTS = {**FORWARD, **BACKWARD, **UPDATE}
 
 
 @contextmanager
@@ -22,27 +24,18 @@ def planted(names):
     unknown = [name for name in names if name not in FAULTS]
     if unknown:
         raise HarnessError(f"no fault named {unknown[0]!r}; there are: {', '.join(sorted(FAULTS))}")
-    import_module(f"{__package__}.train")  # it binds all that can be replaced
+    import_module(f"{__package__}.train")  # it imports all that can be replaced
+    twin = [module for name, module in sys.modules.items() if name.startswith(f"{__package__}.")]
     originals = []
     kept.clear()
     try:
-        for name in names:
-            for function, replacement in FAULTS[name].items():
-                originals += put(function, replacement)
+        for function, replacement in [pair for name in names for pair in FAULTS[name].items()]:
+            for module in [module for module in twin if hasattr(module, function)]:
+                original = getattr(module, function)
+                originals.append((module, function, original))
+                setattr(module, function, partial(replacement, original))
         yield
     finally:
         for module, function, original in reversed(originals):
             setattr(module, function, original)
         kept.clear()
-
-
-def put(function, replacement):
-    """Put `replacement` wherever this twin has `function`; returns where, and what was there."""
-    own = [m for name, m in sys.modules.items() if name.startswith(f"{__package__}.")]
-    having = [module for module in own if hasattr(module, function)]
-    original = getattr(having[0], function)
-    having = [module for module in having if getattr(module, function) is original]
-    changed = partial(replacement, original)
-    for module in having:
-        setattr(module, function, changed)
-    return [(module, function, original) for module in having]

@@ -166,6 +166,8 @@ def explain(case: Case) -> list[Cause]:
         return []
     if case.b.dtype.kind not in "fiub":
         return []
+    if not case.gap() > case.level:
+        return []
     case = case._replace(lookup=cache(case.lookup))
     found: list[Cause] = []
     for row in CAUSES:
@@ -208,9 +210,8 @@ def _best(found: list[Cause]) -> list[Cause]:
             for cause in found
             if cause.sure == "certain" and cause.residual_eps <= LESSER * least + CLEAR
         ]
-    found = sorted(
-        found, key=lambda c: (SURE.index(c.sure), ROWS[c.name].rank, round(c.residual_eps), c.name)
-    )
+    # Residuals are rounding: under an eps they say nothing of which is better.
+    found.sort(key=lambda c: (SURE.index(c.sure), ROWS[c.name].rank, c.residual_eps // 1, c.name))
     kept: list[Cause] = []
     for cause in found:
         if not any(cause.name in IMPLIED.get(better.name, ()) for better in kept):

@@ -185,7 +185,7 @@ def _pushed(u: Inputs, g: Array, how: How) -> Array:
 def new_parameter(u: Inputs, how: How) -> Array | None:
     """The parameter after the step, from the slots after it; None where they are not traced."""
     moved = _direction(u, how)
-    lr = {"now": u.lr, "before": u.lr_before, "twice": 2 * u.lr, "up": -u.lr}[how.lr]
+    lr = {"now": u.lr, "before": u.lr_before, "twice": 2 * u.lr}[how.lr]
     if moved is None or lr is None:
         return None
     p = u.p - lr * moved
@@ -246,9 +246,7 @@ def _adam(m: Array | None, v: Array | None, how: How) -> Array | None:
 
 def _root(v: Array | None, eps: float, place: str) -> Array:
     v = np.asarray(v)
-    made = np.sqrt(v + eps) if place == "inside" else np.sqrt(v) + eps
-    # Where nothing ever moved, 0 / 0 is no step.
-    return np.where(made == 0, 1.0, made)
+    return np.asarray(np.sqrt(v + eps) if place == "inside" else np.sqrt(v) + eps)
 
 
 def guess(case: Case, words: str, how: How) -> Guess:
@@ -286,7 +284,9 @@ def epsilon(case: Case) -> Cause | None:
     def ways() -> Iterator[Variant]:
         for eps in numbers(case, "epsilon", *EPSILONS):
             for place, words in places.items():
-                if (eps, place) != (how.eps, "root") and (eps or place == "root"):
+                # A large epsilon inside a root swallows what stands beside it: anything fits.
+                usual_size = eps in (*numbers(case, "epsilon"), *EPSILONS[:3])
+                if (eps, place) != (how.eps, "root") and (usual_size or place == "root"):
                     says = f"adds epsilon {figure(eps)} {words}" if eps else "adds no epsilon"
                     yield says, how._replace(eps=eps, place=place)
 
@@ -419,7 +419,6 @@ def _rules(case: Case, how: How) -> Iterator[Variant]:
         yield "leaves rows of tokens that are not in the batch alone", how._replace(lazy=True)
     if case.tensor.startswith("params/"):
         yield "applies the update twice", how._replace(lr="twice")
-        yield "moves up the gradient", how._replace(lr="up")
         yield "takes the learning rate of the step before", how._replace(lr="before")
         for kind in SLOTS:
             if kind != how.optimizer:
@@ -461,13 +460,8 @@ def _slot_guesses(case: Case, how: How) -> Iterator[Guess]:
 
 
 def _frozen(case: Case, how: How) -> Iterator[Guess]:
-    """Parameters, or rows of them, that do not move."""
+    """Rows of a parameter that do not move (of one that is still as a whole, `stale` tells)."""
 
-    def still(side: Side, rows: slice) -> Array | None:
-        u = gather(case, side, rows)
-        return None if u is None else u.p
-
-    yield Guess("does not update this parameter (frozen, or not registered?)", still)
     if case.b.ndim != 2:
         return
     before = {side: case.before(parameter(case), side) for side in ("a", "b")}

@@ -85,9 +85,18 @@ def name_of(case: Case, factor: float, error: float) -> Named | None:
             value = size
             words.append(candidate.words if candidate.value >= 1 else f"1 / {candidate.words}")
     if not words:
-        return None
+        return _one_too_many(factor, error)
     simple = [w for w in words if not any(s in w for s in ("times", "divided", "square"))]
     return Named(value, " and ".join((simple or words)[:2]))
+
+
+def _one_too_many(factor: float, error: float) -> Named | None:
+    """A factor (n + 1) / n: a count, as in a mean, that is off by one."""
+    n = round(1 / (factor - 1)) if factor > 1 + 1e-9 else 0
+    # Nearly every factor is near such a one for a large n.
+    if n < 2 or error * n * n > 0.02 or abs(factor - 1 - 1 / n) > error:
+        return None
+    return Named(1 + 1 / n, f"{n + 1} / {n}, as of a count that is one too large")
 
 
 def slope(case: Case, a: Array, b: Array) -> Slope | None:
@@ -210,9 +219,14 @@ def sign(case: Case) -> Cause | None:
     return Cause("sign", words, left)
 
 
+def _starts(case: Case) -> bool:
+    """Whether one side is zero all over: numbers that something starts from, not a result."""
+    return case.b.size >= 3 and not (case.a.any() and case.b.any())
+
+
 def constant(case: Case) -> Cause | None:
     """a - b is one number in all elements, or in those of one gate."""
-    if case.b.dtype.kind != "f" or not several(case.b):
+    if case.b.dtype.kind != "f" or not (several(case.b) or _starts(case)):
         return None
     a, b = np.asarray(case.a, np.float64), np.asarray(case.b, np.float64)
     gap = a - b

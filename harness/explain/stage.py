@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.explain.case import Array, Case, Side
-from harness.explain.trial import ALL, number, wide
+from harness.explain.trial import ALL, MOST_LAYERS, number, wide
 
 Change = Callable[[Array], Array]
 CELL = re.compile(r"(forward|backward)/layer(\d+)/(gates|c|h)")
@@ -100,10 +100,8 @@ def source(case: Case, side: Side, layer: int) -> Array | None:
 
 def layers(case: Case) -> int:
     """How many layers the trace has."""
-    count = 0
-    while case.get(f"forward/layer{count}/h") is not None:
-        count += 1
-    return count
+    numbers = range(MOST_LAYERS)
+    return next((k for k in numbers if case.get(f"forward/layer{k}/h") is None), MOST_LAYERS)
 
 
 def layer_input(case: Case, side: Side, layer: int) -> Array | None:

@@ -172,13 +172,19 @@ def stale(case: Case) -> Cause | None:
         for of in (side, other(side)):
             old = _last(case, of)
             left = None if old is None else case.settled(old, mine)
+            # A learning rate may well stay: it is stale only where it moves, a step behind.
+            if case.tensor == "update/learning_rate" and (of == side or not _moves(case, side)):
+                continue
             if left is not None and _moves(case, other(side)):
                 words = f"{name} still has the value of step {case.step - 1}"
-                if of != side:
+                if case.tensor.startswith("params/") and of == side:
+                    words = f"{name} does not update it (frozen, or not registered?): it agrees"
+                elif of != side:
                     words += f" of {label(case, of)}"
                 return Cause("stale", f"{case.tensor}: {words} {eps_words(left)}", left)
         ahead = case.get(case.tensor, other(side), back=-1)
-        left = None if ahead is None else case.settled(ahead, mine)
+        moved = case.tensor != "update/learning_rate" or _moves(case, side)
+        left = None if ahead is None or not moved else case.settled(ahead, mine)
         if left is not None:
             words = (
                 f"{name} already has what {label(case, other(side))} has at step {case.step + 1}"

@@ -18,6 +18,7 @@ from harness.explain.case import SAMPLE, Array, Case, Cause, Side
 
 R = TypeVar("R")
 ALL = slice(None)
+MOST_LAYERS = 64  # layers that are looked for
 SIDES: tuple[Side, Side] = ("a", "b")
 
 
@@ -183,11 +184,9 @@ def largest(x: Array) -> float:
 
 def parameter_names(case: Case) -> Iterator[str]:
     """The parameters of the twins' model that the trace has gradients of."""
-    yield from (name for name in ("embedding",) if case.get(f"grads/{name}") is not None)
-    layer = 0
-    while case.get(f"grads/layer{layer}/w_i") is not None:
-        yield from (f"layer{layer}/{part}" for part in ("w_i", "w_h", "b_i", "b_h"))
-        layer += 1
-    for name in ("softmax_w", "softmax_b"):
+    layers = [
+        f"layer{k}/{part}" for k in range(MOST_LAYERS) for part in ("w_i", "w_h", "b_i", "b_h")
+    ]
+    for name in ("embedding", *layers, "softmax_w", "softmax_b"):
         if case.get(f"grads/{name}") is not None:
             yield name

@@ -227,7 +227,7 @@ def _shrunk(evidence: Evidence) -> tuple[str, ...]:
 
 
 def _compare_precisions(evidence: Evidence) -> Finding:
-    """Without following: is the place where the runs part a jump, and does it scale with epsilon?"""
+    """Without following: do the runs part in a jump, and does the gap scale with epsilon?"""
     free, free64 = evidence.free, evidence.free64
     place = free.first_divergence
     if place is None:
@@ -274,7 +274,7 @@ def _narrower(free: DiffResult, free64: DiffResult, place: Difference, words: st
     pair, pair64 = Pair(free, free.labels), Pair(free64, free64.labels)
     own = []
     for side in ("a", "b"):
-        low, high = (p.read(side, place.step, place.tensor) for p in (pair, pair64))  # type: ignore[arg-type]
+        low, high = (p.read(side, place.step, place.tensor) for p in (pair, pair64))
         if low is None or high is None or low.shape != high.shape:
             return Finding("undecided", place, Following("a", free), (words,), (place,))
         own.append(float(np.linalg.norm((low - high).ravel())))

@@ -53,7 +53,7 @@ GRADIENTS = (
         "gradient-rows-averaged",
         "averages the gradients of a token that occurs more than once",
         ("grads/embedding",),
-        ("confined", "norm-duplicates"),
+        ("embedding-duplicates", "confined"),
     ),
     Fault(
         "gradients-accumulated",
@@ -122,12 +122,14 @@ CLIPPING = (
         bites="norm over limit",
         settings={"clip_limit": "0.9"},
     ),
+    # So low that elements of every tensor are over it: clamping them is not the same as nothing.
     Fault(
         "clip-never",
         "does not clip",
         CLIPPED,
         ("clip-one-side",),
         bites="norm over limit",
+        settings={"clip_limit": "0.01"},
     ),
     Fault(
         "clip-always",
@@ -140,7 +142,7 @@ CLIPPING = (
         "clip-epsilon",
         "divides by the norm plus 1e-6 (torch.nn.utils.clip_grad_norm_)",
         CLIPPED,
-        ("epsilon", "factor"),
+        ("clip-one-side", "epsilon", "factor"),
         bites="norm over limit",
         settings=FLOAT64,
     ),

@@ -321,14 +321,14 @@ LOSS = (
         "loss-averaged-over-time",
         "averages the loss over time where the other sums it",
         ("forward/loss",),
-        ("factor", "loss-formula"),
+        ("loss-formula", "factor"),
         also=("backward/logits",),
     ),
     Fault(
         "loss-summed-over-batch",
         "sums the loss over the batch where the other averages it",
         ("forward/loss",),
-        ("factor", "loss-formula"),
+        ("loss-formula", "factor"),
         also=("backward/logits",),
     ),
     Fault(

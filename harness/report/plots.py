@@ -9,6 +9,7 @@ from typing import Any
 from harness.compare import DiffResult
 from harness.compare.diff import StepSummary, Value
 from harness.errors import HarnessError
+from harness.faults.fuzz import FuzzResult
 
 
 def plot_diff(result: DiffResult, path: str | Path) -> None:
@@ -17,13 +18,7 @@ def plot_diff(result: DiffResult, path: str | Path) -> None:
     Draws the steps that `result` holds: all of them if the diff was made with `all`. Raises
     HarnessError where matplotlib is not installed or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise HarnessError(
-            "--plot needs matplotlib: pip install 'twin-harness[plot]', or leave it out"
-        ) from None
-    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    figure = _figure(8, 5.5)
     top, bottom = figure.subplots(2, sharex=True)
     _losses(top, result)
     _distances(bottom, result)
@@ -34,6 +29,46 @@ def plot_diff(result: DiffResult, path: str | Path) -> None:
         top.set_title(f"{result.labels[0]} and {result.labels[1]} part: {first.tensor}", loc="left")
     else:
         top.set_title(f"{result.labels[0]} and {result.labels[1]}: {result.status}", loc="left")
+    _save(figure, path)
+
+
+def plot_fuzz(result: FuzzResult, path: str | Path) -> None:
+    """The share of injections found, and placed rightly, against their relative size.
+
+    Raises HarnessError as `plot_diff` does.
+    """
+    figure = _figure(8, 4)
+    axes = figure.subplots()
+    for dtype, color in (("float32", "tab:blue"), ("float64", "tab:orange")):
+        bins = [b for b in result.curve if b.dtype == dtype]
+        found = [b.found / b.cases for b in bins]
+        middles = [(b.low * b.high) ** 0.5 for b in bins]
+        axes.plot(middles, found, "o-", color=color, label=f"{dtype}: found, of all")
+        above = [b for b in bins if b.above]
+        middles = [(b.low * b.high) ** 0.5 for b in above]
+        placed = [b.placed_above / b.above for b in above]
+        label = f"{dtype}: placed, of those above the noise"
+        axes.plot(middles, placed, "x", color=color, label=label)
+    axes.set_xscale("log")
+    axes.set_ylim(-0.03, 1.06)
+    axes.set_xlabel("relative size of the disturbance")
+    axes.set_ylabel("share")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise HarnessError(
+            "pictures need matplotlib: pip install 'twin-harness[plot]', or leave --plot out"
+        ) from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, path: str | Path) -> None:
     try:
         figure.savefig(path, dpi=110)
     except (OSError, ValueError) as error:

@@ -76,7 +76,7 @@ class Intervention:
         index = list(d.index)
         if t is not None and index.pop(1) not in (None, t):
             return array
-        changed = array.copy()
+        changed = np.array(array)  # a copy; of a scalar too, which has no element to assign
         # A scalar takes an empty index; slice(None) is all of an axis.
         changed[tuple(slice(None) if i is None else i for i in index)] *= 1 + d.size
         return changed

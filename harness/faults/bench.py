@@ -1,0 +1,334 @@
+"""The scoreboard: every fault on each side, and clean runs, judged as `harness run` judges.
+
+`cases` are planted faults; a clean pair that is called a bug or imprecise is a false alarm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from harness.compare import DiffResult, Tolerance, diff
+from harness.corpus import Batches
+from harness.errors import HarnessError
+from harness.explain import Evidence, Following, Verdict, judge
+from harness.faults.baselines import BASELINES, first_failure
+from harness.faults.catalogue import CATALOGUE, first_step, planted_names
+from harness.faults.fault import Fault
+from harness.faults.lab import SIDES, Lab
+from harness.judge import Investigation
+from harness.observer import Observer
+from harness.spec import Follow, RunSpec
+from harness.trace import Trace, open_trace, remove_trace
+
+ALARMS = ("bug", "precision")
+
+
+class FaultRecord(msgspec.Struct, frozen=True):
+    """A fault on a side: what should be found, and what was."""
+
+    fault: str
+    side: str
+    step: int
+    tensors: tuple[str, ...]
+    verdict: str
+    causes: tuple[str, ...]
+    found_verdict: str
+    found_step: int | None
+    found_tensor: str | None
+    found_causes: tuple[str, ...]
+    blamed: str | None
+    sentence: str
+    baselines: dict[str, tuple[int, str] | None]
+
+    @property
+    def detected(self) -> bool:
+        """Whether the pair was said to compute different things, in whatever words."""
+        return self.found_verdict in ALARMS
+
+    @property
+    def step_right(self) -> bool:
+        """Whether the first step is named."""
+        return self.detected and self.found_step == self.step
+
+    @property
+    def tensor_right(self) -> bool:
+        """Whether the tensor that shows it first is named, at the right step."""
+        name = self.found_tensor or ""
+        return self.step_right and any(fnmatchcase(name, glob) for glob in self.tensors)
+
+    @property
+    def verdict_right(self) -> bool:
+        """Whether it is called a bug, or imprecise, as it should be."""
+        return self.found_verdict == self.verdict
+
+    def cause_within(self, count: int) -> bool:
+        """Whether a right cause is among the first `count`."""
+        return any(name in self.causes for name in self.found_causes[:count])
+
+
+class CleanRecord(msgspec.Struct, frozen=True):
+    """A clean pair: how it was run, how the free diff came out, and the verdict."""
+
+    settings: dict[str, str]
+    steps: int
+    follow: str | None
+    status: str
+    parted: int | None
+    verdict: str
+    baselines: dict[str, tuple[int, str] | None]
+
+    @property
+    def alarm(self) -> bool:
+        """Whether a clean pair was accused."""
+        return self.verdict in ALARMS
+
+
+class BaselineScore(msgspec.Struct, frozen=True):
+    """What a baseline says: faults noticed, step and tensor right, clean pairs that it fails."""
+
+    detected: int
+    step_right: int
+    tensor_right: int
+    false_alarms: int
+
+
+class BenchResult(msgspec.Struct, frozen=True):
+    """The scoreboard; counts are of cases, and `records` and `clean` have one row a case."""
+
+    faults: int
+    detected: int
+    step_right: int
+    tensor_right: int
+    verdict_right: int
+    cause_first: int
+    cause_top3: int
+    side_right: int
+    clean_runs: int
+    false_alarms: int
+    undecided: int
+    baselines: dict[str, BaselineScore]
+    records: tuple[FaultRecord, ...]
+    clean: tuple[CleanRecord, ...]
+
+
+class _Clean(NamedTuple):
+    """A clean pair to run."""
+
+    settings: Mapping[str, str]
+    steps: int
+    follow: str | None = None
+
+
+# Learning rates by optimizer: well inside what is stable, at the edge, and past it.
+RATES: dict[str, tuple[str, str, str]] = {
+    "sgd": ("0.5", "4", "30"),
+    "momentum": ("0.05", "0.5", "5"),
+    "adam": ("0.001", "0.05", "0.5"),
+    "rmsprop": ("0.001", "0.05", "0.5"),
+    "adagrad": ("0.01", "0.5", "5"),
+}
+MODELS: tuple[dict[str, str], ...] = (
+    {},
+    {"num_layers": "1", "hidden_size": "13", "dropout": "0.3", "loss": "mean"},
+)
+SEEDS = (1, 2, 3, 4)
+CLEAN_STEPS, LONG_STEPS = 8, 200
+
+
+def clean_pairs() -> list[_Clean]:
+    """The clean pairs: optimizers x rates x models x precisions x seeds, free and following."""
+    pairs = []
+    grid = product(RATES.items(), range(3), range(len(MODELS)), ("float32", "float64"), SEEDS)
+    for (optimizer, rates), rate, model, dtype, seed in grid:
+        own = {"optimizer": optimizer, "lr": rates[rate], "dtype": dtype, "seed": str(seed)}
+        settings = MODELS[model] | own
+        follow = {2: "step", 3: "stage"}.get(seed) if rate == 1 and model == 0 else None
+        pairs.append(_Clean(settings, CLEAN_STEPS, follow))
+    for dtype, lr in product(("float32", "float64"), ("0.5", "3", "10")):
+        pairs.append(_Clean({"lr": lr, "dtype": dtype, "seed": "5"}, LONG_STEPS))
+    return pairs
+
+
+def bench(
+    folder: Path,
+    watcher: Observer,
+    faults: Sequence[str] = (),
+    clean: int | None = None,
+) -> BenchResult:
+    """Plant every fault (or those named) in each side, run clean pairs (or the first `clean`).
+
+    Raises HarnessError for a fault that is not in the catalogue and for a twin that cannot run.
+    """
+    unknown = [name for name in faults if name not in CATALOGUE]
+    if unknown:
+        raise HarnessError(f"no fault named {unknown[0]!r}; see harness faults list")
+    chosen = [CATALOGUE[name] for name in faults or CATALOGUE]
+    pairs = clean_pairs()[:clean]
+    with Lab(folder, watcher) as lab:
+        quiet = _Quiet(lab, watcher)
+        told = watcher.part("faults")
+        cases = list(product(chosen, SIDES))
+        records = list(_counted(quiet.fault, cases, told))
+        told = watcher.part("clean pairs")
+        cleans = list(_counted(quiet.clean, [(pair,) for pair in pairs], told))
+    return _score(records, cleans)
+
+
+def _counted(
+    run: Callable[..., Any], cases: Sequence[tuple[Any, ...]], told: Callable[[int, int], None]
+) -> Iterator[Any]:
+    for done, case in enumerate(cases, start=1):
+        yield run(*case)
+        told(done, len(cases))
+
+
+class _Quiet:
+    """Runs pairs in a lab whose own progress is not shown: one bar counts the cases."""
+
+    def __init__(self, lab: Lab, watcher: Observer) -> None:
+        self.lab = lab
+        self.norms: dict[tuple[Any, ...], Trace] = {}
+        lab.session.watcher = _Failures(watcher)
+
+    def fault(self, fault: Fault, side: str) -> FaultRecord:
+        """One fault on one side, from the runs to the verdict."""
+        planted = {side: planted_names(fault.name)}
+        runs = self._specs(fault.settings, fault.steps, fault.tokens, planted)
+        found = self._free(runs)
+        verdict = self._judge(runs, found)
+        batches = Batches(self.lab.text(fault.tokens), runs[0].train)
+        clean = runs[1 - SIDES.index(side)]
+        where = verdict.where
+        record = FaultRecord(
+            fault=fault.name,
+            side=side,
+            step=first_step(fault, batches, lambda step: _norm(clean, step)),
+            tensors=fault.tensor,
+            verdict=fault.verdict,
+            causes=fault.causes,
+            found_verdict=verdict.label,
+            found_step=where.step if where else None,
+            found_tensor=where.tensor if where else None,
+            found_causes=tuple(cause.name for cause in verdict.causes),
+            blamed=verdict.side,
+            sentence=verdict.causes[0].sentence if verdict.causes else "",
+            baselines=_baselines(runs),
+        )
+        self._clear()
+        return record
+
+    def clean(self, pair: _Clean) -> CleanRecord:
+        """One clean pair, from the runs to the verdict."""
+        runs = self._specs(pair.settings, pair.steps, None, {})
+        if pair.follow:
+            found, verdict = self._following(runs, pair.follow)
+        else:
+            found = self._free(runs)
+            verdict = self._judge(runs, found)
+        first = found.first_divergence
+        record = CleanRecord(
+            settings=dict(pair.settings),
+            steps=pair.steps,
+            follow=pair.follow,
+            status=found.status,
+            parted=first.step if first else None,
+            verdict=verdict.label,
+            baselines={} if pair.follow else _baselines(runs),
+        )
+        self._clear()
+        return record
+
+    def _specs(
+        self,
+        settings: Mapping[str, str],
+        steps: int,
+        tokens: int | None,
+        planted: Mapping[str, Sequence[str]],
+    ) -> tuple[RunSpec, RunSpec]:
+        a, b = (
+            self.lab.run_spec(s, settings, steps, tokens=tokens, faults=planted.get(s, ()))
+            for s in SIDES
+        )
+        return a, b
+
+    def _free(self, runs: tuple[RunSpec, RunSpec]) -> DiffResult:
+        self.lab.session.run_all([(run.label, run) for run in runs])
+        return diff(runs[0].trace, runs[1].trace)
+
+    def _judge(self, runs: tuple[RunSpec, RunSpec], found: DiffResult) -> Verdict:
+        """As `harness run` does: further runs only where the sides diverge."""
+        if found.equivalent:
+            return judge(Evidence(found))
+        return Investigation(self.lab.session, runs, found).verdict()
+
+    def _following(self, runs: tuple[RunSpec, RunSpec], level: str) -> tuple[DiffResult, Verdict]:
+        leader = runs[1]
+        follow = Follow(leader.trace, "stage" if level == "stage" else "step")
+        follower = msgspec.structs.replace(runs[0], follow=follow)
+        self.lab.session.run_all([(leader.label, leader)])
+        self.lab.session.run_all([(follower.label, follower)])
+        if level == "step":
+            found = diff(follower.trace, leader.trace, all=True)
+            return found, self._judge((follower, leader), found)
+        found = diff(follower.trace, leader.trace, all=True, tolerance=Tolerance.local())
+        single = (Following("a", found),)
+        wide = leader.train.dtype == "float64"
+        return found, judge(Evidence(found, None, () if wide else single, single if wide else ()))
+
+    def _clear(self) -> None:
+        for trace in self.lab.folder.glob("*.trace"):
+            remove_trace(trace)
+
+
+class _Failures(Observer):
+    """Passes on what failed, and no progress."""
+
+    def __init__(self, watcher: Observer) -> None:
+        self.note = watcher.note  # type: ignore[method-assign]
+
+
+def _norm(run: RunSpec, step: int) -> float:
+    opened = open_trace(run.trace).step(step)
+    return float(opened.read(opened.find("update/global_norm")))
+
+
+def _baselines(runs: tuple[RunSpec, RunSpec]) -> dict[str, tuple[int, str] | None]:
+    a, b = open_trace(runs[0].trace), open_trace(runs[1].trace)
+    return {name: first_failure(baseline, a, b) for name, baseline in BASELINES.items()}
+
+
+def _score(records: Sequence[FaultRecord], clean: Sequence[CleanRecord]) -> BenchResult:
+    return BenchResult(
+        faults=len(records),
+        detected=sum(r.detected for r in records),
+        step_right=sum(r.step_right for r in records),
+        tensor_right=sum(r.tensor_right for r in records),
+        verdict_right=sum(r.verdict_right for r in records),
+        cause_first=sum(r.cause_within(1) for r in records),
+        cause_top3=sum(r.cause_within(3) for r in records),
+        side_right=sum(r.blamed == r.side for r in records),
+        clean_runs=len(clean),
+        false_alarms=sum(c.alarm for c in clean),
+        undecided=sum(c.verdict == "undecided" for c in clean),
+        baselines={name: _baseline_score(name, records, clean) for name in BASELINES},
+        records=tuple(records),
+        clean=tuple(clean),
+    )
+
+
+def _baseline_score(
+    name: str, records: Sequence[FaultRecord], clean: Sequence[CleanRecord]
+) -> BaselineScore:
+    """The same questions to a baseline; it knows no causes and no verdict but "different"."""
+    found = [(r, r.baselines[name]) for r in records]
+    steps = [(r, place) for r, place in found if place and place[0] == r.step]
+    tensors = [1 for r, place in steps if any(fnmatchcase(place[1], g) for g in r.tensors)]
+    alarms = sum(c.baselines.get(name) is not None for c in clean)
+    detected = sum(place is not None for _, place in found)
+    return BaselineScore(detected, len(steps), len(tensors), alarms)
