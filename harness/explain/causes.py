@@ -145,6 +145,7 @@ IMPLIED: dict[str, frozenset[str]] = {
     "loss-formula": frozenset({"factor", "constant", "zero-gradient"}),
     "learning-rate": frozenset({"factor", "stale"}),
     "forget-bias": frozenset({"constant"}),
+    "stale": frozenset({"missing-term"}),
     "sign": frozenset({"factor", "missing-term"}),
     "factor": frozenset({"missing-term"}),
     "gate-order": frozenset({"permuted-rows", "transposed"}),

@@ -95,11 +95,9 @@ def _held(case: Case) -> Cause | None:
             left = case.settled(np.clip(mine, low, high), mine)
             if left is None:
                 continue
-            computed = " (computed in float32)" if to.name == "float32" else ""
-            words = (
-                f"{label(case, side)} is {label(case, other(side))} rounded to {to.name}{computed}"
-            )
-            sentence = f"{case.tensor}: {words} {eps_words(left)}"
+            more = {"float32": " (computed in float32)", "float16": " (or tf32: as many bits)"}
+            words = f"{label(case, side)} is {label(case, other(side))} rounded to {to.name}"
+            sentence = f"{case.tensor}: {words}{more.get(to.name, '')} {eps_words(left)}"
             return Cause("reduced-precision", sentence, left, "certain", to.name)
     return None
 

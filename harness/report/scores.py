@@ -128,7 +128,7 @@ def _scores(result: BenchResult) -> tuple[Row, list[Row]]:
 
 def _curve(result: FuzzResult) -> tuple[Row, list[Row]]:
     heads = ("dtype", "relative size", "cases", "found", "above the noise", "placed rightly")
-    rows = [
+    rows: list[Row] = [
         (
             b.dtype,
             f"{b.low:.0e} to {b.high:.0e}",
