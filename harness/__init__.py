@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from harness.compare import compare as compare
     from harness.compare import diff as diff
     from harness.errors import HarnessError as HarnessError
+    from harness.explain import Cause as Cause
+    from harness.explain import Verdict as Verdict
+    from harness.judge import explain_traces as explain_traces
     from harness.observer import Observer as Observer
     from harness.run import RunResult as RunResult
     from harness.run import run_sides as run_sides
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
 # Public name: where it is defined, and its name there.
 _HOMES = {
+    "Cause": ("harness.explain", "Cause"),
     "Capture": ("harness.spec", "Capture"),
     "CheckResult": ("harness.trace", "CheckResult"),
     "Comparison": ("harness.compare", "Comparison"),
@@ -51,11 +55,13 @@ _HOMES = {
     "Trace": ("harness.trace", "Trace"),
     "TraceWriter": ("harness.trace", "TraceWriter"),
     "TrainSpec": ("harness.spec", "TrainSpec"),
+    "Verdict": ("harness.explain", "Verdict"),
     "check_trace": ("harness.trace", "check_trace"),
     "compare": ("harness.compare", "compare"),
     "convert_weights": ("harness.weights", "convert"),
     "diff": ("harness.compare", "diff"),
     "draw_weights": ("harness.weights", "draw"),
+    "explain_traces": ("harness.judge", "explain_traces"),
     "load_weights": ("harness.weights", "load"),
     "open_trace": ("harness.trace", "open_trace"),
     "run_sides": ("harness.run", "run_sides"),

@@ -202,7 +202,8 @@ class Run:
         losses = -np.log(np.take_along_axis(p, y[..., None].astype(int), -1))[..., 0]
         norm = s.batch_size * (1 if s.loss == "sum" else s.bptt)
         self.see("forward/loss", losses.sum() / norm, losses=losses, norm=norm, p=p, y=y, x=x)
-        target = np.eye(s.vocab_size)[y]
+        target = np.zeros_like(p)
+        np.put_along_axis(target, y[..., None].astype(int), 1.0, -1)
         of = dict(p=p, target=target, norm=norm, x=x, y=y)
         above = self.see("backward/logits", (p - target) / norm, **of)
         grads = {}
@@ -211,14 +212,14 @@ class Run:
         for k in reversed(range(s.num_layers)):
             h_in = self.dropped(site, self.get(f"forward/layer{k}/h"))
             name = f"layer{k + 1}/w_i" if k + 1 < s.num_layers else "softmax_w"
-            grads[name] = np.einsum("bti,btj->ij", h_in, above)
+            grads[name] = np.tensordot(h_in, above, ((0, 1), (0, 1)))
             from_above = self.dropped(site, above @ w.T)
             above, more = self.backward_layer(k, from_above, state)
             grads |= more
             w, site = self.before(f"layer{k}/w_i"), f"layer{k - 1}" if k else "embedding"
         dx = self.see("backward/embedding", self.dropped("embedding", above @ w.T))
         inputs = self.dropped("embedding", self.get("forward/embedding"))
-        grads["layer0/w_i"] = np.einsum("bti,btj->ij", inputs, above)
+        grads["layer0/w_i"] = np.tensordot(inputs, above, ((0, 1), (0, 1)))
         grads["embedding"] = np.zeros((s.vocab_size, s.embed_size))
         np.add.at(grads["embedding"], x, dx)
         for name in self.params:
@@ -253,7 +254,7 @@ class Run:
         for part, values in made.items():
             self.see_times(f"backward/{name}/{part}", values[::-1])
         dz = self.get(f"backward/{name}/gates")
-        grads = {f"{name}/w_h": np.einsum("bti,btj->ij", h_before, dz)}
+        grads = {f"{name}/w_h": np.tensordot(h_before, dz, ((0, 1), (0, 1)))}
         grads |= {f"{name}/{b}": dz.sum((0, 1)) for b in ("b_i", "b_h")}
         return dz, grads
 

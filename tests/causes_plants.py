@@ -680,6 +680,16 @@ PRECISION = [
     ),
 ]
 
+PRECISION += [
+    Plant(
+        "reduced-precision",
+        "h held in float16",
+        {H0: exact(lambda v, s: v.astype(np.float16).astype(np.float64))},
+        words="layer0/h",
+    ),
+    Plant("reduced-precision", "c held in bfloat16", {C0: exact(lambda v, s: bf16(v))}),
+]
+
 SLOT = "optimizer/layer0/w_i/"
 OPTIMIZER = [
     Plant(

@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,12 @@ ROOT = Path(__file__).parent.parent
 TWINS = ("pt_impl", "tf_impl", "np_impl")
 FRAMEWORKS = {"pt_impl": "torch", "tf_impl": "tensorflow", "np_impl": "numpy"}
 FILES = sorted(path.name for path in (ROOT / "pt_impl").glob("*.py"))
+# The referee is planted no faults: it has the function that plants them, and it refuses.
+FAULTS = {file for file in FILES if file.startswith("faults_")}
+PLACES = [
+    (twin, file) for twin in TWINS for file in FILES if twin != "np_impl" or file not in FAULTS
+]
+MIRRORS = [(twin, file) for twin, file in PLACES if twin != "pt_impl"]
 CORE = {"harness.spec", "harness.trace", "harness.randomness", "harness.corpus", "harness.weights"}
 CORE |= {"harness.errors"}
 
@@ -21,6 +28,7 @@ AUTOGRAD = {"points.py": {"swap", "Points.see_gradients", "Points._disturbed", "
 ONLY_NUMPY = {"cells.py": {"sigmoid"}}
 
 
+@cache
 def tree(twin, file):
     return ast.parse((ROOT / twin / file).read_text("utf-8"))
 
@@ -71,6 +79,7 @@ def imports(twin, file):
     return found
 
 
+@cache
 def used(twin, file):
     """Every dotted name in its code: docstrings may speak of what the code must not use."""
     nodes = [n for n in ast.walk(tree(twin, file)) if isinstance(n, ast.Attribute | ast.Name)]
@@ -79,20 +88,19 @@ def used(twin, file):
 
 @pytest.mark.parametrize("twin", TWINS)
 def test_all_twins_have_the_same_files(twin):
-    assert sorted(path.name for path in (ROOT / twin).glob("*.py")) == FILES
-    assert {"cells.py", "model.py", "losses.py", "optim.py", "train.py", "points.py"} <= set(FILES)
+    own = {file for place, file in PLACES if place == twin}
+    assert {path.name for path in (ROOT / twin).glob("*.py")} == own
+    assert {"cells.py", "model.py", "losses.py", "optim.py", "train.py", "points.py"} <= own
 
 
-@pytest.mark.parametrize("twin", TWINS[1:])
-@pytest.mark.parametrize("file", FILES)
-def test_all_twins_have_the_same_functions_with_the_same_arguments_in_the_same_order(file, twin):
+@pytest.mark.parametrize(("twin", "file"), MIRRORS)
+def test_all_twins_have_the_same_functions_with_the_same_arguments_in_the_same_order(twin, file):
     own, other = mirrored(twin, file)
     assert signatures(own) == signatures(other)
 
 
-@pytest.mark.parametrize("twin", TWINS[1:])
-@pytest.mark.parametrize("file", FILES)
-def test_all_twins_say_the_same_of_the_same_function(file, twin):
+@pytest.mark.parametrize(("twin", "file"), MIRRORS)
+def test_all_twins_say_the_same_of_the_same_function(twin, file):
     own, other = mirrored(twin, file)
     assert documentation(twin, own) == documentation("pt_impl", other)
 
@@ -106,8 +114,7 @@ def test_a_derivative_by_hand_stands_right_after_its_function_and_names_it(file)
         assert names[names.index(name) - 1] + "_backward" == name
 
 
-@pytest.mark.parametrize("twin", TWINS)
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(("twin", "file"), PLACES)
 def test_a_twin_imports_its_framework_itself_and_the_core_it_may_use(twin, file):
     allowed = CORE | {FRAMEWORKS[twin]}
     for name in imports(twin, file):
@@ -115,15 +122,14 @@ def test_a_twin_imports_its_framework_itself_and_the_core_it_may_use(twin, file)
         assert known or name.startswith(f"{twin}."), f"{twin}/{file} imports {name}"
 
 
-@pytest.mark.parametrize("twin", TWINS)
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(("twin", "file"), PLACES)
 def test_a_twin_uses_no_stock_layer_loss_clipping_or_optimizer(twin, file):
     for name in used(twin, file):
         for stock in STOCK:
             assert not f"{name}.".startswith(f"{stock}."), f"{twin}/{file} uses {name}"
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", sorted(set(FILES) - FAULTS))
 def test_the_twin_in_numpy_differentiates_by_hand(file):
     for name in used("np_impl", file):
         assert not {"autograd", "GradientTape", "grad"} & set(name.split(".")), name

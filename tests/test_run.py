@@ -29,7 +29,8 @@ def test_a_clean_run_is_close_and_leaves_all_it_promises(tmp_path, capsys):
     code, found = run_json(tmp_path, capsys, "--trace", 4)
     assert code == 0
     assert found["diff"]["status"] == "close"
-    assert found["verdict"] is None
+    assert (found["verdict"]["label"], found["verdict"]["causes"]) == ("close", [])
+    assert found["pairs"] == {"pt|tf": "close"}
     assert set(found["losses"]) == set(found["traces"]) == {"pt", "tf"}
     assert all(len(losses) == 4 for losses in found["losses"].values())
     assert np.allclose(found["losses"]["pt"], found["losses"]["tf"], rtol=1e-5)

@@ -294,6 +294,13 @@ HIDDEN_STATES: tuple[tuple[str, Callable[[Array, Array, Array], Array]], ...] = 
 )
 
 
+def usual_cell(case: Case) -> Guess:
+    """The usual formula of a cell state or hidden state."""
+    if case.tensor.endswith("/c"):
+        return cell_guess(case, "", lambda i, f, g, o, before, c: _c(i, f, np.tanh(g), before))
+    return cell_guess(case, "", lambda i, f, g, o, before, c: sigmoid(o) * np.tanh(c))
+
+
 def cell_formula(case: Case) -> Cause | None:
     """Another formula for the new cell state or hidden state."""
 

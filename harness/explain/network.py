@@ -57,6 +57,8 @@ WAYS: tuple[Way, ...] = (
 
 def dropout(case: Case) -> Cause | None:
     """Dropout with another scale or mask, seen at the stage after the site."""
+    if case.tensor == "evaluate/loss":
+        return _evaluated(case)
     layer = _layer_after(case)
     keep = keep_probability(case)
     if layer is None or keep is None:
@@ -74,6 +76,19 @@ def dropout(case: Case) -> Cause | None:
     if case.tensor.endswith("/gates"):
         guesses.append(_recurrent(case, layer, keep))
     return tell(case, "dropout", guesses)
+
+
+def _evaluated(case: Case) -> Cause | None:
+    """A hint: evaluation alone differs, and dropout in it is what makes a loss larger."""
+    if case.b.size != 1 or keep_probability(case) is None:
+        return None
+    gap = float((case.a - case.b).reshape(()))
+    if not math.isfinite(gap) or not gap:
+        return None
+    larger = case.labels[0] if gap > 0 else case.labels[1]
+    words = f"evaluate/loss: training agrees up to here and {larger} has the larger loss"
+    sentence = f"{words}; does it drop in evaluation too? That cannot be recomputed from the trace"
+    return Cause("dropout", sentence, case.gap(), "hint")
 
 
 def _layer_after(case: Case) -> int | None:

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.explain.case import Array, Case, Cause, Side
-from harness.explain.cells import first, stages
+from harness.explain.cells import first, stages, usual_cell
 from harness.explain.stage import CELL, Stage, product, stage
-from harness.explain.trial import SIDES, Guess, eps_words, label, largest, other, own, tell
+from harness.explain.trial import ALL, SIDES, Guess, eps_words, label, largest, other, own, tell
 
 NUDGE = 8.0  # eps by which the other side's number may be off before it is rounded
 TOUCHED = 0.5  # share of the elements that rounding of operands must reach
@@ -81,25 +81,49 @@ def _formats(case: Case) -> Iterator[Format]:
 
 
 def _held(case: Case) -> Cause | None:
-    """One side is the other rounded to a format, element by element."""
+    """One side is the other rounded to a format, element by element.
+
+    Inside a cell the other side went another way from the first rounding on: there, the cell
+    recomputed from the side's own numbers takes its place.
+    """
     for side in SIDES:
-        mine, theirs = own(case, side), own(case, other(side))
-        # Numbers are kept in float16, not in TF32, where both have the bits.
-        for to in sorted(_formats(case), key=lambda f: f.name == "tf32"):
-            if to.toward_zero or not np.array_equal(rounded(mine, to), mine, equal_nan=True):
+        mine, to = own(case, side), label(case, other(side))
+        left = _rounded_left(case, mine, own(case, other(side)))
+        if left is not None:
+            return _held_words(case, side, f"{to} rounded to", *left)
+    for here in stages(case, "c", "h"):
+        usual = usual_cell(here)
+        for side in SIDES:
+            base, theirs = usual.value(side, ALL), usual.value(other(side), ALL)
+            if base is None or theirs is None:
                 continue
-            # A number near the middle of two may be rounded either way, as its last bits are.
-            nudge = NUDGE * case.eps * (np.abs(theirs) + largest(theirs))
-            low = rounded((theirs - nudge).astype(theirs.dtype), to)
-            high = rounded((theirs + nudge).astype(theirs.dtype), to)
-            left = case.settled(np.clip(mine, low, high), mine)
-            if left is None:
-                continue
-            more = {"float32": " (computed in float32)", "float16": " (or tf32: as many bits)"}
-            words = f"{label(case, side)} is {label(case, other(side))} rounded to {to.name}"
-            sentence = f"{case.tensor}: {words}{more.get(to.name, '')} {eps_words(left)}"
-            return Cause("reduced-precision", sentence, left, "certain", to.name)
+            if here.settled(theirs, own(here, other(side))) is not None:
+                left = _rounded_left(here, own(here, side), base.astype(here.b.dtype))
+                if left is not None:
+                    return _held_words(here, side, "its own cell rounded to", *left)
     return None
+
+
+def _rounded_left(case: Case, mine: Array, full: Array) -> tuple[Format, float] | None:
+    """The format that `mine` is `full` rounded to, and what remains."""
+    # Numbers are kept in float16, not in TF32, where both have the bits.
+    for to in sorted(_formats(case), key=lambda f: f.name == "tf32"):
+        if to.toward_zero or not np.array_equal(rounded(mine, to), mine, equal_nan=True):
+            continue
+        # A number near the middle of two may be rounded either way, as its last bits are.
+        nudge = NUDGE * case.eps * (np.abs(full) + largest(full))
+        low = rounded((full - nudge).astype(full.dtype), to)
+        high = rounded((full + nudge).astype(full.dtype), to)
+        left = case.settled(np.clip(mine, low, high), mine)
+        if left is not None:
+            return to, left
+    return None
+
+
+def _held_words(case: Case, side: Side, words: str, to: Format, left: float) -> Cause:
+    more = {"float32": " (computed in float32)", "float16": " (or tf32: as many bits)"}
+    words = f"{case.tensor}: {label(case, side)} is {words} {to.name}{more.get(to.name, '')}"
+    return Cause("reduced-precision", f"{words} {eps_words(left)}", left, "certain", to.name)
 
 
 def _multiplied(case: Case) -> Cause | None:

@@ -50,6 +50,9 @@ def _zero_rows(case: Case, side: Side) -> Cause | None:
     for axis, name in enumerate(axis_names(case)):
         rest = tuple(k for k in range(mine.ndim) if k != axis)
         blank = np.asarray(~np.any(mine, axis=rest) & np.any(theirs, axis=rest))
+        if name == "token" and axis == 0:
+            x = case.get("inputs/x", side)  # rows of other tokens have no gradient anyway
+            blank &= True if x is None else np.isin(np.arange(len(blank)), x)
         if not blank.any() or mine.shape[axis] == 1 or mine.ndim < 2:
             continue
         shape = [1] * mine.ndim

@@ -85,18 +85,29 @@ def name_of(case: Case, factor: float, error: float) -> Named | None:
             value = size
             words.append(candidate.words if candidate.value >= 1 else f"1 / {candidate.words}")
     if not words:
-        return _one_too_many(factor, error)
+        return _one_too_many(case, factor, error)
     simple = [w for w in words if not any(s in w for s in ("times", "divided", "square"))]
     return Named(value, " and ".join((simple or words)[:2]))
 
 
-def _one_too_many(factor: float, error: float) -> Named | None:
-    """A factor (n + 1) / n: a count, as in a mean, that is off by one."""
-    n = round(1 / (factor - 1)) if factor > 1 + 1e-9 else 0
-    # Nearly every factor is near such a one for a large n.
-    if n < 2 or error * n * n > 0.02 or abs(factor - 1 - 1 / n) > error:
+def _one_too_many(case: Case, factor: float, error: float) -> Named | None:
+    """A factor (n + 1) / n: a count, as in a mean over tokens, that is off by one.
+
+    Nearly every factor is near such a one for a large n: then n must be a number of whole windows.
+    """
+    if factor <= 1 + 1e-9:
         return None
-    return Named(1 + 1 / n, f"{n + 1} / {n}, as of a count that is one too large")
+    n = 1 / (factor - 1)
+    if case.b.size == 1:
+        error = 4 * case.eps  # one number, but of roundings that average out
+    spread = error * n * (n + 1)
+    window = int((number(case, "bptt") or 1) * (number(case, "batch_size") or 1))
+    for step, words in ((1, ""), (window, f", a number of whole windows of {window} tokens")):
+        count = step * round(n / step)
+        if count >= 2 and spread < 0.02 * step and abs(n - count) <= spread:
+            named = f"{count + 1} / {count}, as of a count that is one too large{words}"
+            return Named(1 + 1 / count, named)
+    return None
 
 
 def slope(case: Case, a: Array, b: Array) -> Slope | None:

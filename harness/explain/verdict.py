@@ -19,7 +19,7 @@ from harness.compare import DiffResult
 from harness.compare.diff import Difference
 from harness.explain.case import Cause
 from harness.explain.causes import explain
-from harness.explain.evidence import Evidence, Following, Gap, Pair, Vote, gap_of
+from harness.explain.evidence import Evidence, Following, Pair, Vote, gap_of
 
 Label = Literal["identical", "close", "rounding", "precision", "bug", "structure", "undecided"]
 
@@ -180,7 +180,7 @@ def _hit(label: Label, hits: list[_Hit], evidence: Evidence) -> Finding:
         f"({_times(steps)}), where rounding of one stage stays under {place.factor or 0:g}"
     ]
     if label == "bug" and place.dtype == "float64":
-        proof.append(_ratio(gap_of(place)))
+        proof.append(_ratio(place, evidence.narrow))
     elif label == "precision":
         proof.append(
             "in float64 every stage agrees: the programs compute the same, and one of them "
@@ -189,10 +189,24 @@ def _hit(label: Label, hits: list[_Hit], evidence: Evidence) -> Finding:
     return Finding(label, place, first.shown, tuple(proof), tuple(places))
 
 
-def _ratio(gap: Gap) -> str:
+def _ratio(place: Difference, narrow: Sequence[Following]) -> str:
+    """The same place in both precisions: a gap that stays the same is no rounding."""
+    gap = gap_of(place)
+    same = [
+        found
+        for run in narrow
+        for found in run.found.divergences
+        if (found.step, found.tensor) == (place.step, place.tensor)
+    ]
+    if same:
+        return (
+            f"that gap is {gap.rel_l2:.3g} of the tensor (relative L2) in float64 and "
+            f"{gap_of(same[0]).rel_l2:.3g} in float32: rounding would be 5e8 times smaller in "
+            "float64, a bug is as large"
+        )
     return (
-        f"in float64 that is {gap.rel_l2_eps:.3g} eps (relative L2 {gap.rel_l2:.3g}): rounding "
-        "would be as many epsilons in float64 as in float32, a few"
+        f"that gap is {gap.rel_l2:.3g} of the tensor (relative L2): far over the rounding of "
+        "float64, and not to be seen beside that of float32"
     )
 
 

@@ -39,9 +39,7 @@ def show_verdict(out: Console, verdict: Verdict, found: DiffResult) -> None:
         rows.append(("cause", first + side))
     rows.append(("next", verdict.next))
     out.print(pairs(rows))
-    lines = [f"  {i}. {line}" for i, line in enumerate(verdict.evidence, start=1)]
-    for line in lines:
-        out.print(Text(line))
+    out.print(pairs((f"{i:>5}", line) for i, line in enumerate(verdict.evidence, start=1)))
     for cause in verdict.causes[1:]:
         out.print(Text(f"  or ({cause.sure}): {cause.sentence}", "dim"))
     others = [spot for spot in verdict.places if where is None or spot.tensor != where.tensor]
