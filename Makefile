@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: help demo test test-all lint bench clean
+.PHONY: help demo test test-all lint bench faults clean
 
 help:
 	@echo "make demo      run both twins for 10 traced iterations and compare them"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-all  the tests and the slow ones (gigabytes of traces; HARNESS_DATA for PTB)"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     time the twins, tracing and the diff"
+	@echo "make faults    score the harness on planted faults and random injections (logs/)"
 	@echo "make clean     remove the environment, caches, traces"
 
 $(READY): setup.cfg constraints.txt
@@ -36,6 +37,10 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m harness bench
+
+faults: $(READY)
+	$(BIN)/harness faults bench
+	$(BIN)/harness faults fuzz
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -169,8 +169,9 @@ def test_a_disturbance_is_seen_where_it_is_planted_and_nowhere_else(twin, busy, 
     step = 6 if point == "evaluate/loss" else 5
     index = largest(tensors_of(busy, "led", step)[point])
     disturb = Disturbance(step, point, index, 0.01)
-    twin("train", a_run(busy, "side", steps=6, follow="led", start=5, disturb=disturb, **BUSY))
-    found = local_diff(busy, "side", "led", steps=(5, None))
+    fields = dict(follow="led", start=step, steps=step, **BUSY)
+    twin("train", a_run(busy, "side", disturb=disturb, **fields))
+    found = local_diff(busy, "side", "led", steps=(step, step))
     seen = [(d.step, d.tensor, d.index, d.mismatches) for d in found.divergences]
     assert seen == [(step, point, index, 1)]
     assert not found.structure

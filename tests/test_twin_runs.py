@@ -23,26 +23,24 @@ def run_both(pt, tf, folder, **fields):
 
 
 @pytest.mark.parametrize("seed", range(1, 21))
-def test_clean_twins_do_not_diverge_at_the_default_tolerance(
+def test_clean_pairs_do_not_diverge_at_the_default_tolerance(
     pt, tf, referee, tmp_path, dtype, seed
 ):
-    runs = [
-        (twin, a_run(tmp_path, twin.twin, seed=seed, dtype=dtype)) for twin in (tf, pt, referee)
-    ]
-    running = [twin.start("train", run) for twin, run in runs]
-    for job in running:
-        assert len(job.result()) == 10
-    for a, b in (("pt", "tf"), ("pt", "np"), ("tf", "np")):
-        found = diff(tmp_path / f"{a}.trace", tmp_path / f"{b}.trace")
-        assert found.status == "close", f"{a} against {b}: {found.first_divergence}"
-        assert found.steps_compared == 10
+    losses, found = run_both(pt, tf, tmp_path, seed=seed, dtype=dtype)
+    assert (found.status, found.steps_compared) == ("close", 10)
+    assert len(losses[0]) == len(losses[1]) == 10
+    if seed <= 5:  # the referee is as near to each
+        referee("train", a_run(tmp_path, "np", seed=seed, dtype=dtype))
+        for side in ("pt", "tf"):
+            found = diff(tmp_path / f"{side}.trace", tmp_path / "np.trace")
+            assert (found.status, found.steps_compared) == ("close", 10), found.first_divergence
 
 
 @pytest.mark.parametrize("parameter", NAMES)
 def test_one_weight_off_by_a_thousandth_is_reported_at_step_1(pt, tf, tmp_path, parameter):
     index = tuple(n // 2 for n in SHAPES[parameter])
     changed = (parameter, index, 1.001)
-    found = run_both(pt, tf, tmp_path, changed=changed)[1]
+    found = run_both(pt, tf, tmp_path, changed=changed, steps=1)[1]
     assert found.status == "diverged"
     assert found.first_divergence.step == 1
     assert found.first_divergence.tensor == f"inputs/params/{parameter}"
@@ -52,7 +50,7 @@ def test_one_weight_off_by_a_thousandth_is_reported_at_step_1(pt, tf, tmp_path, 
 def test_a_weight_off_by_a_thousandth_is_reported_without_looking_at_the_initial_weights(
     pt, tf, tmp_path
 ):
-    run_both(pt, tf, tmp_path, changed=("softmax_b", (3,), 1.001))
+    run_both(pt, tf, tmp_path, changed=("softmax_b", (3,), 1.001), steps=1)
     found = diff(tmp_path / "pt.trace", tmp_path / "tf.trace", exclude=["inputs/*"])
     assert (found.status, found.first_divergence.step) == ("diverged", 1)
 
@@ -146,10 +144,10 @@ def test_the_update_is_gradient_descent_on_the_clipped_gradients(twin, tmp_path)
 def test_tracing_changes_no_bit_of_the_weights(twin, tmp_path, dtype):
     final = []
     for label, capture in (("traced", Capture()), ("untraced", Capture(first=1000))):
-        run = a_run(tmp_path, label, steps=12, dtype=dtype, capture=capture)
+        run = a_run(tmp_path, label, steps=8, dtype=dtype, capture=capture)
         twin("train", msgspec.structs.replace(run, weights=str(tmp_path / "traced-start.npz")))
         final.append(weights.load(run.final))
-    assert len(open_trace(tmp_path / "traced.trace").steps) == 12
+    assert len(open_trace(tmp_path / "traced.trace").steps) == 8
     assert open_trace(tmp_path / "untraced.trace").steps == ()
     start = weights.load(tmp_path / "traced-start.npz")
     for name, array in final[0].items():
@@ -159,9 +157,9 @@ def test_tracing_changes_no_bit_of_the_weights(twin, tmp_path, dtype):
 
 def test_the_same_run_twice_gives_the_same_trace_bit_for_bit(twin, tmp_path, dtype):
     for label in ("one", "two"):
-        twin("train", a_run(tmp_path, label, dtype=dtype, steps=12, lr=3.0))
+        twin("train", a_run(tmp_path, label, dtype=dtype, steps=6, lr=3.0))
     assert diff(tmp_path / "one.trace", tmp_path / "two.trace").status == "identical"
-    for step in range(1, 13):
+    for step in range(1, 7):
         file = f"step-{step:08d}.safetensors"
         one, two = (tmp_path / f"{label}.trace" / file for label in ("one", "two"))
         assert one.read_bytes() == two.read_bytes()
@@ -169,7 +167,7 @@ def test_the_same_run_twice_gives_the_same_trace_bit_for_bit(twin, tmp_path, dty
 
 def test_dropout_masks_are_the_same_bytes_on_both_sides_and_act(pt, tf, tmp_path):
     model = msgspec.structs.replace(RUN_MODEL, dropout=0.5)
-    found = run_both(pt, tf, tmp_path, model=model)[1]
+    found = run_both(pt, tf, tmp_path, model=model, steps=3)[1]
     assert found.status == "close"
     traces = [open_trace(tmp_path / f"{label}.trace") for label in ("pt", "tf")]
     for site in ("embedding", "layer0", "layer1"):
@@ -183,10 +181,10 @@ def test_dropout_masks_are_the_same_bytes_on_both_sides_and_act(pt, tf, tmp_path
 
 
 def test_weights_saved_by_one_side_start_the_other(pt, tf, tmp_path):
-    run_both(pt, tf, tmp_path)
+    run_both(pt, tf, tmp_path, steps=3)
     pt_final, tf_final = (str(tmp_path / f"{label}.npz") for label in ("pt", "tf"))
     for label, twin, start in (("a", pt, tf_final), ("b", tf, tf_final), ("c", tf, pt_final)):
-        run = a_run(tmp_path, label)
+        run = a_run(tmp_path, label, steps=4)
         twin("train", msgspec.structs.replace(run, weights=start))
     assert diff(tmp_path / "a.trace", tmp_path / "b.trace").status == "close"
     handed = tensors_of(tmp_path, "c", 1)

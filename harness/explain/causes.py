@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fnmatch import fnmatchcase
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +24,7 @@ from harness.explain import (
     structure,
 )
 from harness.explain.case import Case, Cause
+from harness.explain.trial import Memory
 
 MOST = 5  # causes that are told of one tensor
 SURE = ("certain", "likely", "hint")
@@ -170,7 +170,7 @@ def explain(case: Case) -> list[Cause]:
         return []
     if not case.gap() > case.level:
         return []
-    case = case._replace(lookup=cache(case.lookup))
+    case = case._replace(lookup=Memory(case.lookup))
     found: list[Cause] = []
     for row in CAUSES:
         if any(fnmatchcase(case.tensor, glob) for glob in row.globs):

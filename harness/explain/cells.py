@@ -22,6 +22,7 @@ from harness.explain.stage import (
     product,
     sigmoid,
     stage,
+    usual,
     weight,
 )
 from harness.explain.structure import Way, best_way
@@ -89,10 +90,10 @@ def _block_orders(b: Array) -> Iterator[Way]:
 def _ordered_gates(order: tuple[int, ...] | None) -> Callable[[Case], Guess]:
     def make(case: Case) -> Guess:
         def value(side: Side, rows: slice) -> Array | None:
-            made = stage(case, side)
-            if made is None or order is None:
-                return None if made is None else made.value(rows)
-            parts = blocks(made.value(rows))
+            z = usual(case, side, rows)
+            if z is None or order is None:
+                return z
+            parts = blocks(z)
             return np.concatenate([parts[k] for k in order], axis=-1)
 
         words = "i,f,g,o" if order is None else order_words(order)
@@ -152,10 +153,9 @@ def _constant_words(values: Array) -> tuple[float, str]:
 def _forget_bias_gates(case: Case) -> Cause | None:
     """The constant is estimated on each side from what the products leave in block f."""
     for side in ("a", "b"):
-        made = stage(case, side)
-        if made is None:
+        base = usual(case, side)
+        if base is None:
             return None
-        base = made.value()
         width = base.shape[-1] // 4
         block = slice(width, 2 * width)
         added, words = _constant_words((own(case, side) - base)[..., block])
@@ -170,10 +170,10 @@ def _forget_bias_gates(case: Case) -> Cause | None:
 
 def _shifted_gates(case: Case, added: float, words: str) -> Guess:
     def value(side: Side, rows: slice) -> Array | None:
-        made = stage(case, side)
-        if made is None:
+        z = usual(case, side, rows)
+        if z is None:
             return None
-        z = made.value(rows)
+        z = z.copy()
         width = z.shape[-1] // 4
         z[..., width : 2 * width] += added
         return z
@@ -187,8 +187,8 @@ def _forget_bias_cell(case: Case) -> Cause | None:
         z = cell(case, side)
         if z is None:
             return None
-        i, f, g, _, before, c = z
-        share = (c - sigmoid(i) * np.tanh(g)) / np.where(before == 0, np.nan, before)
+        i, f, g, _, before, _ = z
+        share = (own(case, side) - sigmoid(i) * np.tanh(g)) / np.where(before == 0, np.nan, before)
         share = np.where(np.abs(before) > 0.1 * np.abs(before).max(initial=0.0), share, np.nan)
         added, words = _constant_words(np.log(share / (1 - share)) - f)
         guesses = [
@@ -227,17 +227,16 @@ def _biases(case: Case, name: str, verb: str, sign: int) -> Cause | None:
 
     def guess(group: tuple[str, ...], words: str) -> Guess:
         def value(side: Side, rows: slice) -> Array | None:
-            made = stage(case, side)
+            made = usual(case, side, rows)
             biases = [wide(weight(case, side, b)) for b in group]
             if made is None or any(b is None for b in biases):
                 return None
-            offset = made.offset + sign * sum(b for b in biases if b is not None)
-            return made._replace(offset=offset).value(rows)
+            return made + sign * sum(b for b in biases if b is not None) if group else made
 
         return Guess(words, value)
 
-    usual = guess((), "adds every bias once")
-    return tell(case, name, [usual, *(guess(g, f"{verb} {' and '.join(g)}") for g in groups)])
+    plain = guess((), "adds every bias once")
+    return tell(case, name, [plain, *(guess(g, f"{verb} {' and '.join(g)}") for g in groups)])
 
 
 def relu(x: Array) -> Array:

@@ -29,6 +29,7 @@ from harness.explain.trial import (
     other,
     own,
     parameter_names,
+    remembered,
     setting,
     tell,
     wide,
@@ -67,6 +68,10 @@ def _kinds(case: Case, side: Side) -> dict[str, float]:
 
     One tensor alone does not tell them apart: its elements may all be under the limit.
     """
+    return remembered(case, ("clipping", side), lambda: _find_kinds(case, side))
+
+
+def _find_kinds(case: Case, side: Side) -> dict[str, float]:
     kinds: dict[str, float] = {}
     for name in [case.tensor.removeprefix(PREFIX), *parameter_names(case)]:
         here = at(case, PREFIX + name)
@@ -225,6 +230,10 @@ def _one_ratio(case: Case) -> bool:
 
 def _squares(case: Case, side: Side) -> dict[str, float]:
     """The sum of squares of every gradient."""
+    return remembered(case, ("squares", side), lambda: _find_squares(case, side))
+
+
+def _find_squares(case: Case, side: Side) -> dict[str, float]:
     found = {}
     for name in parameter_names(case):
         g = wide(case.get(f"grads/{name}", side))

@@ -122,14 +122,14 @@ class Pair:
         return tolerance.allowance(entries[name], entries)
 
     def _lookup(self, at: int, tensor: str) -> Callable[[Side, int, str], NDArray[Any] | None]:
-        siblings = next((prefix for prefix in SIBLINGS if tensor.startswith(prefix)), tensor)
+        siblings = next((prefix for prefix in SIBLINGS if tensor.startswith(prefix)), None)
         followed: dict[Side, Side] = {"a": "b", "b": "a"}
 
         def lookup(side: Side, step: int, name: str) -> NDArray[Any] | None:
-            # A follower went on with the other side's tensors: those are what its stage was given.
-            if side == self.follower and not (step == at and name.startswith(siblings)):
-                return self.read(followed[side], step, name)
-            return self.read(side, step, name)
+            # A follower went on with the other side's tensors: those are what its stage was given,
+            # the tensor itself included, whose last timestep feeds the next.
+            own = siblings is not None and step == at and name.startswith(siblings)
+            return self.read(side if own or side != self.follower else followed[side], step, name)
 
         return lookup
 

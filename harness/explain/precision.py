@@ -9,17 +9,20 @@ operands.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.explain.case import Array, Case, Cause, Side
+from harness.explain.case import SAMPLE, Array, Case, Cause, Side
 from harness.explain.cells import first, stages, usual_cell
-from harness.explain.stage import CELL, Stage, product, stage
-from harness.explain.trial import ALL, SIDES, Guess, eps_words, label, largest, other, own, tell
+from harness.explain.stage import CELL, Stage, part, product, stage, usual
+from harness.explain.trial import ALL, SIDES, eps_words, label, largest, other, own
 
 NUDGE = 8.0  # eps by which the other side's number may be off before it is rounded
 TOUCHED = 0.5  # share of the elements that rounding of operands must reach
+FAR = 0.1  # relative L2 distance from the full products that no format explains
+ASIDE = 48  # rows, and columns, of a stage that are tried before all of them are
 
 
 class Format(NamedTuple):
@@ -92,9 +95,9 @@ def _held(case: Case) -> Cause | None:
         if left is not None:
             return _held_words(case, side, f"{to} rounded to", *left)
     for here in stages(case, "c", "h"):
-        usual = usual_cell(here)
+        cell = usual_cell(here)
         for side in SIDES:
-            base, theirs = usual.value(side, ALL), usual.value(other(side), ALL)
+            base, theirs = cell.value(side, ALL), cell.value(other(side), ALL)
             if base is None or theirs is None:
                 continue
             if here.settled(theirs, own(here, other(side))) is not None:
@@ -108,7 +111,10 @@ def _rounded_left(case: Case, mine: Array, full: Array) -> tuple[Format, float] 
     """The format that `mine` is `full` rounded to, and what remains."""
     # Numbers are kept in float16, not in TF32, where both have the bits.
     for to in sorted(_formats(case), key=lambda f: f.name == "tf32"):
-        if to.toward_zero or not np.array_equal(rounded(mine, to), mine, equal_nan=True):
+        some = mine.reshape(-1)[:: max(1, mine.size // SAMPLE)]
+        if to.toward_zero or not np.array_equal(rounded(some, to), some, equal_nan=True):
+            continue
+        if not np.array_equal(rounded(mine, to), mine, equal_nan=True):
             continue
         # A number near the middle of two may be rounded either way, as its last bits are.
         nudge = NUDGE * case.eps * (np.abs(full) + largest(full))
@@ -127,31 +133,54 @@ def _held_words(case: Case, side: Side, words: str, to: Format, left: float) -> 
 
 
 def _multiplied(case: Case) -> Cause | None:
-    """The products of the stage with operands, and perhaps results, rounded to a format."""
-    made = {side: stage(case, side) for side in SIDES}
-    if made["a"] is None or made["b"] is None:
+    """The products of the stage with operands, and perhaps results, rounded to a format.
+
+    Tried on one side where the other agrees with the full products, first on a few elements.
+    """
+    good: list[Side] = [s for s in SIDES if _full(case, s)]
+    of = stage(case, other(good[0])) if len(good) == 1 else None
+    if of is None:
         return None
+    side = other(good[0])
+    mine, some = own(case, side), _some(case)
+    exact = usual(case, side)
+    noise = np.asarray(mine, np.float64) - exact
+    if not np.linalg.norm(noise) <= FAR * np.linalg.norm(exact):
+        return None
+    here, small = _at(mine, some), part(of, *some)
+    near = case._replace(floor=max(case.floor, largest(mine)))
     for to in _formats(case):
-        guesses = [
-            _product_guess(made, "multiplies in full precision", lambda s, rows: s.value(rows))
-        ]
         for words, way in _ways(to):
-            guesses.append(_product_guess(made, words, way))
-        found = tell(case, "reduced-precision", guesses, format=to.name)
-        if found:
-            return found
-    return _alike(case, made)
+            if near.distance(way(small), here) > case.level:
+                continue
+            left = case.settled(way(of), mine)
+            if left is not None:
+                full = f"{label(case, good[0])} multiplies in full precision"
+                sentence = f"{case.tensor}: {label(case, side)} {words}, {full} {eps_words(left)}"
+                return Cause("reduced-precision", sentence, left, "certain", to.name)
+    return _alike(case, side, small, _at(noise, some))
 
 
-Way = Callable[[Stage, slice], Array]
+def _full(case: Case, side: Side) -> bool:
+    """Whether a side agrees with the full products."""
+    value = usual(case, side)
+    return value is not None and case.settled(value, own(case, side)) is not None
 
 
-def _product_guess(made: dict[Side, Stage | None], words: str, way: Way) -> Guess:
-    def value(side: Side, rows: slice) -> Array | None:
-        of = made[side]
-        return None if of is None else way(of, rows)
+def _some(case: Case) -> tuple[Array, Array]:
+    """Some rows and some columns, spread over the tensor."""
+    rows = case.b.shape[0] if case.b.ndim > 1 else 1
+    every = (np.linspace(0, n - 1, min(n, ASIDE), dtype=np.int64) for n in (rows, case.b.shape[-1]))
+    some_rows, some_columns = every
+    return some_rows, some_columns
 
-    return Guess(words, value)
+
+def _at(x: Array, some: tuple[Array, Array]) -> Array:
+    """The elements at some rows and columns."""
+    return np.asarray(x[some[0]][..., some[1]] if x.ndim > 1 else x[some[1]])
+
+
+Way = Callable[[Stage], Array]
 
 
 def _ways(to: Format) -> Iterator[tuple[str, Way]]:
@@ -162,72 +191,58 @@ def _ways(to: Format) -> Iterator[tuple[str, Way]]:
         return rounded(x, to)
 
     def one(k: int) -> Way:
-        def value(of: Stage, rows: slice) -> Array:
-            terms = [product(t, rows, narrow if j == k else None) for j, t in enumerate(of.terms)]
-            return of.total(terms, rows)
-
-        return value
-
-    def results(of: Stage, rows: slice) -> Array:
-        return of.total([narrow(product(t, rows, narrow)) for t in of.terms], rows)
-
-    def total(of: Stage, rows: slice) -> Array:
-        return narrow(of.value(rows, narrow))
+        return lambda of: of.total(
+            [product(t, change=narrow if j == k else None) for j, t in enumerate(of.terms)]
+        )
 
     def half(left: bool) -> Way:
-        def value(of: Stage, rows: slice) -> Array:
+        def value(of: Stage) -> Array:
             terms = [
                 t._replace(left=narrow(t.left)) if left else t._replace(right=narrow(t.right))
                 for t in of.terms
             ]
-            return of._replace(terms=tuple(terms)).value(rows)
+            return of._replace(terms=tuple(terms)).value()
 
         return value
 
-    yield f"rounds the operands of its products to {name}", lambda of, rows: of.value(rows, narrow)
+    yield f"rounds the operands of its products to {name}", lambda of: of.value(change=narrow)
     yield f"rounds the operands of the input product to {name}", one(0)
     yield f"rounds the operands of the recurrent product to {name}", one(1)
     if to.name != "tf32":  # whose results are float32
-        yield f"rounds operands and results of its products to {name}", results
-        yield f"rounds operands and the sum to {name}", total
+        yield (
+            f"rounds operands and results of its products to {name}",
+            lambda of: of.total([narrow(product(t, change=narrow)) for t in of.terms]),
+        )
+        yield (
+            f"rounds operands and the sum to {name}",
+            lambda of: narrow(of.value(change=narrow)),
+        )
     yield f"rounds the left operands (activations) to {name}", half(True)
     yield f"rounds the right operands (weights) to {name}", half(False)
 
 
-def _alike(case: Case, made: dict[Side, Stage | None]) -> Cause | None:
+def _alike(case: Case, side: Side, of: Stage, noise: Array) -> Cause | None:
     """A difference of the size and likeness of a format's rounding of operands, not its numbers.
 
-    The side that fits the full products is right; the other differs from them by noise that
-    reaches nearly every element, does not go along with the value, and has, within a factor of
-    two, the relative L2 size that rounding the operands to the format gives.
+    `noise` is what the side has beside the full products at the elements of `of`. It must reach
+    nearly every element, not go along with the value, and have, within a factor of two, the
+    relative L2 size that rounding the operands to the format gives.
     """
-    for side in SIDES:
-        good, of = made[other(side)], made[side]
-        if good is None or of is None or case.b.size < 32:
-            return None
-        if case.settled(good.value(), own(case, other(side))) is None:
+    exact = of.value()
+    size, found = float(np.linalg.norm(exact)), float(np.linalg.norm(noise))
+    reached = float((np.abs(noise) > 4 * case.eps * np.abs(exact)).mean())
+    along = abs(float(np.vdot(noise, exact)))
+    if not size or noise.size < 32 or reached < TOUCHED or along > 0.3 * found * size:
+        return None
+    for to in _formats(case):
+        if to.name == "float16" or to.toward_zero:
             continue
-        exact = of.value()
-        noise = np.asarray(own(case, side), np.float64) - exact
-        size = float(np.linalg.norm(exact))
-        reached = float((np.abs(noise) > 4 * case.eps * np.abs(exact)).mean())
-        along = abs(float(np.vdot(noise, exact)))
-        if not size or reached < TOUCHED or along > 0.3 * float(np.linalg.norm(noise)) * size:
-            continue
-        for to in _formats(case):
-            if to.name == "float16" or to.toward_zero:
-                continue
-
-            def narrow(x: Array, to: Format = to) -> Array:
-                return rounded(x, to)
-
-            expected = float(np.linalg.norm(of.value(change=narrow) - exact))
-            ratio = float(np.linalg.norm(noise)) / expected if expected else 0.0
-            if 0.5 <= ratio <= 2:
-                words = (
-                    f"{case.tensor}: {label(case, side)} differs from the full product by noise "
-                    f"{float(np.linalg.norm(noise)) / size:.2g} of its size; rounding the operands "
-                    f"to {to.name} gives {expected / size:.2g}: looks like products in {to.name}"
-                )
-                return Cause("reduced-precision", words, case.gap(), "likely", to.name)
+        expected = float(np.linalg.norm(of.value(change=partial(rounded, to=to)) - exact))
+        if expected and 0.5 <= found / expected <= 2:
+            words = (
+                f"{case.tensor}: {label(case, side)} differs from the full product by noise "
+                f"{found / size:.2g} of its size; rounding the operands to {to.name} gives "
+                f"{expected / size:.2g}: looks like products in {to.name}"
+            )
+            return Cause("reduced-precision", words, case.gap(), "likely", to.name)
     return None

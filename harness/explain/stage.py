@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.explain.case import Array, Case, Side
-from harness.explain.trial import ALL, MOST_LAYERS, number, wide
+from harness.explain.trial import ALL, MOST_LAYERS, number, remembered, wide
 
 Change = Callable[[Array], Array]
 CELL = re.compile(r"(forward|backward)/layer(\d+)/(gates|c|h)")
@@ -50,6 +50,21 @@ class Stage(NamedTuple):
         if len(self.shape) < 2:
             return np.reshape(total, self.shape)
         return np.reshape(total, (-1, *self.shape[1:]))
+
+
+def part(of: Stage, rows: Array, columns: Array) -> Stage:
+    """The stage at some rows and some of its last axis alone (of one axis: at those columns)."""
+    terms = tuple(
+        Term(
+            t.left[rows] if len(of.shape) > 1 else t.left,
+            t.right[:, columns],
+            None if t.scale is None else t.scale[rows][..., columns],
+        )
+        for t in of.terms
+    )
+    offset = of.offset[columns] if isinstance(of.offset, np.ndarray) else of.offset
+    ends = (len(rows), *of.shape[1:-1]) if len(of.shape) > 1 else ()
+    return Stage(terms, offset, (*ends, len(columns)))
 
 
 def product(term: Term, rows: slice = ALL, change: Change | None = None) -> Array:
@@ -134,6 +149,20 @@ def stage(case: Case, side: Side, back: int = 0) -> Stage | None:
 
     `back` takes the weights of that many steps before.
     """
+    key = ("stage", case.tensor, side, back)
+    return remembered(case, key, lambda: _stage(case, side, back))
+
+
+def usual(case: Case, side: Side, rows: slice = ALL) -> Array | None:
+    """The tensor of the case, recomputed as the products say; not to be changed in place."""
+    made = stage(case, side)
+    if made is None:
+        return None
+    key = ("value", case.tensor, side, rows.start, rows.stop)
+    return remembered(case, key, lambda: made.value(rows))
+
+
+def _stage(case: Case, side: Side, back: int) -> Stage | None:
     name, shape = case.tensor, case.b.shape
     cell = CELL.fullmatch(name)
     if name == "forward/logits" or (cell and cell[1] == "forward" and cell[3] == "gates"):

@@ -12,7 +12,7 @@ import numpy as np
 
 from harness.compare.axes import AXES
 from harness.explain.case import Array, Case, Cause, Side
-from harness.explain.stage import stage, weight
+from harness.explain.stage import stage, usual, weight
 from harness.explain.trial import (
     ALL,
     SIDES,
@@ -90,10 +90,11 @@ def _transposed_products(case: Case) -> list[Guess]:
             made = stage(case, side)
             if made is None or place >= len(made.terms):
                 return None
+            if not way:
+                return usual(case, side, rows)
             terms, w = list(made.terms), made.terms[place].right
-            if way:
-                read = (w.T.reshape(w.shape), w.reshape(w.T.shape).T)[way - 1]
-                terms[place] = terms[place]._replace(right=read)
+            read = (w.T.reshape(w.shape), w.reshape(w.T.shape).T)[way - 1]
+            terms[place] = terms[place]._replace(right=read)
             return made._replace(terms=tuple(terms)).value(rows)
 
         words = ("", "transposes", "reads in transposed layout")[way]
@@ -212,7 +213,9 @@ def _old_weights(case: Case) -> list[Guess]:
     def make(back: int) -> Guess:
         def value(side: Side, rows: slice) -> Array | None:
             made = stage(case, side, back)
-            return None if made is None else made.value(rows)
+            if made is None or not back:
+                return usual(case, side, rows)
+            return made.value(rows)
 
         return Guess(("uses the new weights", "uses the weights of the step before")[back], value)
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from harness.explain.case import SAMPLE, Array, Case, Cause, Side
+from harness.explain.case import SAMPLE, Array, Case, Cause, Lookup, Side
 
 R = TypeVar("R")
 ALL = slice(None)
@@ -46,6 +46,29 @@ def other(side: Side) -> Side:
     return "a" if side == "b" else "b"
 
 
+class Memory:
+    """A lookup that reads each tensor once, and keeps what was computed while a case is tried."""
+
+    def __init__(self, lookup: Lookup) -> None:
+        """Nothing is read yet."""
+        self._lookup = cache(lookup)
+        self.kept: dict[tuple[object, ...], object] = {}
+
+    def __call__(self, side: Side, step: int, name: str) -> Array | None:
+        """A traced tensor; None where there is none."""
+        return self._lookup(side, step, name)
+
+
+def remembered(case: Case, key: tuple[object, ...], make: Callable[[], R]) -> R:
+    """`make()`, made once for `key` while a case is tried."""
+    if not isinstance(case.lookup, Memory):
+        return make()
+    kept = case.lookup.kept
+    if key not in kept:
+        kept[key] = make()
+    return cast(R, kept[key])
+
+
 def once(make: Callable[[Side], R]) -> Callable[[Side], R]:
     """`make`, called once for each side."""
     return cache(make)
@@ -63,6 +86,8 @@ def own(case: Case, side: Side) -> Array:
 
 def at(case: Case, tensor: str) -> Case | None:
     """The same case at another tensor; None where a side has it not, or the sides do not fit."""
+    if tensor == case.tensor:
+        return case  # a side that follows the other looks up what it went on with
     a, b = case.get(tensor, "a"), case.get(tensor, "b")
     if a is None or b is None or a.shape != b.shape or a.dtype != b.dtype:
         return None
