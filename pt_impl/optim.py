@@ -46,7 +46,8 @@ def clip(grads, norm, mode, limit):
 
     """
     if mode == "global_norm":
-        coefficient = limit / torch.clamp(norm, min=limit)
+        # Not `limit / tensor`, a product with the reciprocal that is not always 1 under the limit.
+        coefficient = torch.full_like(norm, limit) / torch.clamp(norm, min=limit)
         return {name: g * coefficient for name, g in grads.items()}
     if mode == "elementwise":
         return {name: torch.clamp(g, -limit, limit) for name, g in grads.items()}

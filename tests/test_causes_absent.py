@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from causes_fixtures import SETTINGS, Run, case_of, clean, first_case, lone_case, planted
-from causes_plants import CLIPPED, PLANTS, from_step
+from causes_plant import CLIPPED, from_step
+from causes_plants import PLANTS
 
 from harness.explain import causes
 from harness.explain.causes import CAUSES, explain

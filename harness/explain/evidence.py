@@ -15,7 +15,7 @@ from harness.explain.case import Case, Side
 from harness.trace import Trace, open_trace
 
 # Tensors of one kind that do not feed one another: a follower's own are used for all of them.
-SIBLINGS = ("grads/", "update/clipped/", "optimizer/", "params/")
+SIBLINGS = ("state/in/", "state/out/", "grads/", "update/clipped/", "optimizer/", "params/")
 
 
 class Following(NamedTuple):

@@ -8,6 +8,7 @@ operands.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -143,7 +144,7 @@ def _multiplied(case: Case) -> Cause | None:
         return None
     side = other(good[0])
     mine, some = own(case, side), _some(case)
-    exact = usual(case, side)
+    exact = of.value()
     noise = np.asarray(mine, np.float64) - exact
     if not np.linalg.norm(noise) <= FAR * np.linalg.norm(exact):
         return None
@@ -169,10 +170,10 @@ def _full(case: Case, side: Side) -> bool:
 
 def _some(case: Case) -> tuple[Array, Array]:
     """Some rows and some columns, spread over the tensor."""
-    rows = case.b.shape[0] if case.b.ndim > 1 else 1
-    every = (np.linspace(0, n - 1, min(n, ASIDE), dtype=np.int64) for n in (rows, case.b.shape[-1]))
-    some_rows, some_columns = every
-    return some_rows, some_columns
+    shape = (1, *case.b.shape)[-max(case.b.ndim, 2) :]
+    most = max(1, ASIDE // math.prod(shape[1:-1]))
+    rows = np.linspace(0, shape[0] - 1, min(shape[0], most), dtype=np.int64)
+    return rows, np.linspace(0, shape[-1] - 1, min(shape[-1], ASIDE), dtype=np.int64)
 
 
 def _at(x: Array, some: tuple[Array, Array]) -> Array:

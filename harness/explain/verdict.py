@@ -123,6 +123,9 @@ def _follow(evidence: Evidence) -> Finding:
         narrow = [hit for hit in narrow if gap_of(hit.place).needed >= LESS_PRECISE]
     if wide:
         return _hit("bug", wide, evidence)
+    overflown = [hit for hit in narrow if hit.place.nonfinite_mismatches]
+    if overflown and overflown[0] is narrow[0]:
+        return _hit("bug", narrow, evidence)  # no narrower format: a formula that overflows
     if narrow and evidence.wide:
         return _hit("precision", narrow, evidence)
     if narrow:

@@ -30,7 +30,11 @@ ALARMS = ("bug", "precision")
 
 
 class FaultRecord(msgspec.Struct, frozen=True):
-    """A fault on a side: what should be found, and what was."""
+    """A fault on a side: what should be found, what was, and what of it is right.
+
+    `tensors` are globs that the first tensor must match, `causes` the names of causes that are
+    right. `cause_rank` is the place of the first right cause among those found, from 1.
+    """
 
     fault: str
     side: str
@@ -42,34 +46,53 @@ class FaultRecord(msgspec.Struct, frozen=True):
     found_step: int | None
     found_tensor: str | None
     found_causes: tuple[str, ...]
-    blamed: str | None
+    found_side: str | None
     sentence: str
     baselines: dict[str, tuple[int, str] | None]
-
-    @property
-    def detected(self) -> bool:
-        """Whether the pair was said to compute different things, in whatever words."""
-        return self.found_verdict in ALARMS
-
-    @property
-    def step_right(self) -> bool:
-        """Whether the first step is named."""
-        return self.detected and self.found_step == self.step
-
-    @property
-    def tensor_right(self) -> bool:
-        """Whether the tensor that shows it first is named, at the right step."""
-        name = self.found_tensor or ""
-        return self.step_right and any(fnmatchcase(name, glob) for glob in self.tensors)
-
-    @property
-    def verdict_right(self) -> bool:
-        """Whether it is called a bug, or imprecise, as it should be."""
-        return self.found_verdict == self.verdict
+    detected: bool
+    step_right: bool
+    tensor_right: bool
+    verdict_right: bool
+    cause_rank: int | None
 
     def cause_within(self, count: int) -> bool:
         """Whether a right cause is among the first `count`."""
-        return any(name in self.causes for name in self.found_causes[:count])
+        return self.cause_rank is not None and self.cause_rank <= count
+
+
+def record(
+    fault: Fault,
+    side: str,
+    step: int,
+    verdict: Verdict,
+    baselines: dict[str, tuple[int, str] | None],
+) -> FaultRecord:
+    """What a verdict is worth where `fault` was planted in `side` and bites at `step`."""
+    where, names = verdict.where, tuple(cause.name for cause in verdict.causes)
+    detected = verdict.label in ALARMS
+    step_right = detected and where is not None and where.step == step
+    matches = where is not None and any(fnmatchcase(where.tensor, glob) for glob in fault.tensor)
+    ranks = (rank for rank, name in enumerate(names, start=1) if name in fault.causes)
+    return FaultRecord(
+        fault=fault.name,
+        side=side,
+        step=step,
+        tensors=fault.tensor,
+        verdict=fault.verdict,
+        causes=fault.causes,
+        found_verdict=verdict.label,
+        found_step=where.step if where else None,
+        found_tensor=where.tensor if where else None,
+        found_causes=names,
+        found_side=verdict.side,
+        sentence=verdict.causes[0].sentence if verdict.causes else "",
+        baselines=baselines,
+        detected=detected,
+        step_right=step_right,
+        tensor_right=step_right and matches,
+        verdict_right=verdict.label == fault.verdict,
+        cause_rank=next(ranks, None),
+    )
 
 
 class CleanRecord(msgspec.Struct, frozen=True):
@@ -81,12 +104,8 @@ class CleanRecord(msgspec.Struct, frozen=True):
     status: str
     parted: int | None
     verdict: str
+    alarm: bool
     baselines: dict[str, tuple[int, str] | None]
-
-    @property
-    def alarm(self) -> bool:
-        """Whether a clean pair was accused."""
-        return self.verdict in ALARMS
 
 
 class BaselineScore(msgspec.Struct, frozen=True):
@@ -204,24 +223,10 @@ class _Quiet:
         verdict = self._judge(runs, found)
         batches = Batches(self.lab.text(fault.tokens), runs[0].train)
         clean = runs[1 - SIDES.index(side)]
-        where = verdict.where
-        record = FaultRecord(
-            fault=fault.name,
-            side=side,
-            step=first_step(fault, batches, lambda step: _norm(clean, step)),
-            tensors=fault.tensor,
-            verdict=fault.verdict,
-            causes=fault.causes,
-            found_verdict=verdict.label,
-            found_step=where.step if where else None,
-            found_tensor=where.tensor if where else None,
-            found_causes=tuple(cause.name for cause in verdict.causes),
-            blamed=verdict.side,
-            sentence=verdict.causes[0].sentence if verdict.causes else "",
-            baselines=_baselines(runs),
-        )
+        step = first_step(fault, batches, lambda step: _norm(clean, step))
+        found_record = record(fault, side, step, verdict, _baselines(runs))
         self._clear()
-        return record
+        return found_record
 
     def clean(self, pair: _Clean) -> CleanRecord:
         """One clean pair, from the runs to the verdict."""
@@ -232,17 +237,18 @@ class _Quiet:
             found = self._free(runs)
             verdict = self._judge(runs, found)
         first = found.first_divergence
-        record = CleanRecord(
+        found_record = CleanRecord(
             settings=dict(pair.settings),
             steps=pair.steps,
             follow=pair.follow,
             status=found.status,
             parted=first.step if first else None,
             verdict=verdict.label,
+            alarm=verdict.label in ALARMS,
             baselines={} if pair.follow else _baselines(runs),
         )
         self._clear()
-        return record
+        return found_record
 
     def _specs(
         self,
@@ -312,7 +318,7 @@ def _score(records: Sequence[FaultRecord], clean: Sequence[CleanRecord]) -> Benc
         verdict_right=sum(r.verdict_right for r in records),
         cause_first=sum(r.cause_within(1) for r in records),
         cause_top3=sum(r.cause_within(3) for r in records),
-        side_right=sum(r.blamed == r.side for r in records),
+        side_right=sum(r.found_side == r.side for r in records),
         clean_runs=len(clean),
         false_alarms=sum(c.alarm for c in clean),
         undecided=sum(c.verdict == "undecided" for c in clean),

@@ -53,7 +53,9 @@ class FuzzCase(msgspec.Struct, frozen=True):
 
     `size` is the relative size that was drawn, `disturbance` how far it moved the tensor and
     `noise` what clean runs differ by there, both as the K of the tolerance's rule. `accused` is
-    every step and tensor that was named.
+    every step and tensor that was named. `above`: it must be found, for its own rounding cannot
+    hide it. `placed`: exactly its step and tensor were named. `wrong`: a place was named that was
+    not disturbed, or one that was disturbed by far less than the noise.
     """
 
     side: str
@@ -66,27 +68,33 @@ class FuzzCase(msgspec.Struct, frozen=True):
     disturbance: float
     noise: float
     accused: tuple[tuple[int, str], ...]
+    above: bool
+    placed: bool
+    wrong: bool
 
-    @property
-    def above(self) -> bool:
-        """Whether it must be found: its own rounding cannot hide it."""
-        return self.disturbance >= (BOUND + 1) * self.noise
 
-    @property
-    def below(self) -> bool:
-        """Whether it is far under the noise: nothing must be said."""
-        return self.disturbance <= (BOUND - 1) / 4 * self.noise
-
-    @property
-    def placed(self) -> bool:
-        """Whether exactly its step and tensor were named."""
-        return self.accused == ((self.step, self.tensor),)
-
-    @property
-    def wrong(self) -> bool:
-        """Whether a place was named that was not disturbed, or one far under the noise."""
-        places = set(self.accused) - {(self.step, self.tensor)}
-        return bool(places) or (self.below and bool(self.accused))
+def fuzz_case(
+    place: _Place, disturbance: float, noise: float, accused: tuple[tuple[int, str], ...]
+) -> FuzzCase:
+    """What is to be said of a place that was disturbed, and of those that were accused."""
+    d = place.disturb
+    own = (d.step, d.tensor)
+    far_below = disturbance <= (BOUND - 1) / 4 * noise
+    return FuzzCase(
+        side=place.side,
+        dtype=place.dtype,
+        setting=place.setting,
+        step=d.step,
+        tensor=d.tensor,
+        region=place.region,
+        size=abs(d.size),
+        disturbance=disturbance,
+        noise=noise,
+        accused=accused,
+        above=disturbance >= (BOUND + 1) * noise,
+        placed=accused == (own,),
+        wrong=bool(set(accused) - {own}) or (far_below and bool(accused)),
+    )
 
 
 class FuzzBin(msgspec.Struct, frozen=True):
@@ -294,18 +302,9 @@ def _look(clean: _Clean, place: _Place, job: Job) -> FuzzCase:
     remove_trace(job.run.trace)
     for leftover in (Path(job.run.final), Path(job.run.trace).with_suffix(".json")):
         leftover.unlink(missing_ok=True)
-    return FuzzCase(
-        side,
-        dtype,
-        place.setting,
-        disturb.step,
-        disturb.tensor,
-        place.region,
-        abs(disturb.size),
-        moved,
-        clean.noise.get((side, dtype, disturb.tensor), LEAST),
-        tuple((d.step, d.tensor) for d in found.divergences),
-    )
+    noise = clean.noise.get((side, dtype, disturb.tensor), LEAST)
+    accused = tuple((d.step, d.tensor) for d in found.divergences)
+    return fuzz_case(place, moved, noise, accused)
 
 
 def _moved(now: NDArray[Any], was: NDArray[Any], fed: NDArray[Any], scale: float) -> float:
