@@ -160,6 +160,17 @@ def test_clean_following_makes_a_gap_rounding_however_far_the_free_runs_are(tmp_
     assert "no stage of 3 steps differs in float64 by more than" in numbered(verdict)
 
 
+def test_overflow_in_float32_alone_is_a_bug_and_no_narrower_format(tmp_path):
+    def change(step, tensors):
+        if step == 2:
+            tensors["forward/loss"] = np.asarray(np.inf, tensors["forward/loss"].dtype)
+
+    found = pair(tmp_path, change=change)
+    narrow, wide = (following(tmp_path, "float32", change),), (following(tmp_path, "float64"),)
+    verdict = judge(Evidence(found, None, narrow, wide))
+    assert (verdict.label, verdict.where.tensor) == ("bug", "forward/loss")
+
+
 def test_a_stage_that_rounds_as_badly_in_both_precisions_is_no_bug(tmp_path):
     def badly(dtype):
         def change(step, tensors):
