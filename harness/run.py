@@ -102,17 +102,13 @@ def run_sides(
         trace: optimizer steps.
         sides: "pt", or "LABEL=pt"; the last one is the reference.
         weights: a file of weights; None draws them from the seed and saves them in `out`.
-        data: a corpus (`harness.corpus.load`); None is the built-in one.
-        level: "word" or "char": how the corpus is read.
+        data, level: a corpus and how to read it (`harness.corpus.load`); None is the built-in one.
         model: a preset's name; None takes the sizes of `weights`, or else zaremba-small.
-        settings: "name=value" for both sides, "LABEL:name=value" for one.
-        faults: "LABEL:NAME" of faults to plant (harness.faults); what they need is set for both.
-        pythons: "LABEL=PATH" of the interpreter of a side.
+        settings, faults, pythons: "name=value" for all sides, "LABEL:name=value" for one;
+            "LABEL:NAME" of faults to plant (what they need is set for all); "LABEL=PATH".
         out: the folder for traces, logs, and the files that the sides are given.
-        capture: which steps and tensors to trace.
-        device: "cpu" or "gpu".
-        threads: threads of one side; None shares this machine's processors between the sides.
-        sequential: one side after the other instead of both at once.
+        capture, device, threads: what to trace, where to run, and threads a side (None: a share).
+        sequential: one side after the other instead of all at once.
         follow: every other side starts each step ("step"), or each stage, from the reference's.
         verdict: judge always, never, or (None) where the sides diverge.
         rtol, atol, all: as for `harness.diff`; observer: told about progress.
@@ -120,36 +116,58 @@ def run_sides(
     Raises HarnessError for bad input and for a side that failed (the other's trace stays).
     """
     watcher = observer or Observer()
-    Tolerance.given(rtol, atol)  # refused now, not after the run
+    tolerance = Tolerance.given(rtol, atol)  # refused now, not after the run
     asked = _parse_sides(sides, settings, pythons, faults)
-    common = {
-        "steps": trace,
-        "capture": capture or Capture(),
-        "device": device,
-        "threads": threads or max(1, _processors() // len(asked)),
-    }
+    common = {"steps": trace, "capture": capture or Capture(), "device": device}
+    common |= {"threads": threads or max(1, _processors() // len(asked))}
     folder, corpus = Path(out), corpora.load(data, level)
     watcher.note(describe_corpus(corpus))
     specs = _specs(model, weights, corpus, _needed(asked) | _shared(settings))
     runs = _prepare(asked, specs, weights, corpus, folder, common, watcher)
     with Session([one.side for one in asked], folder, watcher) as session:
-        runs, jobs = _run(session, runs, follow, sequential)
-        tolerance = Tolerance.local() if follow == "stage" else Tolerance.given(rtol, atol)
-        found = _compare(runs, tolerance, all or follow is not None, watcher)
-        chosen = next((d for d in found.values() if not d.equivalent), None)
-        chosen = chosen or next(iter(found.values()), None)
-        judged = None
-        if chosen and verdict is not False:
-            judged = _judge(session, runs, chosen, follow, always=bool(verdict))
+        result = _conclude(session, runs, (follow, verdict, sequential), tolerance, all)
+    result = msgspec.structs.replace(result, entropy=corpus.entropy)
+    _tell_of_faults(asked, result, trace, watcher)
+    return result
+
+
+def _conclude(
+    session: Session,
+    runs: list[RunSpec],
+    how: tuple[str | None, bool | None, bool],
+    tolerance: Tolerance,
+    all: bool,
+) -> RunResult:
+    """Run, compare and judge."""
+    follow, verdict, sequential = how
+    runs, jobs = _run(session, runs, follow, sequential)
+    if follow == "stage" and tolerance.rule == "default":
+        tolerance = Tolerance.local()
+    found = _compare(runs, tolerance, all or follow is not None, session.watcher)
+    chosen = next((d for d in found.values() if not d.equivalent), None)
+    chosen = chosen or next(iter(found.values()), None)
+    judged = None
+    if chosen and verdict is not False:
+        judged = _judge(session, runs, chosen, follow, always=bool(verdict))
     return RunResult(
         {run.label: run.trace for run in runs},
         {run.label: jobs[run.label].losses for run in runs},
         {run.label: jobs[run.label].valid for run in runs},
-        corpus.entropy,
+        None,
         chosen,
         judged,
         {f"{a}|{b}": d.status for (a, b), d in found.items()},
     )
+
+
+def _tell_of_faults(asked: list[_Asked], result: RunResult, steps: int, watcher: Observer) -> None:
+    """A planted fault that did not show is told of, with when it would."""
+    for one in asked if result.equivalent else ():
+        for name in one.faults:
+            watcher.note(
+                f"{name} was planted in {one.side.label} and does not show in {steps} steps; it "
+                f"bites at: {CATALOGUE[name].bites} (norm, limit and rate are --set clip_limit, lr)"
+            )
 
 
 def _run(
@@ -324,7 +342,7 @@ def _parse_sides(
 def _needed(sides: Iterable[_Asked]) -> dict[str, str]:
     """The settings that planted faults need to be exercised."""
     names = [name for side in sides for name in side.faults]
-    return {key: value for name in names for key, value in CATALOGUE[name].settings.items()}
+    return {key: value for name in names for key, value in CATALOGUE[name].needed.items()}
 
 
 def _known(label: str, labels: dict[str, str], option: str) -> None:

@@ -64,8 +64,9 @@ class Session:
         remove_trace(run.trace)  # a side that fails must not leave an earlier run's
         if label not in self._processes:
             side = self._sides[label]
+            place, note = self.folder, self.watcher.note
             self._processes[label] = SideProcess(
-                TWINS[side.twin], side.python, label, self.folder, self.watcher.note
+                TWINS[side.twin], side.python, label, place, note, run.threads
             )
         if not show:
             return self._processes[label].run(run)

@@ -83,8 +83,11 @@ class SideProcess:
         label: str,
         folder: Path,
         failed: Callable[[str], None] = lambda text: None,
+        threads: int = 1,
     ) -> None:
         """Start the process; `failed` is told at once of a run that fails.
+
+        `threads` is for NumPy, which takes no number of threads once it is imported.
 
         Raises HarnessError if the interpreter cannot be started.
         """
@@ -94,7 +97,7 @@ class SideProcess:
         self._jobs: collections.deque[Job] = collections.deque()
         self._gone, self._lock = False, threading.Lock()
         root = Path(__file__).resolve().parent.parent
-        environment = {**DEFAULT_ENVIRONMENT, **os.environ}
+        environment = {**DEFAULT_ENVIRONMENT, "OPENBLAS_NUM_THREADS": str(threads), **os.environ}
         with open(self.log, "wb") as log:
             try:
                 self._process = subprocess.Popen(

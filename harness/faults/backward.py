@@ -86,6 +86,7 @@ CLIPPING = (
         NORM,
         ("norm-duplicates",),
         settings={"init_scale": "0.8", "batch_size": "5", "bptt": "7"},
+        tuned=("init_scale", "batch_size", "bptt"),
     ),
     Fault(
         "norm-without-embedding",
@@ -121,6 +122,7 @@ CLIPPING = (
         ("clip-per-tensor",),
         bites="norm over limit",
         settings={"clip_limit": "0.9"},
+        tuned=("clip_limit",),
     ),
     # So low that elements of every tensor are over it: clamping them is not the same as nothing.
     Fault(
@@ -130,6 +132,7 @@ CLIPPING = (
         ("clip-one-side",),
         bites="norm over limit",
         settings={"clip_limit": "0.01"},
+        tuned=("clip_limit",),
     ),
     Fault(
         "clip-always",

@@ -35,6 +35,7 @@ def together(name: str, *parts: str) -> Fault:
         name=name,
         title=", and ".join(fault.title for fault in (first, *others)),
         settings=settings,
+        tuned=tuple(name for fault in (first, *others) for name in fault.tuned),
         also=(*first.also, *more),
         parts=parts,
     )

@@ -17,7 +17,8 @@ class Fault(NamedTuple):
     `bites` is the first step that shows it: "step N"; "norm over limit"; "epoch N", its first step;
     "epoch N end", its last; "token K", whose inputs hold token K. `settings` are what both sides
     need beyond BASE for it to show, `tokens` the length that the training text is cut to, and
-    `steps` how many steps show it. `parts` are the faults that it consists of, to be planted in its
+    `steps` how many steps show it; those of `settings` that only so small a model needs are
+    `tuned`. `parts` are the faults that it consists of, to be planted in its
     place.
     """
 
@@ -32,3 +33,9 @@ class Fault(NamedTuple):
     verdict: Literal["bug", "precision"] = "bug"
     also: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
+    tuned: tuple[str, ...] = ()
+
+    @property
+    def needed(self) -> dict[str, str]:
+        """The settings that a model of any size needs for the fault to show."""
+        return {name: value for name, value in self.settings.items() if name not in self.tuned}
