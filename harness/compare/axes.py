@@ -15,12 +15,19 @@ AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("*ward/layer*/gates", ("batch row", "timestep", "gate")),
     ("*ward/logits", ("batch row", "timestep", "token")),
     ("*ward/*", ("batch row", "timestep", "unit")),
-    ("*/embedding", ("token", "unit")),
-    ("*/layer*/w_i", ("input", "gate")),
-    ("*/layer*/w_h", ("hidden", "gate")),
-    ("*/layer*/b_[ih]", ("gate",)),
-    ("*/softmax_w", ("hidden", "token")),
-    ("*/softmax_b", ("token",)),
+    # Parameters, and what an optimizer keeps for them.
+    *(
+        (glob + slot, axes)
+        for slot in ("", "/*")
+        for glob, axes in (
+            ("*/embedding", ("token", "unit")),
+            ("*/layer*/w_i", ("input", "gate")),
+            ("*/layer*/w_h", ("hidden", "gate")),
+            ("*/layer*/b_[ih]", ("gate",)),
+            ("*/softmax_w", ("hidden", "token")),
+            ("*/softmax_b", ("token",)),
+        )
+    ),
 )
 
 

@@ -63,6 +63,8 @@ def known_numbers(case: Case) -> Iterator[Named]:
     yield from single
     yield Named(math.log(2), "the natural logarithm of 2")
     sizes = [Named(v, words) for key, words in KNOWN for v in numbers(case, key) if key in COUNTS]
+    # A mean that is off by one; of quotients of two sizes many are, by chance, the same number.
+    yield from (Named(v / (v - 1), f"{words} over one less") for v, words in sizes if v > 1)
     yield from (Named(v * v, f"the square of {words}") for v, words in single)
     yield from (Named(math.sqrt(v), f"the square root of {words}") for v, words in sizes)
     for place, x in enumerate(single):

@@ -96,7 +96,7 @@ def judge(evidence: Evidence, referee: Referee | None = None) -> Verdict:
         causes=tuple(causes),
         places=finding.places,
         doublings=doublings,
-        next=_next(label, finding, free),
+        next=_next(label, finding, free, side),
     )
 
 
@@ -178,8 +178,8 @@ def _hit(label: Label, hits: list[_Hit], evidence: Evidence) -> Finding:
     steps = sorted({hit.place.step for hit in hits if hit.place.tensor == first.place.tensor})
     place = first.place
     proof = [
-        f"given the very inputs of {followed}, stage by stage, {follower} still makes "
-        f"{place.tensor} of step {place.step} differ by {_eps(place.rel_l2_eps)} in {place.dtype} "
+        f"given the very inputs of {followed}, stage by stage, {follower} makes another "
+        f"{place.tensor} of step {place.step}: {_eps(place.rel_l2_eps)} away in {place.dtype} "
         f"({_times(steps)}), where rounding of one stage stays under {place.factor or 0:g}"
     ]
     if label == "bug" and place.dtype == "float64":
@@ -411,13 +411,13 @@ def _sentence(label: Label, finding: Finding, labels: tuple[str, str], side: str
     }[label]
 
 
-def _next(label: Label, finding: Finding, free: DiffResult) -> str:
+def _next(label: Label, finding: Finding, free: DiffResult, side: str | None) -> str:
     """The one thing to do next."""
     place, found = finding.place, finding.shown.found if finding.shown else free
     if label in ("bug", "precision") and place:
         return (
-            f"read the code that makes {place.tensor}; its values: harness show {found.b} "
-            f"{place.tensor} --step {place.step}"
+            f"read what makes {place.tensor}{f' in {side}' * bool(side)}; its values: harness show "
+            f"{found.b} {place.tensor} --step {place.step}"
         )
     if label == "rounding":
         return "nothing to mend; to compare the steps after this one, run with --follow=stage"
