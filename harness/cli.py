@@ -221,7 +221,8 @@ def _print_run(result: RunResult) -> None:
     terminal.show_losses(out, result.losses, parted)
     terminal.show_valid(out, result.valid, result.entropy)
     if found:
-        terminal.show_diff(out, found)
+        said = result.verdict is not None and result.verdict.label == found.status
+        terminal.show_diff(out, found, headline=not said)
 
 
 def _plot(result: DiffResult, path: str) -> None:

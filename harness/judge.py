@@ -149,6 +149,8 @@ class Investigation:
             a.train, dtype="float64"
         ) != msgspec.structs.replace(b.train, dtype="float64"):
             return None  # told to do different things: no third can say which is right
+        if place.tensor == "update/learning_rate" and b.train.schedule == "plateau":
+            return None  # it starts at this step and does not know the losses before it
         followed = shown.found.b if shown.follower == "a" else shown.found.a
         variant = self._variant(b, "float64", "referee", place.step)
         variant = msgspec.structs.replace(

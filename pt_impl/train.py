@@ -34,7 +34,7 @@ def gradients(params, state, x, y, masks, model, train, points):
     loss = cross_entropy(logits, y, train.loss)
     watched = dict(points.gone_on)
     flat = [t for p in watched.values() for t in (p if isinstance(p, list) else [p])]
-    # Zeros for what the loss does not depend on: a detached part is to be seen, not to stop the run.
+    # Zeros for what the loss does not depend on: a detached part is to be seen, not to end the run.
     found = iter(torch.autograd.grad(loss, [*params.values(), *flat], materialize_grads=True))
     grads = {name: next(found) for name in params}
     loss = points.see("forward/loss", loss.detach())

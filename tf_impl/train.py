@@ -34,7 +34,7 @@ def gradients(params, state, x, y, masks, model, train, points):
         logits, new_state = forward(params, x, state, masks, model, points)
         loss = cross_entropy(logits, y, train.loss)
     watched = dict(points.gone_on)
-    # Zeros for what the loss does not depend on: a detached part is to be seen, not to stop the run.
+    # Zeros for what the loss does not depend on: a detached part is to be seen, not to end the run.
     nothing = tf.UnconnectedGradients.ZERO
     grads, found = tape.gradient(loss, (params, watched), unconnected_gradients=nothing)
     # The embedding's gradient comes as rows, one for each token read: add up those of one token.

@@ -31,10 +31,14 @@ def console() -> Console:
     return out
 
 
-def show_diff(out: Console, result: DiffResult) -> None:
-    """The verdict, the place, the figures, and the steps around it."""
+def show_diff(out: Console, result: DiffResult, headline: bool = True) -> None:
+    """How the traces compare, the place, the figures, and the steps around it.
+
+    `headline`: not where the verdict above has said the same.
+    """
     a, b = result.labels
-    out.print(Text(_headline(result), STYLES.get(result.status, "bold red")))
+    if headline:
+        out.print(Text(_headline(result), STYLES.get(result.status, "bold red")))
     rows: list[tuple[str, str]] = []
     if result.first_divergence:
         rows += _figures(result, result.first_divergence)
