@@ -35,13 +35,15 @@ def gradients(params, state, x, y, masks, model, train, points):
     watched = dict(points.gone_on)
     flat = [t for p in watched.values() for t in (p if isinstance(p, list) else [p])]
     # Zeros for what the loss does not depend on: a detached part is to be seen, not to end the run.
-    found = iter(torch.autograd.grad(loss, [*params.values(), *flat], materialize_grads=True))
+    wanted = [*params.values(), *(t for t in flat if t.requires_grad)]
+    found = iter(torch.autograd.grad(loss, wanted, materialize_grads=True))
     grads = {name: next(found) for name in params}
+    flat_grads = iter([next(found) if t.requires_grad else torch.zeros_like(t) for t in flat])
     loss = points.see("forward/loss", loss.detach())
     points.see_gradients(
         {
-            name: [next(found) for _ in point] if isinstance(point, list) else next(found)
-            for name, point in watched.items()
+            name: [next(flat_grads) for _ in p] if isinstance(p, list) else next(flat_grads)
+            for name, p in watched.items()
         }
     )
     new_state = {name: s.detach() for name, s in new_state.items()}

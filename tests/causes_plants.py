@@ -36,6 +36,7 @@ FACTORS = [
     ),
     Plant("sign", "negated", {"backward/embedding": lambda v, s: -v}),
     Plant("sign", "negated bias gradient", {"grads/softmax_b": lambda v, s: -v}),
+    Plant("zero", "empty state", {"state/out/layer0/h": lambda v, s: 0 * v}),
     Plant("constant", "offset", {"backward/embedding": lambda v, s: v + 0.125}),
     Plant("constant", "offset of gate o", {"grads/layer0/w_i": on_block(3, 0.25)}, words="gate o"),
     Plant(

@@ -88,13 +88,14 @@ def test_the_losses_agree(side, referee, dtype, loss):
     assert_close(a, b)
 
 
-def step(twin, dtype, zero=False, dropout=0.0, watch=True, **fields):
+def step(twin, dtype, zero=False, dropout=0.0, watch=True, how="watched", **fields):
     """One training step: new parameters, slots and state, loss, and the trace points."""
     model, train = replace(MODEL, dropout=dropout), train_spec(dtype, **fields)
     x, y = random_tokens()
     masks, state = dropout_masks(model, train, 1), random_state(dtype, zero=zero)
     given = [random_weights(dtype), random_slots(dtype, train), state, x, y, masks, 0.07, 3]
-    return twin("watched", "train.train_step", *given, model, train, watch=watch)
+    more = {} if watch else {"watch": False}
+    return twin(how, "train.train_step", *given, model, train, **more)
 
 
 CASES = {
@@ -188,3 +189,12 @@ def test_the_learning_rate_can_follow_the_validation_loss(twin):
     train = train_spec("float64", lr=2.0, lr_decay=4.0, schedule="plateau")
     rates = [twin("call", "optim.learning_rate", train, 30, plateaus) for plateaus in range(3)]
     assert rates == [2.0, 0.5, 0.125]
+
+
+def test_a_part_that_is_cut_off_has_a_zero_gradient_and_the_run_goes_on(side):
+    points = step(side, "float32", how="watched_with_detached_embedding")[-1]
+    usual = step(side, "float32")[-1]
+    assert list(points) == list(usual)
+    assert not points["grads/embedding"].any()
+    assert usual["grads/embedding"].any()
+    assert np.array_equal(points["grads/layer0/w_i"], usual["grads/layer0/w_i"])

@@ -25,6 +25,9 @@ class Torch:
     def is_tensor(self, value):
         return isinstance(value, self.torch.Tensor)
 
+    def detached(self, tensor):
+        return tensor.detach()
+
     def vjp(self, module, function, inputs, cotangents):
         inputs = [x.requires_grad_() for x in inputs]
         outputs = _flat(getattr(module, function)(*inputs))
@@ -48,6 +51,9 @@ class TensorFlow:
 
     def is_tensor(self, value):
         return isinstance(value, self.tf.Tensor | self.tf.IndexedSlices)
+
+    def detached(self, tensor):
+        return self.tf.stop_gradient(tensor)
 
     def vjp(self, module, function, inputs, cotangents):
         with self.tf.GradientTape() as tape:
@@ -165,6 +171,17 @@ def optimize(twin, params, grads, lr, train):
         params, slots, _ = watched(twin, "optim.update", params, g, slots, lr, train, step)
         found.append({**params, **slots})
     return found
+
+
+def watched_with_detached_embedding(twin, *args):
+    """`watched`, with an embedding that is cut off from the gradient."""
+    of, model = framework(twin), import_module(f"{twin}_impl.model")
+    original = model.embed
+    model.embed = lambda table, x: of.detached(original(table, x))
+    try:
+        return watched(twin, *args)
+    finally:
+        model.embed = original
 
 
 def train_reports(twin, run):

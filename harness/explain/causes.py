@@ -125,6 +125,7 @@ CAUSES: tuple[Row, ...] = (
     Row("sign", ("*",), scale.sign, PLAIN),
     Row("factor", ("*",), scale.factor, PLAIN, ("lr", "loss", "dropout", "bptt", "batch_size")),
     Row("reduced-precision", ("*",), precision.reduced_precision, PLAIN, ("dtype",)),
+    Row("zero", ("inputs/*", "state/*", "forward/*", "optimizer/*"), region.zero, GENERIC),
     Row("constant", ("*",), scale.constant, GENERIC),
     Row("missing-term", (*GRADIENTS, "params/*"), region.missing_term, GENERIC),
     Row("permuted-rows", ("*",), structure.permuted_rows, GENERIC),
@@ -135,8 +136,8 @@ ROWS = {row.name: row for row in CAUSES}
 
 # What a certain cause says already: the same difference in other and poorer words.
 IMPLIED: dict[str, frozenset[str]] = {
-    "state-not-carried": frozenset({"stale"}),
-    "state-not-reset": frozenset({"stale"}),
+    "state-not-carried": frozenset({"stale", "zero"}),
+    "state-not-reset": frozenset({"stale", "zero"}),
     "clip-elementwise": frozenset({"clip-one-side", "factor"}),
     "clip-per-tensor": frozenset({"clip-one-side", "factor"}),
     "clip-one-side": frozenset({"factor"}),
@@ -155,7 +156,8 @@ IMPLIED: dict[str, frozenset[str]] = {
     "momentum-convention": frozenset({"factor", "sign", "optimizer-formula", "missing-term"}),
     "bias-correction": frozenset({"factor", "optimizer-formula", "missing-term"}),
     "epsilon": frozenset({"factor", "missing-term"}),
-    "initial-accumulator": frozenset({"constant"}),
+    "initial-accumulator": frozenset({"constant", "zero"}),
+    "constant": frozenset({"zero"}),
     "weight-decay": frozenset({"missing-term", "optimizer-formula"}),
     "dropout": frozenset({"factor"}),
     "optimizer-formula": frozenset({"missing-term"}),

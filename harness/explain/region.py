@@ -44,6 +44,17 @@ def zero_gradient(case: Case) -> Cause | None:
     return no_flow(case) if case.tensor.startswith("backward/layer") else None
 
 
+def zero(case: Case) -> Cause | None:
+    """A tensor that is all zeros on one side, and no gradient (that is `zero_gradient`)."""
+    for side in SIDES:
+        theirs = own(case, other(side))
+        if not own(case, side).any() and np.isfinite(theirs).all() and theirs.any():
+            who = f"{label(case, other(side))} has up to {figure(largest(theirs))}"
+            words = f"{case.tensor}: {label(case, side)} has nothing but zeros where {who}"
+            return Cause("zero", words, 0.0)
+    return None
+
+
 def _zero_rows(case: Case, side: Side) -> Cause | None:
     """Rows along an axis that are zero on one side and not on the other, the rest being equal."""
     mine, theirs = own(case, side), own(case, other(side))

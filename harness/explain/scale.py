@@ -35,6 +35,7 @@ KNOWN = (
 )
 COUNTS = ("bptt", "batch_size", "hidden_size", "embed_size", "vocab_size")
 POWERS = 20  # powers of lr_decay that are named
+LARGEST_COUNT = 100  # 1.001 is hardly ever meant as 1000 / 999
 
 
 class Named(NamedTuple):
@@ -106,7 +107,8 @@ def _one_too_many(case: Case, factor: float, error: float) -> Named | None:
     window = int((number(case, "bptt") or 1) * (number(case, "batch_size") or 1))
     for step, words in ((1, ""), (window, f", a number of whole windows of {window} tokens")):
         count = step * round(n / step)
-        if count >= 2 and spread < 0.02 * step and abs(n - count) <= spread:
+        known = 2 <= count <= LARGEST_COUNT or step > 1
+        if known and count and spread < 0.02 * step and abs(n - count) <= spread:
             named = f"{count + 1} / {count}, as of a count that is one too large{words}"
             return Named(1 + 1 / count, named)
     return None
