@@ -5,6 +5,7 @@ Nothing here judges: the runs are made, compared, and handed to `harness.explain
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +20,7 @@ from harness.explain.evidence import Evidence, Following, Vote, distance
 from harness.explain.verdict import Verdict, judge
 from harness.observer import Observer
 from harness.session import Session
-from harness.spec import Capture, Dtype, Follow, RunSpec
+from harness.spec import SLOTS, Capture, Dtype, Follow, RunSpec, parameters
 from harness.trace import open_trace, remove_trace
 
 LARGE = 4 << 30  # bytes of further traces up to which all steps are judged, and nothing is removed
@@ -84,13 +85,13 @@ class Investigation:
         return steps
 
     def _bytes(self, steps: int) -> int:
-        trace = open_trace(self.runs[1].trace)
-        wide = 2 if self.runs[1].train.dtype == "float64" else 1
-        return trace.entry(trace.steps[-1]).bytes // wide * steps * TRACES
+        return step_bytes(self.runs[1]) * steps * TRACES
 
     def _pair(self, dtype: Dtype, steps: int) -> tuple[str, str] | None:
         """Traces of both sides in `dtype` that hold everything; None where a side failed."""
-        if dtype == self.runs[0].train.dtype and all(r.capture == Capture() for r in self.runs):
+        # A run that followed another is not what its own trace would lead to.
+        whole = all(run.capture == Capture() and run.follow is None for run in self.runs)
+        if dtype == self.runs[0].train.dtype and whole:
             return self.runs[0].trace, self.runs[1].trace
         again = [self._variant(run, dtype, f"{run.label}-{dtype}", steps) for run in self.runs]
         return self._traces(zip((run.label for run in self.runs), again, strict=True))
@@ -134,6 +135,7 @@ class Investigation:
             trace=str(self.folder / f"{label}.trace"),
             final=str(self.folder / f"{label}.npz"),
             capture=Capture(),
+            follow=None,
             steps=steps,
         )
 
@@ -154,7 +156,11 @@ class Investigation:
         followed = shown.found.b if shown.follower == "a" else shown.found.a
         variant = self._variant(b, "float64", "referee", place.step)
         variant = msgspec.structs.replace(
-            variant, follow=Follow(followed, "stage"), start=place.step, faults=()
+            variant,
+            follow=Follow(followed, "stage"),
+            start=place.step,
+            faults=(),
+            device="cpu",
         )
         job = self.session.start("referee", variant, show=False)
         if job.wait():
@@ -172,6 +178,16 @@ class Investigation:
         scale = (place.atol / place.rtol) if place.rtol else 0.0
         near = (distance(x, judged, dtype, scale), distance(y, judged, dtype, scale))
         return Vote("NumPy, float64", *near)
+
+
+def step_bytes(run: RunSpec) -> int:
+    """About how many bytes a step of a full float32 trace of `run` takes, whatever it captures."""
+    model, train = run.model, run.train
+    weights = sum(math.prod(p.shape) for p in parameters(model))
+    copies = 3 + len(SLOTS[train.optimizer])  # gradients, clipped gradients, weights, slots
+    units = model.embed_size + 6 * model.hidden_size * model.num_layers + model.vocab_size
+    activations = 2 * train.batch_size * train.bptt * units  # and their gradients
+    return 4 * (weights * copies + activations)
 
 
 def explain_traces(

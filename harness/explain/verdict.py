@@ -75,11 +75,7 @@ def judge(evidence: Evidence, referee: Referee | None = None) -> Verdict:
         else None
     )
     causes = _causes(finding, free)
-    label = finding.label
-    if label in ("bug", "undecided") and causes and causes[0].format:
-        label = "precision"
-    elif label == "undecided" and causes and causes[0].sure == "certain":
-        label = "bug"
+    label = _with_cause(finding.label, causes[0]) if causes else finding.label
     side = vote.against(labels) if vote else None
     doublings = amplification(free.distances)
     lines = [*_first_words(free), *finding.proof]
@@ -98,6 +94,14 @@ def judge(evidence: Evidence, referee: Referee | None = None) -> Verdict:
         doublings=doublings,
         next=_next(label, finding, free, side),
     )
+
+
+def _with_cause(label: Label, cause: Cause) -> Label:
+    """The label once a cause is known: a narrower format is no bug, and a certain cause decides."""
+    certain = cause.sure == "certain"
+    if cause.format and (label == "undecided" or (label == "bug" and certain)):
+        return "precision"
+    return "bug" if label == "undecided" and certain else label
 
 
 def _find(evidence: Evidence) -> Finding:
