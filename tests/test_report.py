@@ -432,7 +432,7 @@ def test_arrays_of_a_file_are_listed_with_their_range():
         ("params/softmax_b", (11,), (4,), "token 4"),
         ("forward/loss", (), (), ""),
         ("an/unknown/name", (4, 5), (3, 1), "[3, 1]"),
-        ("optimizer/layer0/w_i/momentum", (6, 12), (5, 7), "[5, 7]"),
+        ("optimizer/layer0/w_i/velocity", (6, 12), (5, 7), "input 5, gate g, unit 1"),
         ("inputs/x", (4, 5, 6), (3, 1, 0), "[3, 1, 0]"),  # more axes than are known
         ("forward/layer0/gates", (4, 5, 13), (2, 3, 4), "[2, 3, 4]"),  # no four blocks
     ],

@@ -169,7 +169,7 @@ def clean_pairs() -> list[_Clean]:
         settings = MODELS[model] | own
         follow = {2: "step", 3: "stage"}.get(seed) if rate == 1 and model == 0 else None
         pairs.append(_Clean(settings, CLEAN_STEPS, follow))
-    for dtype, lr in product(("float32", "float64"), ("0.5", "3", "10")):
+    for dtype, lr in product(("float32", "float64"), ("0.5", "10")):
         pairs.append(_Clean({"lr": lr, "dtype": dtype, "seed": "5"}, LONG_STEPS))
     return pairs
 
