@@ -188,3 +188,39 @@ def test_a_diff_names_the_close_tensor_that_used_the_most_of_its_tolerance(tmp_p
     # |a - b| = 40 eps, and K eps (|b| + max|b|) = 128 eps.
     assert found.tightest.used == pytest.approx(40 / 128, rel=1e-6)
     assert diff(tmp_path / "a.trace", tmp_path / "a.trace").tightest is None
+
+
+def entries(**largest):
+    """Index entries by name, each with one large element."""
+    named = {name.replace("__", "/"): size for name, size in largest.items()}
+    return {n: describe(n, np.array([size, size / 7], np.float64)) for n, size in named.items()}
+
+
+def test_a_local_tolerance_scales_with_what_a_saturated_derivative_is_multiplied_with():
+    step = entries(
+        backward__layer0__gates=1e-9,
+        backward__layer0__c=2.0,
+        backward__layer0__h=3.0,
+        forward__layer0__c=5.0,
+    )
+    local = Tolerance.local()
+    assert local.allowance(step["backward/layer0/gates"], step).scale == 10.0
+    assert local.allowance(step["backward/layer0/c"], step).scale == 3.0
+    assert local.allowance(step["forward/layer0/c"], step).scale == 5.0
+    alone = {"backward/layer0/gates": step["backward/layer0/gates"]}
+    assert local.allowance(alone["backward/layer0/gates"], alone).scale == 1e-9
+    assert Tolerance().allowance(step["backward/layer0/gates"], step).scale == 1e-9
+
+
+def test_a_local_tolerance_never_asks_for_digits_that_some_programs_flush_to_zero():
+    tiny = np.finfo(np.float32).tiny
+    entry = describe("grads/w", np.array([3 * tiny, 0], np.float32))
+    allowed = Tolerance.local().allowance(entry, {"grads/w": entry})
+    assert allowed.atol == pytest.approx(32 * tiny)
+    assert Tolerance().allowance(entry).atol < 1e-4 * tiny
+
+
+def test_a_local_tolerance_is_tighter_than_that_of_free_runs():
+    entry = describe("forward/logits", np.array([1.0, 2.0], np.float32))
+    assert Tolerance.local().allowance(entry, {}).factor == 32
+    assert Tolerance().allowance(entry).factor == 64

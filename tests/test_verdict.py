@@ -141,6 +141,23 @@ def test_what_float32_following_alone_shows_is_precision(tmp_path):
     assert "in float64 every stage agrees" in numbered(verdict)
 
 
+def test_a_few_dozen_epsilons_in_float32_alone_are_no_narrower_format(tmp_path):
+    def change(step, tensors):
+        if step == 2:
+            tensors["grads/w"] = rounded(tensors["grads/w"], 7, 150)
+
+    narrow, wide = (following(tmp_path, "float32", change),), (following(tmp_path, "float64"),)
+    assert narrow[0].found.divergences
+    verdict = judge(Evidence(pair(tmp_path, change=unexplained(3)), None, narrow, wide))
+    assert verdict.label == "rounding"
+
+
+def test_noise_of_the_size_of_a_format_in_float64_is_a_bug_all_the_same(tmp_path):
+    planted = unexplained(size=2.0**-9)
+    wide = (following(tmp_path, "float64", planted),)
+    assert judge(Evidence(pair(tmp_path, change=planted), None, (), wide)).label == "bug"
+
+
 def test_a_stray_cast_that_stays_in_float64_is_precision_all_the_same(tmp_path):
     def change(step, tensors):
         array = tensors["forward/out"]
