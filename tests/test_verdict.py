@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from harness.compare import Tolerance, diff
-from harness.explain import Evidence, Following, Vote, judge
-from harness.explain.verdict import amplification
+from harness.explain import Cause, Evidence, Following, Vote, judge
+from harness.explain.verdict import _with_cause, amplification
 from harness.trace import TraceWriter, open_trace
 
 NAMES = ("forward/hidden", "forward/out", "forward/loss", "grads/w")
@@ -321,6 +321,32 @@ def test_a_float64_gap_that_came_little_by_little_never_convicts(tmp_path):
     assert verdict.label in ("undecided", "rounding")
 
 
+def test_a_float64_gap_far_over_that_of_float32_convicts_only_where_it_is_a_jump(tmp_path):
+    def grown(before, at_once):
+        def change(step, tensors):
+            units = {1: before, 2: at_once}.get(step, 0.1)
+            tensors["grads/w"] = rounded(tensors["grads/w"], 5, units)
+
+        return change
+
+    found = pair(tmp_path, change=unexplained(3))
+    little = pair(tmp_path, "float64", grown(50, 25_000), name="little")
+    assert judge(Evidence(found, little)).label == "undecided"
+    jump = pair(tmp_path, "float64", grown(5, 25_000), name="jump")
+    assert judge(Evidence(found, jump)).label == "bug"
+
+
+def test_a_narrower_format_is_no_bug_and_a_certain_cause_settles_what_is_open():
+    sure = Cause("reduced-precision", "", 1.0, "certain", "float16")
+    likely = Cause("reduced-precision", "", 1.0, "likely", "bfloat16")
+    other = Cause("factor", "", 1.0, "certain")
+    assert [_with_cause(label, sure) for label in ("bug", "undecided")] == ["precision"] * 2
+    assert [_with_cause(label, likely) for label in ("bug", "undecided")] == ["precision"] * 2
+    assert [_with_cause(label, other) for label in ("bug", "undecided")] == ["bug", "bug"]
+    assert _with_cause("precision", other) == "precision"
+    assert _with_cause("undecided", Cause("factor", "", 1.0, "likely")) == "undecided"
+
+
 def test_free_runs_alone_do_not_decide_unless_a_cause_explains_them(tmp_path):
     verdict = judge(Evidence(pair(tmp_path, change=unexplained())))
     assert (verdict.label, verdict.causes) == ("undecided", ())
@@ -337,6 +363,7 @@ def test_different_inputs_are_a_bug_whatever_else_is_known(tmp_path):
     b = write(tmp_path, "b", seed=1, change=lambda step, t: change(1, t))
     verdict = judge(Evidence(diff(a, b)))
     assert (verdict.label, verdict.where.tensor, verdict.where.step) == ("bug", "inputs/x", 2)
+    assert "the sides were given different inputs/x at step 2" in numbered(verdict)
 
 
 def test_amplification_is_the_slope_of_the_distance_in_doublings():

@@ -98,10 +98,9 @@ def judge(evidence: Evidence, referee: Referee | None = None) -> Verdict:
 
 def _with_cause(label: Label, cause: Cause) -> Label:
     """The label once a cause is known: a narrower format is no bug, and a certain cause decides."""
-    certain = cause.sure == "certain"
-    if cause.format and (label == "undecided" or (label == "bug" and certain)):
+    if cause.format and label in ("bug", "undecided"):
         return "precision"
-    return "bug" if label == "undecided" and certain else label
+    return "bug" if label == "undecided" and cause.sure == "certain" else label
 
 
 def _find(evidence: Evidence) -> Finding:
