@@ -43,7 +43,7 @@ def faults_bench(
 ) -> int:
     """Score the harness: every fault on each side, and clean pairs that must not be accused.
 
-    Takes about half an hour on two cores. Exit code 1 where a fault was missed or a clean pair
+    Takes some ten minutes on two cores. Exit code 1 where a fault was missed or a clean pair
     accused.
     """
     from harness.faults.bench import bench
