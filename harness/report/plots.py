@@ -54,7 +54,7 @@ def plot_fuzz(result: FuzzResult, path: str | Path) -> None:
     axes.set_xlabel("relative size of the disturbance")
     axes.set_ylabel("share")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="lower center")
     _save(figure, path)
 
 

@@ -93,7 +93,9 @@ def write_fuzz(result: FuzzResult, path: Path, picture: str) -> None:
         "One element, row, timestep or all of one trace point of one step of either twin is "
         "multiplied by 1 + size. The noise is what the same side differs by, undisturbed, from the "
         "other at that trace point, measured on other weights; a tensor is accused at "
-        f"{BOUND:g} times the noise, and a disturbance of over {BOUND + 1:g} times must be found.",
+        f"{BOUND:g} times the noise, and a disturbance of over {BOUND + 1:g} times must be found. "
+        "A large relative size may still be under the noise: that of an element near zero, of a "
+        "tensor whose rounding is that of its largest elements.",
         "",
         _fuzz_line(result),
         "",
