@@ -60,6 +60,26 @@ def test_element_wise_clipping_parts_at_the_first_norm_over_5(weights, tmp_path,
     agreed = abs(np.subtract(found["losses"]["pt"], found["losses"]["tf"]))
     assert max(agreed[: first["step"]]) < 1e-3
     assert agreed[first["step"]] > 1
+    verdict = found["verdict"]
+    assert (verdict["label"], verdict["where"]["step"]) == ("bug", first["step"])
+    said = "one side clips by global norm, the other element by element"
+    assert said in verdict["causes"][0]["sentence"]
+
+
+def test_a_norm_that_does_not_add_up_duplicates_is_a_bug_of_its_side(weights, tmp_path, capsys):
+    fault = ("--trace", 2, "--fault", "tf:norm-duplicates")
+    exit_code, found = run(capsys, weights, tmp_path, *fault)
+    verdict = found["verdict"]
+    assert (exit_code, verdict["label"], verdict["side"]) == (1, "bug", "tf")
+    assert verdict["where"]["tensor"] == "update/global_norm"
+    assert verdict["causes"][0]["name"] == "norm-duplicates"
+
+
+def test_a_free_run_that_leaves_the_tolerance_is_rounding(weights, tmp_path, capsys):
+    _, found = run(capsys, weights, tmp_path, "--trace", 20)
+    verdict = found["verdict"]
+    expected = "close" if found["diff"]["status"] == "close" else "rounding"
+    assert (verdict["label"], verdict["causes"]) == (expected, [])
 
 
 def test_in_float64_the_twins_agree_to_ten_digits(weights, tmp_path, capsys):
@@ -72,7 +92,7 @@ def test_what_a_long_run_reports_is_what_numpy_computes(weights, tmp_path, capsy
     include = [
         word for glob in ("forward/*", "backward/*", "up*norm") for word in ("--include", glob)
     ]
-    _, found = run(capsys, weights, tmp_path, "--trace", 40, *include)
+    _, found = run(capsys, weights, tmp_path, "--trace", 40, "--no-verdict", *include)
     first = found["diff"]["first_divergence"] or found["diff"]["onset"]
     file = f"step-{first['step']:08d}.safetensors"
     a, b = (load_file(tmp_path / f"{s}.trace" / file)[first["tensor"]] for s in ("pt", "tf"))
