@@ -11,18 +11,20 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from harness.compare import DiffResult, Tolerance, diff
 from harness.compare.diff import Difference
 from harness.errors import HarnessError
-from harness.explain.case import Side
-from harness.explain.evidence import Evidence, Following, Vote, distance
+from harness.explain.case import Side, distance
+from harness.explain.evidence import Evidence, Following, Vote
 from harness.explain.verdict import Verdict, judge
 from harness.observer import Observer
 from harness.session import Session
 from harness.spec import SLOTS, Capture, Dtype, Follow, RunSpec, parameters
 from harness.trace import open_trace, remove_trace
 
+DTYPES: tuple[Dtype, Dtype] = ("float32", "float64")
 LARGE = 4 << 30  # bytes of further traces up to which all steps are judged, and nothing is removed
 # Traces that a verdict needs beside the run's own, as multiples of one float32 trace: two sides in
 # float64, and two following sides in either precision.
@@ -46,7 +48,7 @@ class Investigation:
         steps = self._steps()
         if not steps:
             return judge(Evidence(self.free, lacking=tuple(self.lacking)))
-        pairs = {d: self._pair(d, steps) for d in self._dtypes()}
+        pairs = {d: self._pair(d, steps) for d in DTYPES}
         followed = {d: self._follow(d, pair, steps) for d, pair in pairs.items() if pair}
         free64 = None
         if self.runs[0].train.dtype == "float32" and pairs["float64"]:
@@ -63,9 +65,6 @@ class Investigation:
             for trace in self.made:
                 remove_trace(trace)
         return found
-
-    def _dtypes(self) -> tuple[Dtype, Dtype]:
-        return "float32", "float64"
 
     def _steps(self) -> int:
         """How many steps to judge: all, or, of large traces, those up to the divergence."""
@@ -176,7 +175,8 @@ class Investigation:
         x, y, judged = tensors
         dtype = place.dtype if place.dtype.startswith("float") else "float64"
         scale = (place.atol / place.rtol) if place.rtol else 0.0
-        near = (distance(x, judged, dtype, scale), distance(y, judged, dtype, scale))
+        eps = float(np.finfo(dtype).eps)
+        near = (distance(x, judged, eps, scale), distance(y, judged, eps, scale))
         return Vote("NumPy, float64", *near)
 
 

@@ -213,6 +213,7 @@ def test_following_by_stage_reports_each_of_two_faults_at_its_own_place(tmp_path
     assert places["forward/layer0/c"] == 1
     assert places["update/clipped/softmax_w"] == 3
     assert not [name for name in places if name.startswith(("params/", "forward/loss"))]
+    assert found["verdict"]["causes"][0]["name"] == "gate-order"
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,35 @@ def test_overflow_in_float32_alone_is_a_bug_and_no_narrower_format(tmp_path):
     assert (verdict.label, verdict.where.tensor) == ("bug", "forward/loss")
 
 
+def test_a_gap_of_free_runs_is_said_to_scale_with_epsilon_only_where_it_does(tmp_path):
+    apart = unexplained(3)
+    following_both = ((following(tmp_path, "float32"),), (following(tmp_path, "float64"),))
+    found = pair(tmp_path, change=apart)
+    shrunk = judge(Evidence(found, pair(tmp_path, "float64"), *following_both))
+    assert "the gap scales with epsilon" in numbered(shrunk)
+    grown = judge(Evidence(found, pair(tmp_path, "float64", apart, name="g"), *following_both))
+    assert grown.label == "rounding"
+    assert "scales with epsilon" not in numbered(grown)
+
+
+def test_without_following_a_cause_is_tried_on_what_each_side_itself_traced(tmp_path):
+    def change(step, tensors):
+        tensors["update/global_norm"] = np.asarray(1.0, tensors["grads/w"].dtype)
+        tensors["update/clipped/w"] = tensors["grads/w"] * (0.5 if step == 2 else 1)
+
+    free, free64 = (
+        diff(
+            write(tmp_path, f"x-{dtype}", dtype, seed=1, change=change),
+            write(tmp_path, f"y-{dtype}", dtype, seed=2, change=lambda s, t: change(1, t)),
+        )
+        for dtype in EPS
+    )
+    asked = []
+    verdict = judge(Evidence(free, free64), lambda *place: asked.append(place))
+    assert (verdict.label, verdict.where.tensor) == ("bug", "update/clipped/w")
+    assert not asked, "a referee that is fed by one side has nothing to say of free runs"
+
+
 def test_a_stage_that_rounds_as_badly_in_both_precisions_is_no_bug(tmp_path):
     def badly(dtype):
         def change(step, tensors):

@@ -18,6 +18,23 @@ GAIN = 8.0  # an explanation must bring the distance down by this factor, beside
 SAMPLE = 1 << 14  # elements of a large tensor that are tried before all of them are
 
 
+def distance(x: Array, y: Array, eps: float, floor: float) -> float:
+    """max |x - y| / (eps (|y| + scale)), where scale is max|y| or, if larger, `floor`.
+
+    Infinite for different shapes, and for what is not finite on one side alone.
+    """
+    if x.shape != y.shape:
+        return math.inf
+    wide_x, wide_y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    with np.errstate(all="ignore"):
+        same = (wide_x == wide_y) | (np.isnan(wide_x) & np.isnan(wide_y))
+        finite = np.abs(wide_y[np.isfinite(wide_y)])
+        scale = max(float(finite.max(initial=0.0)), floor)
+        shares = np.abs(wide_x - wide_y) / (eps * (np.abs(wide_y) + scale))
+    shares = np.where(same, 0.0, np.where(np.isnan(shares), math.inf, shares))
+    return float(shares.max(initial=0.0))
+
+
 class Cause(msgspec.Struct, frozen=True):
     """An explanation that was tried and held.
 
@@ -76,16 +93,7 @@ class Case(NamedTuple):
 
         Infinite for different shapes, and for what is not finite on one side alone.
         """
-        if x.shape != y.shape:
-            return math.inf
-        wide_x, wide_y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-        with np.errstate(all="ignore"):
-            same = (wide_x == wide_y) | (np.isnan(wide_x) & np.isnan(wide_y))
-            finite = np.abs(wide_y[np.isfinite(wide_y)])
-            scale = max(float(finite.max(initial=0.0)), self.floor)
-            shares = np.abs(wide_x - wide_y) / (self.eps * (np.abs(wide_y) + scale))
-        shares = np.where(same, 0.0, np.where(np.isnan(shares), math.inf, shares))
-        return float(shares.max(initial=0.0))
+        return distance(x, y, self.eps, self.floor)
 
     def gap(self) -> float:
         """How far apart the two sides are."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
-import numpy as np
 from numpy.typing import NDArray
 
 from harness.compare import Comparison, DiffResult, Tolerance, compare
@@ -21,10 +20,11 @@ SIBLINGS = ("state/in/", "state/out/", "grads/", "update/clipped/", "optimizer/"
 class Following(NamedTuple):
     """A diff of two sides one of which was given the other's inputs, stage by stage, at every step.
 
-    `follower` is "a" or "b": which side of `found` was fed by the other.
+    `follower` is "a" or "b": which side of `found` was fed by the other; None in a free pair, where
+    neither was.
     """
 
-    follower: Side
+    follower: Side | None
     found: DiffResult
 
 
@@ -153,22 +153,3 @@ def flat_settings(spec: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in spec.items():
         flat |= value if isinstance(value, dict) else {name: value}
     return flat
-
-
-def followings(evidence: Evidence) -> Iterator[Following]:
-    """Every following diff, the most precise first."""
-    yield from evidence.wide
-    yield from evidence.narrow
-
-
-def distance(x: NDArray[Any], y: NDArray[Any], dtype: str, scale: float) -> float:
-    """max |x - y| / (eps (|y| + scale)), eps that of `dtype`, whatever the arrays are in."""
-    wide_x, wide_y = x.astype(np.float64), y.astype(np.float64)
-    size = max(scale, float(np.abs(wide_y[np.isfinite(wide_y)]).max(initial=0.0)))
-    with np.errstate(all="ignore"):
-        shares = np.abs(wide_x - wide_y) / (np.finfo(dtype).eps * (np.abs(wide_y) + size))
-        shares = np.where(wide_x == wide_y, 0.0, shares)
-    shares = np.where(
-        np.isnan(shares), np.where(np.isnan(wide_x) & np.isnan(wide_y), 0, np.inf), shares
-    )
-    return float(shares.max(initial=0.0))

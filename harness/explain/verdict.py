@@ -71,7 +71,7 @@ def judge(evidence: Evidence, referee: Referee | None = None) -> Verdict:
     finding = _find(evidence)
     vote = (
         referee(finding.shown, finding.place)
-        if referee and finding.shown and finding.place
+        if referee and finding.shown and finding.shown.follower and finding.place
         else None
     )
     causes = _causes(finding, free)
@@ -242,7 +242,12 @@ def _shrunk(evidence: Evidence) -> tuple[str, ...]:
     return (
         f"where the {place.dtype} runs part ({place.tensor} of step {place.step}, relative L2 "
         f"{gap_of(place).rel_l2:.3g} = {_eps(place.rel_l2_eps)}), the float64 runs are "
-        f"{gap.rel_l2:.3g} = {_eps(gap.rel_l2_eps)} apart: the gap scales with epsilon",
+        f"{gap.rel_l2:.3g} = {_eps(gap.rel_l2_eps)} apart: "
+        + (
+            "the gap scales with epsilon"
+            if _divide(gap.rel_l2_eps, gap_of(place).rel_l2_eps) < FAR
+            else "they have grown apart too, so what decides is how far each stage is off by itself"
+        ),
     )
 
 
@@ -254,8 +259,8 @@ def _compare_precisions(evidence: Evidence) -> Finding:
         return Finding("undecided", None, None, ())
     if place.tensor.startswith("inputs/"):
         line = f"the sides were given different {place.tensor} at step {place.step}"
-        return Finding("bug", place, Following("a", free), (line,), (place,))
-    shown = Following("a", free)
+        return Finding("bug", place, Following(None, free), (line,), (place,))
+    shown = Following(None, free)
     if free64 is None:
         return Finding("undecided", place, shown, (_path(free, place),), (place,))
     return _against_epsilon(free, free64, place)
@@ -263,7 +268,7 @@ def _compare_precisions(evidence: Evidence) -> Finding:
 
 def _against_epsilon(free: DiffResult, free64: DiffResult, place: Difference) -> Finding:
     sharp = free64.first_divergence
-    first, shown = (sharp, Following("a", free64)) if sharp else (place, Following("a", free))
+    first, shown = (sharp, Following(None, free64)) if sharp else (place, Following(None, free))
     pair, pair64 = Pair(free, free.labels), Pair(free64, free64.labels)
     gap, gap64 = pair.gap(first.step, first.tensor), pair64.gap(first.step, first.tensor)
     if not gap or not gap64:
@@ -296,7 +301,7 @@ def _narrower(free: DiffResult, free64: DiffResult, place: Difference, words: st
     for side in ("a", "b"):
         low, high = (p.read(side, place.step, place.tensor) for p in (pair, pair64))
         if low is None or high is None or low.shape != high.shape:
-            return Finding("undecided", place, Following("a", free), (words,), (place,))
+            return Finding("undecided", place, Following(None, free), (words,), (place,))
         own.append(float(np.linalg.norm((low - high).ravel())))
     far = max(own) / max(min(own), 1e-300)
     guilty = free.labels[own.index(max(own))]
@@ -305,7 +310,7 @@ def _narrower(free: DiffResult, free64: DiffResult, place: Difference, words: st
         "times further from its own float64 run than the other's"
     )
     label: Label = "precision" if far >= 8 else "undecided"
-    return Finding(label, place, Following("a", free), (line,), (place,))
+    return Finding(label, place, Following(None, free), (line,), (place,))
 
 
 def _jump(found: DiffResult, place: Difference) -> bool:
@@ -357,8 +362,7 @@ def _causes(finding: Finding, free: DiffResult) -> list[Cause]:
     """Why the tensor at the place differs; nothing for what is no fault."""
     if finding.place is None or finding.shown is None:
         return []
-    follower = finding.shown.follower if finding.shown.found is not free else None
-    pair = Pair(finding.shown.found, free.labels, follower)
+    pair = Pair(finding.shown.found, free.labels, finding.shown.follower)
     case = pair.case(finding.place)
     return explain(case) if case else []
 
