@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from harness.compare import Tolerance, compare
 from harness.compare.metrics import scan
 from harness.trace import TraceWriter, check_trace
-from harness.trace.schema import describe
+from harness.trace.statistics import describe
 
 
 class Timing(msgspec.Struct, frozen=True):

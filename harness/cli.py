@@ -24,11 +24,11 @@ from harness.options import (
     EXCLUDE,
     INCLUDE,
     JSON,
-    LEVEL,
     MODEL,
     PLOT,
     RTOL,
     STEPS,
+    TOKENS,
     TROUBLE,
     example,
     parse_steps,
@@ -99,7 +99,7 @@ def harness(debug: bool) -> None:
 @click.option("--trace", default=10, show_default=True, metavar="N", help="Steps to run and trace.")
 @click.option("--weights", metavar="FILE", help="Start from these. [default: drawn from --seed]")
 @DATA
-@LEVEL
+@TOKENS
 @MODEL
 @click.option(
     "--side",

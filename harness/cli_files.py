@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from harness.options import DATA, EQUIVALENT, JSON, LEVEL, MODEL, example, print_json
+from harness.options import DATA, EQUIVALENT, JSON, MODEL, TOKENS, example, print_json
 
 
 @click.group("weights")
@@ -19,7 +19,7 @@ def weights_group() -> None:
 @click.argument("file")
 @MODEL
 @DATA
-@LEVEL
+@TOKENS
 @click.option("--seed", default=1, show_default=True, type=click.IntRange(0, 2**62 - 1))
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Change a setting.")
 def weights_init(
@@ -65,7 +65,7 @@ def weights_show(file: str, as_json: bool) -> int:
 @click.argument("file")
 @MODEL
 @DATA
-@LEVEL
+@TOKENS
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Change a setting.")
 @JSON
 def weights_check(
@@ -115,7 +115,7 @@ def weights_convert(source: str, target: str, to: str, layout: str | None) -> in
 
 @click.command("corpus", epilog=example("harness corpus --data ptb/"))
 @DATA
-@LEVEL
+@TOKENS
 @JSON
 def corpus_command(data: str | None, level: str, as_json: bool) -> int:
     """Say what a corpus holds, and of the built-in one its exact entropy."""

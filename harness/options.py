@@ -29,8 +29,12 @@ ATOL = click.option("--atol", type=float, help="With --rtol: numpy.allclose's ru
 DATA = click.option(
     "--data", metavar="PATH", help="Corpus: a folder or text file. [default: the built-in one]"
 )
-LEVEL = click.option(
-    "--level", type=click.Choice(["word", "char"]), default="word", help="Tokens of the corpus."
+TOKENS = click.option(
+    "--tokens",
+    "level",
+    type=click.Choice(["word", "char"]),
+    default="word",
+    help="What a token of the corpus is.",
 )
 MODEL = click.option("--model", type=click.Choice(list(PRESETS)), help="A published model.")
 INCLUDE = click.option("--include", multiple=True, metavar="GLOB", help="Only tensors like this.")

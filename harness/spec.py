@@ -21,6 +21,10 @@ PositiveFloat = Annotated[float, msgspec.Meta(gt=0, le=sys.float_info.max)]
 Probability = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Dtype = Literal["float32", "float64"]
 Optimizer = Literal["sgd", "momentum", "adam", "rmsprop", "adagrad"]
+Level = Literal["full", "stats", "hash"]
+
+# What a run can start again from: the first parts of the names of the tensors that hold it.
+CHECKPOINT = ("params/", "optimizer/", "state/out/")
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 S = TypeVar("S", bound=msgspec.Struct)
@@ -53,6 +57,9 @@ class TrainSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `rho` by RMSprop, and `epsilon` (added to the root) by Adam, RMSprop and Adagrad.
     `weight_decay` is added to the gradient as weight_decay * p, or, where `decoupled`, taken off
     the weights as lr * weight_decay * p.
+    How a step is computed, and not what: `compile` hands it to the framework's compiler
+    (torch.compile, XLA); `autograd` takes the framework's own back-propagation in place of the
+    derivatives that the twin has written out.
     """
 
     batch_size: Positive = 20
@@ -75,21 +82,37 @@ class TrainSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shuffle: bool = False
     dtype: Dtype = "float32"
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**62)] = 1
+    compile: bool = False
+    autograd: bool = False
 
 
 class Capture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which steps and which tensors a trace holds. Globs match whole tensor names.
+    """Which steps and which tensors a trace holds, and how much of each. Globs match whole names.
 
     A step is traced if it lies in first..last (both included; last None means no end) and is the
     first of every `every`. A tensor is traced if a glob of `include` matches (none means all) and
     none of `exclude` does.
+
+    `level` is how much of a tensor is kept: "full" all of it; "stats" its hash, statistics and
+    sketch; "hash" its hash alone. At the levels that keep no tensors, every step that is a multiple
+    of `checkpoint_every` keeps in full what a run can start again from (CHECKPOINT).
     """
 
+    level: Level = "full"
+    checkpoint_every: Positive | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     every: Positive = 1
     first: Positive = 1
     last: Positive | None = None
+
+    def keeps(self, step: int, name: str) -> bool:
+        """Whether the elements of a traced tensor are stored, not only what is known of them."""
+        if self.level == "full":
+            return True
+        if self.checkpoint_every is None or step % self.checkpoint_every:
+            return False
+        return name.startswith(CHECKPOINT)
 
     def wants_step(self, step: int) -> bool:
         """Whether a step is to be traced, or compared."""
@@ -114,6 +137,13 @@ class Follow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     level: Literal["step", "stage"] = "step"
 
 
+class Resume(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a run starts again: after `step` of `trace`, which keeps what it needs (CHECKPOINT)."""
+
+    trace: str
+    step: Positive
+
+
 class Disturbance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A planted disturbance: at one step, part of one trace point is multiplied by 1 + size.
 
@@ -132,8 +162,9 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `eos` is the token that ends a sentence (None in a corpus that has none); `tokens` and `valid`
     the training and validation texts as int32 [N] in .npy files; `final` is where the weights go
-    after the last step. `faults` are planted (harness.faults); a run that follows a trace may begin
-    at a later step, `start`.
+    after the last step. `faults` are planted (harness.faults); a run that follows a trace, or that
+    starts again from one (`resume`), may begin at a later step, `start`. `queue` bounds the bytes
+    that wait to be written to the trace while the run goes on.
     """
 
     label: str
@@ -153,6 +184,8 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     follow: Follow | None = None
     disturb: Disturbance | None = None
     faults: tuple[str, ...] = ()
+    resume: Resume | None = None
+    queue: Positive = 1 << 30
 
 
 class Parameter(NamedTuple):

@@ -27,7 +27,8 @@ from harness.errors import HarnessError
 from harness.layouts import LAYOUTS, from_layout, infer_model, recognise, to_layout
 from harness.randomness import STREAM_WEIGHTS, uniform
 from harness.spec import ModelSpec, parameters
-from harness.trace.schema import check_name, digest, quote, said
+from harness.trace.schema import check_name, quote, said
+from harness.trace.statistics import digest
 
 Weights = dict[str, NDArray[Any]]
 R = TypeVar("R")

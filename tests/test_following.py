@@ -10,7 +10,7 @@ from harness.compare import Tolerance, compare, diff
 from harness.errors import HarnessError
 from harness.spec import Capture, Disturbance
 from harness.trace import open_trace
-from harness.trace.schema import describe
+from harness.trace.statistics import describe
 
 LAST = 30
 UNSTABLE = dict(lr=8.0, steps=LAST)  # free runs part on the way, as the first test shows

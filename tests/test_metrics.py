@@ -11,7 +11,8 @@ from hypothesis.extra import numpy as hnp
 
 from harness.compare.metrics import compare, is_close, scan, ulps
 from harness.compare.tolerance import Allowance
-from harness.trace.schema import BLOCK, DTYPES
+from harness.trace.schema import DTYPES
+from harness.trace.statistics import BLOCK
 
 FLOATS = ("float16", "float32", "float64")
 INTS = tuple(d for d in DTYPES if d.startswith(("int", "uint")))

@@ -8,7 +8,7 @@ import pytest
 from harness import TraceWriter, diff
 from harness.compare import DEFAULT_TABLE, Tolerance, compare
 from harness.errors import HarnessError
-from harness.trace.schema import describe
+from harness.trace.statistics import describe
 
 EPS = {"float16": 2.0**-10, "float32": 2.0**-23, "float64": 2.0**-52}
 K = {

@@ -8,7 +8,7 @@ from harness import corpus, weights
 from harness.compare import Tolerance, compare
 from harness.spec import SLOTS, Follow, ModelSpec, RunSpec, TrainSpec, parameters
 from harness.trace import open_trace
-from harness.trace.schema import describe
+from harness.trace.statistics import describe
 
 B, T, E, H, V, L = 3, 5, 7, 11, 29, 2
 MODEL = ModelSpec(V, E, H, L, init_scale=0.4)

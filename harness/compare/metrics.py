@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.compare.tolerance import Allowance
-from harness.trace.schema import BLOCK, sum_of_squares
+from harness.trace.statistics import BLOCK, sum_of_squares
 
 
 class Comparison(msgspec.Struct, frozen=True):

@@ -33,12 +33,11 @@ from harness.trace.schema import (
     TensorEntry,
     TraceError,
     check_name,
-    describe,
-    digest,
     quote,
     said,
     step_file,
 )
+from harness.trace.statistics import describe, digest
 
 R = TypeVar("R", bound=msgspec.Struct)
 

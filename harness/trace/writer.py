@@ -34,10 +34,9 @@ from harness.trace.schema import (
     StepEntry,
     TraceError,
     check_name,
-    describe,
-    digest,
     step_file,
 )
+from harness.trace.statistics import describe, digest
 
 HEADER_PARTIAL = f"{HEADER_FILE}.partial"
 OWN_FILE = re.compile(r"trace\.json(\.partial)?|index\.jsonl|step-\d{8,}\.(safetensors|partial)")
