@@ -42,6 +42,11 @@ BOOT = (
 DEFAULT_ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorFlow's start-up messages hide what matters in the log
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # PyTorch asks for it to be deterministic on a GPU
+    # glibc's malloc gives a freed tensor's pages back and faults them in again for the next one,
+    # which can cost more than the arithmetic on it: it is told to keep them.
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the largest that it allows
+    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
+    "MALLOC_TOP_PAD_": str(64 << 20),
 }
 
 TAIL = 5  # lines of a failed side's log that the error shows

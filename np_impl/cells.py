@@ -36,39 +36,46 @@ def lstm_cell(z, c, see=unseen, t=None):
     return h, c
 
 
-def lstm_cell_backward(z, c, new_c, dh, dc, see=unseen, t=None):
-    """The derivatives of `lstm_cell`, where dx stands for dLoss/dx.
+def lstm_cell_backward(z, c, new_c):
+    """What the derivatives of `lstm_cell` are multiplied with, where dx stands for dLoss/dx.
 
-    With s = sigmoid, s' = s (1 - s) and tanh' = 1 - tanh^2:
-    dc' = dc + dh s(o) tanh'(c'), and from it di = dc' tanh(g) s'(i), df = dc' c s'(f),
+    With s = sigmoid, s' = s (1 - s) and tanh' = 1 - tanh^2, the gradient of the new cell state
+    becomes dc' = dc + dh s(o) tanh'(c'), and from it di = dc' tanh(g) s'(i), df = dc' c s'(f),
     dg = dc' s(i) tanh'(g), do = dh tanh(c') s'(o), and s(f) dc' for the cell state before
     (Graves 2012, Supervised Sequence Labelling with Recurrent Neural Networks, section 4.6.2,
-    without its peepholes).
+    without its peepholes). None of these factors depends on a gradient, so they are made for all
+    timesteps at once.
 
     Args:
-        z: pre-activations [B, 4H] that went on.
-        c: cell state before the timestep [B, H].
-        new_c: cell state that went on from it [B, H].
-        dh: all that arrives at the new hidden state, from above and from the timestep after [B, H].
-        dc: what arrives at the new cell state from the timestep after [B, H].
-        see: shown each result; returns what goes on.
-        t: the timestep.
+        z: pre-activations [T, B, 4H] that went on.
+        c: cell states before each timestep [T, B, H].
+        new_c: cell states that went on from it [T, B, H].
 
     Returns:
-        Gradients of z [B, 4H] and of c [B, H].
+        Factors of dh in dc' [T, B, H], of dc' in the cell state before [T, B, H], and of
+        (dc', dc', dc', dh) in dz [T, B, 4H].
 
     """
-    i, f, g, o = np.split(z, 4, axis=1)  # each [B, H]
-    i, f, g, o, tanh_c = sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o), np.tanh(new_c)
-    dh = see("h", dh, t)  # [B, H]
-    dc = see("c", dc + dh * o * (1 - tanh_c * tanh_c), t)  # [B, H]
-    blocks = [
-        dc * g * i * (1 - i),
-        dc * c * f * (1 - f),
-        dc * i * (1 - g * g),
-        dh * tanh_c * o * (1 - o),
-    ]
-    return np.concatenate(blocks, axis=1), dc * f  # [B, 4H], [B, H]
+    i, f, g, o = np.split(z, 4, axis=2)  # each [T, B, H]
+    i, f, g, o = sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o)
+    tanh_c = np.tanh(new_c)  # [T, B, H]
+    blocks = [g * i * (1 - i), c * f * (1 - f), i * (1 - g * g), tanh_c * o * (1 - o)]
+    return o * (1 - tanh_c * tanh_c), f, np.concatenate(blocks, axis=2)
+
+
+def over_time(x, dy):
+    """x^T dy summed over batch and time, as one product: the gradient of w where y = x w.
+
+    Args:
+        x: [B, T, in].
+        dy: gradient of y [B, T, out].
+
+    Returns:
+        [in, out].
+
+    """
+    B, T, width = x.shape
+    return np.reshape(x, [B * T, width]).T @ np.reshape(dy, [B * T, -1])
 
 
 def project(x, w, b):
@@ -101,14 +108,14 @@ def project_backward(x, w, dy):
         Gradients of x [B, T, in], of w [in, out] and of b [out].
 
     """
-    B, T, width = x.shape
-    flat = np.reshape(dy, [B * T, -1])  # [B T, out]
-    dw = np.reshape(x, [B * T, width]).T @ flat  # [in, out]
-    return np.reshape(flat @ w.T, x.shape), dw, np.sum(flat, axis=0)
+    dx = np.reshape(np.reshape(dy, [-1, dy.shape[2]]) @ w.T, x.shape)
+    return dx, over_time(x, dy), np.sum(dy, axis=(0, 1))
 
 
 def lstm_layer(x, h, c, w_i, w_h, b_i, b_h, see=unseen):
     """A layer over time: z_t = x_t w_i + b_i + h_(t-1) w_h + b_h, then the cell.
+
+    What does not wait for the timestep before, x_t w_i and the biases, is made for all at once.
 
     Args:
         x: inputs [B, T, E].
@@ -125,20 +132,21 @@ def lstm_layer(x, h, c, w_i, w_h, b_i, b_h, see=unseen):
 
     """
     hidden, cell = [], []
-    for t, z in enumerate(np.moveaxis(project(x, w_i, b_i), 1, 0)):
-        z = see("gates", z + h @ w_h + b_h, t)  # [B, 4H]
+    for t, z in enumerate(np.moveaxis(project(x, w_i, b_i + b_h), 1, 0)):
+        z = see("gates", z + h @ w_h, t)  # [B, 4H]
         h, c = lstm_cell(z, c, see, t)
         hidden.append(h)
         cell.append(c)
     return hidden, cell
 
 
-def lstm_layer_backward(x, h, c, w_i, w_h, gates, hidden, cell, d_hidden, d_cell, see=unseen):
+def lstm_layer_backward(x, h, c, w_i, w_h, gates, hidden, cell, d_hidden, see=unseen):
     """The derivatives of `lstm_layer`: back-propagation through time, last timestep first.
 
-    dh_t is what comes from above and dz_(t+1) w_h^T; dw_h = sum over t of h_(t-1)^T dz_t; both
-    biases have the sum of dz (Werbos 1990, Backpropagation through time; nothing is cut off within
-    the window, as in Graves and Schmidhuber 2005 and unlike Hochreiter and Schmidhuber 1997).
+    dh_t is what comes from above and dz_(t+1) w_h^T; the weights' gradients are one product over
+    all timesteps, dw_h = sum over t of h_(t-1)^T dz_t; both biases have the sum of dz (Werbos 1990,
+    Backpropagation through time; nothing is cut off within the window, as in Graves and Schmidhuber
+    2005 and unlike Hochreiter and Schmidhuber 1997).
 
     Args:
         x: inputs [B, T, E].
@@ -150,21 +158,24 @@ def lstm_layer_backward(x, h, c, w_i, w_h, gates, hidden, cell, d_hidden, d_cell
         hidden: the hidden states that went on, T of [B, H].
         cell: the cell states that went on, T of [B, H].
         d_hidden: gradients of the hidden states from outside the layer [B, T, H].
-        d_cell: gradients of the cell states from outside the layer [B, T, H].
         see: shown the gradients "h", "c" and "gates" of every timestep; returns what goes on.
 
     Returns:
-        Gradients of x, h, c, w_i, w_h, b_i and b_h.
+        Gradients of x, w_i, w_h, b_i and b_h.
 
     """
-    h_before, c_before = [h, *hidden[:-1]], [c, *cell[:-1]]
+    new_c, c_before = np.stack(cell, axis=0), np.stack([c, *cell[:-1]], axis=0)  # [T, B, H]
+    of_dh, kept, of_dz = lstm_cell_backward(np.stack(gates, axis=0), c_before, new_c)
+    from_above = np.moveaxis(d_hidden, 1, 0)  # T of [B, H]
     dh, dc, dz = np.zeros_like(h), np.zeros_like(c), []
     for t in reversed(range(len(gates))):
-        dh, dc = d_hidden[:, t] + dh, d_cell[:, t] + dc  # [B, H]
-        dz_t, dc = lstm_cell_backward(gates[t], c_before[t], cell[t], dh, dc, see, t)
-        dz.insert(0, see("gates", dz_t, t))  # [B, 4H]
-        dh = dz[0] @ w_h.T  # [B, H]
+        dh = see("h", from_above[t] + dh, t)  # [B, H]
+        dc = see("c", dc + dh * of_dh[t], t)  # [B, H]
+        dz.insert(
+            0, see("gates", np.concatenate([dc, dc, dc, dh], axis=1) * of_dz[t], t)
+        )  # [B, 4H]
+        dh, dc = dz[0] @ w_h.T, dc * kept[t]  # [B, H] each
     dz = np.stack(dz, axis=1)  # [B, T, 4H]
     dx, dw_i, db = project_backward(x, w_i, dz)
-    dw_h = np.tensordot(np.stack(h_before, axis=1), dz, axes=([0, 1], [0, 1]))  # [H, 4H]
-    return dx, dh, dc, dw_i, dw_h, db, db
+    dw_h = over_time(np.stack([h, *hidden[:-1]], axis=1), dz)  # [H, 4H]
+    return dx, dw_i, dw_h, db, db

@@ -3,41 +3,24 @@
 import numpy as np
 
 
-def log_softmax(logits):
-    """Log-probabilities along the last axis, the largest logit subtracted first: never overflows.
+def log_sum_exp(logits):
+    """log sum_j exp(z_j) along the last axis, the largest subtracted first: never overflows.
 
-    log p_k = z_k - max - log sum_j exp(z_j - max)
+    log sum_j exp(z_j) = max + log sum_j exp(z_j - max)
 
     Args:
         logits: [..., V].
 
     Returns:
-        Log-probabilities [..., V].
+        [..., 1].
 
     """
-    shifted = logits - np.max(logits, axis=-1, keepdims=True)  # [..., V]
-    return shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))  # [..., V]
-
-
-def log_softmax_backward(logits, d_log):
-    """The derivative of `log_softmax`: dz_k = d_k - p_k sum_j d_j.
-
-    (From d log p_j / dz_k = [j = k] - p_k; Bridle 1990, Probabilistic interpretation of
-    feedforward classification network outputs.) The maximum cancels out of the result.
-
-    Args:
-        logits: [..., V].
-        d_log: gradient of the log-probabilities [..., V].
-
-    Returns:
-        Gradient of the logits [..., V].
-
-    """
-    return d_log - np.exp(log_softmax(logits)) * np.sum(d_log, axis=-1, keepdims=True)  # [..., V]
+    largest = np.max(logits, axis=-1, keepdims=True)  # [..., 1]
+    return largest + np.log(np.sum(np.exp(logits - largest), axis=-1, keepdims=True))
 
 
 def cross_entropy(logits, y, loss):
-    """Negative log-likelihood of the targets, averaged over the batch.
+    """Negative log-likelihood of the targets, -log p = log sum_j exp(z_j) - z_y, averaged over B.
 
     Args:
         logits: [B, T, V].
@@ -49,15 +32,17 @@ def cross_entropy(logits, y, loss):
 
     """
     B, T = y.shape
-    picked = np.take_along_axis(log_softmax(logits), y[:, :, None], axis=2)[:, :, 0]  # [B, T]
+    picked = np.take_along_axis(logits, y[:, :, None], axis=2) - log_sum_exp(logits)  # [B, T, 1]
     total = -np.sum(picked) / B
     return total if loss == "sum" else total / T
 
 
 def cross_entropy_backward(logits, y, loss):
-    """The derivative of `cross_entropy`: -1/B at each target, 0 elsewhere, through `log_softmax`.
+    """The derivative of `cross_entropy`: (p - onehot(y)) / B, p the softmax of the logits.
 
-    In all dz = (p - onehot(y)) / B, divided by T as well where the loss is a mean over time.
+    Divided by T as well where the loss is a mean over time. (Bridle 1990, Probabilistic
+    interpretation of feedforward classification network outputs.) The softmax and its logarithm are
+    differentiated as one, so nothing is divided by a probability.
 
     Args:
         logits: [B, T, V].
@@ -69,7 +54,9 @@ def cross_entropy_backward(logits, y, loss):
 
     """
     B, T = y.shape
-    picked = np.full([B, T, 1], -1 / B if loss == "sum" else -1 / B / T, logits.dtype)
-    d_log = np.zeros_like(logits)  # [B, T, V]
-    np.put_along_axis(d_log, y[:, :, None], picked, axis=2)
-    return log_softmax_backward(logits, d_log)
+    count = B if loss == "sum" else B * T
+    e = np.exp(logits - np.max(logits, axis=-1, keepdims=True))  # [B, T, V]
+    p = e * (1 / (np.sum(e, axis=-1, keepdims=True) * count))  # [B, T, V]
+    at_target = np.take_along_axis(p, y[:, :, None], axis=2) - p.dtype.type(1 / count)
+    np.put_along_axis(p, y[:, :, None], at_target, axis=2)
+    return p

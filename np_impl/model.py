@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from harness.trace import Rows
 from np_impl.cells import lstm_layer, lstm_layer_backward, project, project_backward
 
 
@@ -55,10 +56,27 @@ def embed(table, x):
 
 
 def embed_backward(table, x, dy):
-    """The derivative of `embed`: row v of it is the sum of dy [B, T, E] wherever x [B, T] is v."""
-    rows = np.zeros_like(table)  # [V, E]
-    np.add.at(rows, x, dy)
-    return rows
+    """The derivative of `embed`: row v of it is the sum of dy [B, T, E] wherever x [B, T] is v.
+
+    Every other row is zero, so only those of the tokens read are made: as many rows as tokens, the
+    sum at a token's first occurrence and zeros at the others.
+
+    Args:
+        table: [V, E].
+        x: tokens, integers [B, T].
+        dy: gradient of the embedded tokens [B, T, E].
+
+    Returns:
+        Rows (harness.trace) of the gradient [V, E].
+
+    """
+    tokens, flat = np.reshape(x, [-1]), np.reshape(dy, [-1, table.shape[1]])  # [B T, E]
+    places = np.arange(len(tokens))
+    same = tokens[:, None] == tokens[None, :]
+    first = np.min(np.where(same, places, len(tokens)), axis=1)  # [B T]
+    values = np.zeros_like(flat)
+    np.add.at(values, first, flat)
+    return Rows(tokens, values, tuple(table.shape))
 
 
 def carry(state, first, model, train):
@@ -112,7 +130,7 @@ def forward_backward(params, x, state, masks, model, points, gradient):
     Local derivatives are taken at the values that the forward pass went on with (points.gone_on).
 
     Args:
-        params: arrays by canonical name.
+        params: tensors by canonical name.
         x: tokens, integers [B, T].
         state: h and c of each layer [B, H], by name "layer0/h"; no gradient flows into it.
         masks: dropout masks by site.
@@ -137,9 +155,8 @@ def forward_backward(params, x, state, masks, model, points, gradient):
         given = [state[f"{layer}/h"], state[f"{layer}/c"]]
         given += [params[f"{layer}/w_i"], params[f"{layer}/w_h"]]
         given += [points.gone_on[f"forward/{layer}/{name}"] for name in ("gates", "h", "c")]
-        outside = [gradient, np.zeros_like(gradient)]  # the cell states are read by nobody else
         see = points.within(f"backward/{layer}")
-        gradient, _, _, *found = lstm_layer_backward(inputs.pop(), *given, *outside, see)
+        gradient, *found = lstm_layer_backward(inputs.pop(), *given, gradient, see)
         names = [f"{layer}/{name}" for name in ("w_i", "w_h", "b_i", "b_h")]
         grads |= dict(zip(names, found, strict=True))
     gradient = dropout_backward(gradient, masks.get("embedding"), model.dropout)  # [B, T, E]

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from harness.trace import Rows, Timesteps
+
 
 class Points:
     """The trace points of one step in execution order.
@@ -35,8 +37,10 @@ class Points:
         return lambda name, value, t: self.see(f"{prefix}/{name}", value, t)
 
     def _replaced(self, name, value, t):
-        own = self.intervention.own(name, t, to_numpy(value))
-        return own, self.intervention.onward(name, t, own)
+        array = to_numpy(value)
+        own = self.intervention.own(name, t, array)
+        onward = self.intervention.onward(name, t, own)
+        return (value, value) if onward is array else (own, onward)
 
 
 def _keep(points, name, value, t):
@@ -49,8 +53,23 @@ def _keep(points, name, value, t):
 
 
 def to_numpy(point):
-    """A trace point as an array: a list over time is stacked to [B, T, ...]."""
-    return np.stack(point, axis=1) if isinstance(point, list) else np.asarray(point)
+    """A trace point as an array: a list over time is stacked to [B, T, ...], Rows are filled up."""
+    kept = to_trace(point)
+    return kept.dense() if isinstance(kept, Rows | Timesteps) else kept
+
+
+def to_trace(point):
+    """A trace point as a trace takes it: arrays that share the memory of the tensors."""
+    if isinstance(point, list):
+        return Timesteps([array(part) for part in point])
+    if isinstance(point, Rows):
+        return Rows(array(point.rows), array(point.values), point.shape)
+    return array(point)
+
+
+def array(tensor):
+    """A tensor as an array; on the CPU it shares the tensor's memory."""
+    return np.asarray(tensor)
 
 
 def to_tensor(array):

@@ -4,12 +4,12 @@ import numpy as np
 
 from harness import corpus, randomness, weights
 from harness.errors import HarnessError
-from harness.trace import Intervention, TraceWriter
+from harness.trace import Intervention, TraceWriter, resumed
 from np_impl.faults import planted
 from np_impl.losses import cross_entropy, cross_entropy_backward
 from np_impl.model import carry, forward, forward_backward, zero_state
-from np_impl.optim import clip, global_norm, learning_rate, update, zero_slots
-from np_impl.points import Points, to_numpy, to_tensor
+from np_impl.optim import clip, global_norm, learning_rate, plateaus, update, zero_slots
+from np_impl.points import Points, to_numpy, to_tensor, to_trace
 
 
 def gradients(params, state, x, y, masks, model, train, points):
@@ -46,7 +46,7 @@ def train_step(params, slots, state, x, y, masks, lr, step, model, train, points
         x: input tokens [B, T].
         y: target tokens [B, T].
         masks: dropout masks by site.
-        lr: the learning rate of this step.
+        lr: the learning rate of this step, a scalar.
         step: the step, from 1.
         model: the ModelSpec.
         train: the TrainSpec.
@@ -60,7 +60,7 @@ def train_step(params, slots, state, x, y, masks, lr, step, model, train, points
     norm = points.see("update/global_norm", global_norm(grads))
     clipped = clip(grads, norm, train.clip, train.clip_limit)
     clipped = {name: points.see(f"update/clipped/{name}", g) for name, g in clipped.items()}
-    lr = float(points.see("update/learning_rate", np.asarray(lr, norm.dtype)))
+    lr = points.see("update/learning_rate", np.asarray(lr, norm.dtype))
     new_params, new_slots = update(params, clipped, slots, lr, train, step, points)
     new_params = {name: points.see(f"params/{name}", p) for name, p in new_params.items()}
     new_state = {name: points.see(f"state/out/{name}", s) for name, s in new_state.items()}
@@ -101,6 +101,9 @@ def prepare(run):
     # environment when it is loaded, and NumPy has no call that changes it.
     if run.device == "gpu":
         raise HarnessError("device gpu: NumPy has none; use --device cpu")
+    if run.train.compile or run.train.autograd:
+        name = "compile" if run.train.compile else "autograd"
+        raise HarnessError(f"{name}=true: NumPy has neither compiler nor autograd; leave it out")
     if int(np.__version__.split(".")[0]) < 2:
         raise HarnessError(
             f"NumPy {np.__version__} computes with float32 scalars in float64; this twin needs "
@@ -123,22 +126,21 @@ def train(run, report):
     tokens = corpus.load_tokens(run.tokens)
     batches = corpus.Batches(tokens, run.train, run.eos)
     valid_batches = corpus.evaluation_batches(corpus.load_tokens(run.valid), run.train)
-    plateaus, best = 0, float("inf")
-    params, state = {name: np.array(array) for name, array in arrays.items()}, None
     framework, intervention = {"numpy": np.__version__}, Intervention.of(run)
     with (
         np.errstate(all="ignore"),  # a run that explodes is not warned of
         planted(run.faults),
         TraceWriter.for_run(run, framework, arrays, tokens) as trace,
     ):
-        slots = zero_slots(params, run.train)
+        params, slots, state, losses = begin(run, {n: np.array(a) for n, a in arrays.items()})
         for step in range(run.start, run.steps + 1):
-            window, points = batches.window(step), Points(intervention, trace.wants_step(step))
+            window = batches.window(step)
+            points = Points(intervention, trace.wants_step(step))
             masks = randomness.dropout_masks(run.model, run.train, step)
             if intervention:
                 intervention.begin(step)
                 params, slots, state = restart(intervention, params, slots, state, run)
-            lr = learning_rate(run.train, window.epoch, plateaus)
+            lr = learning_rate(run.train, window.epoch, plateaus(losses))
             state = carry(state, window.first, run.model, run.train)
             x, y, masks, params, state = see_inputs(step, window, masks, params, state, points)
             params, slots, state, loss = train_step(
@@ -148,12 +150,32 @@ def train(run, report):
             if window.last and valid_batches:
                 own = evaluate(params, valid_batches, run.model, run.train)
                 valid = float(points.see("evaluate/loss", np.asarray(own, dtype)))
-                plateaus, best = plateaus + (not valid < best), min(valid, best)
+                losses.append(valid)
             if trace.wants_step(step):
                 wanted = {name: p for name, p in points.seen.items() if trace.wants(name)}
-                trace.write(step, {name: to_numpy(p) for name, p in wanted.items()})
+                trace.write(step, {name: to_trace(p) for name, p in wanted.items()})
             report(step=step, epoch=window.epoch, lr=lr, loss=float(loss), valid=valid)
     weights.save({name: to_numpy(p) for name, p in params.items()}, run.final)
+
+
+def begin(run, params):
+    """What the first step starts from: `params`, or what the trace to resume left of its last step.
+
+    Args:
+        run: the RunSpec.
+        params: the weights that it was handed, by name.
+
+    Returns:
+        Parameters, slots, state (None before the first step), and the validation losses so far.
+
+    """
+    slots = zero_slots(params, run.train)
+    if run.resume is None:
+        return params, slots, None, []
+    names = zero_state(run.model, 1, np.dtype(run.train.dtype))
+    groups, losses = resumed(run, {"params": params, "optimizer": slots, "state/out": names})
+    found = [{n: to_tensor(a) for n, a in group.items()} for group in groups.values()]
+    return *found, losses
 
 
 def see_inputs(step, window, masks, params, state, points):

@@ -2,6 +2,8 @@
 
 import torch
 
+from harness.trace import Rows, Timesteps
+
 
 class _Swap(torch.autograd.Function):
     @staticmethod
@@ -23,27 +25,30 @@ class Points:
     """The trace points of one step in execution order.
 
     Every stage hands what it made to `see` and goes on with what comes back: the same tensor,
-    unless an intervention (harness.trace.Intervention) puts another in its place.
+    unless an intervention (harness.trace.Intervention) puts another in its place. Stages of
+    back-propagation do so as well, under names "backward/...". Where the framework differentiates
+    (`autograd`), it is made to go on with what is put in place there.
     """
 
     def __init__(self, intervention=None, watch=True):
         """`watch`: whether to keep the points; an intervention acts either way."""
         self.intervention = intervention
         self.watch = watch or intervention is not None
+        self.autograd = False
         self.seen = {}
         self.gone_on = {}
 
     def see(self, name, value, t=None):
         """What goes on in place of `value`, which is kept; at timestep `t` if there is one."""
-        if not self.watch:
-            return value
         own = onward = value
         if self.intervention is not None:
             own, onward = self._replaced(name, value, t)
         if name.startswith("forward/"):
             onward = self._forward(name, value, onward, t)
+            # Back-propagation reads it, watched or not: derivatives hold where the step went on.
             _keep(self.gone_on, name, onward, t)
-        _keep(self.seen, name, own, t)
+        if self.watch:
+            _keep(self.seen, name, own, t)
         return onward
 
     def within(self, prefix):
@@ -54,8 +59,11 @@ class Points:
         """Keep the gradients of the forward points (structured as `gone_on`), last stage first."""
         for name, gradient in reversed(found.items()):
             point = name.replace("forward/", "backward/", 1)
-            for t, g in enumerate(gradient) if isinstance(gradient, list) else [(None, gradient)]:
-                _keep(self.seen, point, self._disturbed(point, g, t), t)
+            if isinstance(gradient, list):
+                over_time = [self._disturbed(point, g, t) for t, g in enumerate(gradient)]
+                self.seen[point] = over_time
+            else:
+                self.seen[point] = self._disturbed(point, gradient, None)
 
     def _replaced(self, name, value, t):
         array = to_numpy(value)
@@ -72,8 +80,8 @@ class Points:
 
     def _forward(self, name, value, onward, t):
         """A stage that back-propagation passes: its gradient is replaced on the way as well."""
-        if self.intervention is None:
-            return value
+        if self.intervention is None or not self.autograd:
+            return onward
         point = name.replace("forward/", "backward/", 1)
         return swap(value, onward, lambda gradient: self._replaced(point, gradient, t)[1])
 
@@ -82,14 +90,29 @@ def _keep(points, name, value, t):
     if t is None:
         points[name] = value
     else:
-        points.setdefault(name, []).append(value)
+        over_time = points.setdefault(name, [])
+        # Back-propagation comes to the last timestep first.
+        over_time.insert(0 if name.startswith("backward/") else len(over_time), value)
 
 
 def to_numpy(point):
-    """A trace point as an array: a list over time is stacked to [B, T, ...]."""
+    """A trace point as an array: a list over time is stacked to [B, T, ...], Rows are filled up."""
+    kept = to_trace(point)
+    return kept.dense() if isinstance(kept, Rows | Timesteps) else kept
+
+
+def to_trace(point):
+    """A trace point as a trace takes it: arrays that share the memory of the tensors."""
     if isinstance(point, list):
-        point = torch.stack(point, dim=1)
-    return point.detach().cpu().numpy()
+        return Timesteps([array(part) for part in point])
+    if isinstance(point, Rows):
+        return Rows(array(point.rows), array(point.values), point.shape)
+    return array(point)
+
+
+def array(tensor):
+    """A tensor as an array; on the CPU it shares the tensor's memory."""
+    return tensor.detach().cpu().numpy()
 
 
 def to_tensor(array):

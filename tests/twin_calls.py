@@ -4,8 +4,11 @@ Arrays go in and come out as NumPy; specs and scalars go in as they are.
 """
 
 from importlib import import_module
+from types import SimpleNamespace
 
 import numpy as np
+
+from harness.trace import Rows
 
 
 class Torch:
@@ -72,32 +75,6 @@ class NumPy:
     def is_tensor(self, value):
         return isinstance(value, np.ndarray | np.generic)
 
-    def vjp(self, module, function, inputs, cotangents):
-        return getattr(self, function)(module, inputs, cotangents)
-
-    def lstm_cell(self, module, inputs, cotangents):
-        _, new_c = module.lstm_cell(*inputs)
-        return module.lstm_cell_backward(*inputs, new_c, *cotangents)
-
-    def lstm_layer(self, module, inputs, cotangents):
-        gates = []
-
-        def see(name, value, t):
-            if name == "gates":
-                gates.append(value)
-            return value
-
-        hidden, cell = module.lstm_layer(*inputs, see)
-        T = len(hidden)
-        outside = [np.stack(cotangents[:T], 1), np.stack(cotangents[T:], 1)]
-        return module.lstm_layer_backward(*inputs[:5], gates, hidden, cell, *outside)
-
-    def project(self, module, inputs, cotangents):
-        return module.project_backward(*inputs[:2], *cotangents)
-
-    def log_softmax(self, module, inputs, cotangents):
-        return [module.log_softmax_backward(*inputs, *cotangents)]
-
 
 _FRAMEWORKS = {}
 
@@ -118,6 +95,10 @@ def _convert(value, leaf, is_leaf):
     return value
 
 
+def _rows(value):
+    return isinstance(value, Rows)
+
+
 def call(twin, where, *args):
     """`where` is "module.function" of the twin; returns what it returns, tensors as arrays."""
     of = framework(twin)
@@ -135,14 +116,49 @@ def _flat(outputs):
 
 
 def vjp(twin, where, arrays, cotangents):
-    """Gradients of sum(outputs * cotangents) by each of `arrays`; outputs may be nested lists.
+    """Gradients of sum(outputs * cotangents) by each of `arrays`, by the framework's own autograd.
 
-    By the frameworks' back-propagation, and by the function of that name + "_backward" of np.
+    Outputs may be nested lists.
     """
     of = framework(twin)
     module, function = where.rsplit(".", 1)
     tensors = [[of.tensor(array) for array in given] for given in (arrays, cotangents)]
     grads = of.vjp(import_module(f"{twin}_impl.{module}"), function, *tensors)
+    return [of.array(grad) for grad in grads]
+
+
+def loss_by_autograd(twin, logits, y, loss):
+    """The gradient of the logits through cross_entropy, by the framework's own autograd."""
+    of, losses = framework(twin), import_module(f"{twin}_impl.losses")
+    alone = SimpleNamespace(f=lambda z: losses.cross_entropy(z, of.tensor(y), loss))
+    cotangent = of.tensor(np.ones((), logits.dtype))
+    return of.array(of.vjp(alone, "f", [of.tensor(logits)], [cotangent])[0])
+
+
+def cell_by_hand(twin, z, c, dh, dc):
+    """Gradients of z and c through lstm_cell, by the factors of lstm_cell_backward."""
+    _, new_c = call(twin, "cells.lstm_cell", z, c)
+    factors = call(twin, "cells.lstm_cell_backward", z[None], c[None], new_c[None])
+    of_dh, kept, of_dz = (factor[0] for factor in factors)
+    dc = dc + dh * of_dh
+    return np.concatenate([dc, dc, dc, dh], axis=1) * of_dz, dc * kept
+
+
+def layer_by_hand(twin, x, h, c, w_i, w_h, b_i, b_h, d_hidden):
+    """Gradients of x, w_i, w_h, b_i and b_h through lstm_layer, by lstm_layer_backward."""
+    of, cells = framework(twin), import_module(f"{twin}_impl.cells")
+    x, h, c, w_i, w_h, b_i, b_h, d_hidden = (
+        of.tensor(a) for a in (x, h, c, w_i, w_h, b_i, b_h, d_hidden)
+    )
+    gates = []
+
+    def see(name, value, t):
+        if name == "gates":
+            gates.append(value)
+        return value
+
+    hidden, cell = cells.lstm_layer(x, h, c, w_i, w_h, b_i, b_h, see)
+    grads = cells.lstm_layer_backward(x, h, c, w_i, w_h, gates, hidden, cell, d_hidden)
     return [of.array(grad) for grad in grads]
 
 
@@ -157,7 +173,9 @@ def watched(twin, where, *args, watch=True):
     kept = import_module(f"{twin}_impl.points")
     points = kept.Points(watch=watch)
     tensors = _convert(list(args), of.tensor, lambda x: isinstance(x, np.ndarray))
-    outputs = _convert(found(*tensors, points), of.array, of.is_tensor)
+    outputs = _convert(
+        found(*tensors, points), kept.to_numpy, lambda x: of.is_tensor(x) or _rows(x)
+    )
     return *outputs, {name: kept.to_numpy(point) for name, point in points.seen.items()}
 
 
@@ -167,6 +185,7 @@ def optimize(twin, params, grads, lr, train):
     Returns a list with the parameters and slots after each step, all in one dictionary.
     """
     found, slots = [], call(twin, "optim.zero_slots", params, train)
+    lr = np.asarray(lr, train.dtype)
     for step, g in enumerate(grads, start=1):
         params, slots, _ = watched(twin, "optim.update", params, g, slots, lr, train, step)
         found.append({**params, **slots})

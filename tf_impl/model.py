@@ -2,7 +2,8 @@
 
 import tensorflow as tf
 
-from tf_impl.cells import lstm_layer, project
+from harness.trace import Rows
+from tf_impl.cells import lstm_layer, lstm_layer_backward, project, project_backward
 
 
 def zero_state(model, batch_size, dtype):
@@ -32,9 +33,49 @@ def dropout(x, mask, rate):
     return x * tf.cast(mask, x.dtype) / (1 - rate)
 
 
+def dropout_backward(dy, mask, rate):
+    """The derivative of `dropout`, which is linear: the same mask and scale on the gradient.
+
+    Args:
+        dy: gradient of the result [B, T, width].
+        mask: boolean [B, T, width]; None leaves dy as it is.
+        rate: the probability of dropping.
+
+    Returns:
+        Gradient of the activations [B, T, width].
+
+    """
+    if mask is None:
+        return dy
+    return dy * tf.cast(mask, dy.dtype) / (1 - rate)
+
+
 def embed(table, x):
     """The rows of `table` [V, E] that tokens x [B, T] name: [B, T, E]."""
     return tf.gather(table, x)
+
+
+def embed_backward(table, x, dy):
+    """The derivative of `embed`: row v of it is the sum of dy [B, T, E] wherever x [B, T] is v.
+
+    Every other row is zero, so only those of the tokens read are made: as many rows as tokens, the
+    sum at a token's first occurrence and zeros at the others.
+
+    Args:
+        table: [V, E].
+        x: tokens, integers [B, T].
+        dy: gradient of the embedded tokens [B, T, E].
+
+    Returns:
+        Rows (harness.trace) of the gradient [V, E].
+
+    """
+    tokens, flat = tf.reshape(x, [-1]), tf.reshape(dy, [-1, table.shape[1]])  # [B T, E]
+    places = tf.range(len(tokens))
+    same = tokens[:, None] == tokens[None, :]
+    first = tf.reduce_min(tf.where(same, places, len(tokens)), axis=1)  # [B T]
+    values = tf.math.unsorted_segment_sum(flat, first, len(tokens))
+    return Rows(tokens, values, tuple(table.shape))
 
 
 def carry(state, first, model, train):
@@ -80,3 +121,44 @@ def forward(params, x, state, masks, model, points):
         inputs = dropout(tf.stack(h, axis=1), masks.get(layer), model.dropout)  # [B, T, H]
     logits = project(inputs, params["softmax_w"], params["softmax_b"])  # [B, T, V]
     return points.see("forward/logits", logits), new_state
+
+
+def forward_backward(params, x, state, masks, model, points, gradient):
+    """The derivatives of `forward`: the chain rule from the logits down to the embedding.
+
+    Local derivatives are taken at the values that the forward pass went on with (points.gone_on).
+
+    Args:
+        params: tensors by canonical name.
+        x: tokens, integers [B, T].
+        state: h and c of each layer [B, H], by name "layer0/h"; no gradient flows into it.
+        masks: dropout masks by site.
+        model: the ModelSpec.
+        points: shown the gradient of every stage but the logits.
+        gradient: of the logits [B, T, V].
+
+    Returns:
+        The gradients of the parameters by name.
+
+    """
+    stages = {"embedding": points.gone_on["forward/embedding"]}  # [B, T, E], then [B, T, H] each
+    for k in range(model.num_layers):
+        stages[f"layer{k}"] = tf.stack(points.gone_on[f"forward/layer{k}/h"], axis=1)
+    inputs = [dropout(x, masks.get(site), model.dropout) for site, x in stages.items()]
+    grads = {}
+    projected = project_backward(inputs.pop(), params["softmax_w"], gradient)
+    gradient, grads["softmax_w"], grads["softmax_b"] = projected  # [B, T, H]
+    for k in reversed(range(model.num_layers)):
+        layer = f"layer{k}"
+        gradient = dropout_backward(gradient, masks.get(layer), model.dropout)  # [B, T, H]
+        given = [state[f"{layer}/h"], state[f"{layer}/c"]]
+        given += [params[f"{layer}/w_i"], params[f"{layer}/w_h"]]
+        given += [points.gone_on[f"forward/{layer}/{name}"] for name in ("gates", "h", "c")]
+        see = points.within(f"backward/{layer}")
+        gradient, *found = lstm_layer_backward(inputs.pop(), *given, gradient, see)
+        names = [f"{layer}/{name}" for name in ("w_i", "w_h", "b_i", "b_h")]
+        grads |= dict(zip(names, found, strict=True))
+    gradient = dropout_backward(gradient, masks.get("embedding"), model.dropout)  # [B, T, E]
+    gradient = points.see("backward/embedding", gradient)
+    grads["embedding"] = embed_backward(params["embedding"], x, gradient)
+    return {name: grads[name] for name in params}

@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from harness.spec import SLOTS
+from harness.trace import Rows
 
 
 def learning_rate(train, epoch, plateaus):
@@ -23,19 +24,41 @@ def learning_rate(train, epoch, plateaus):
     return train.lr / train.lr_decay**decays
 
 
+def plateaus(losses):
+    """How many of the validation losses, one an epoch, are not lower than all before them."""
+    return sum(not loss < min([float("inf"), *losses[:k]]) for k, loss in enumerate(losses))
+
+
+def elements(g):
+    """The elements of a gradient that need not be zero: of Rows, those of its rows."""
+    return g.values if isinstance(g, Rows) else g
+
+
+def apply(change, g):
+    """A gradient with change(elements) for its elements; `change` leaves zeros alone."""
+    return g._replace(values=change(g.values)) if isinstance(g, Rows) else change(g)
+
+
+def dense(g):
+    """A gradient as a tensor of its parameter's shape."""
+    if not isinstance(g, Rows):
+        return g
+    return tf.math.unsorted_segment_sum(g.values, g.rows, g.shape[0])
+
+
 def global_norm(grads):
     """The L2 norm of all gradients taken as one vector: a scalar.
 
     (Pascanu et al. 2013, arXiv 1211.5063, algorithm 1.)
     """
-    return tf.sqrt(sum(tf.reduce_sum(g * g) for g in grads.values()))
+    return tf.sqrt(sum(tf.reduce_sum(g * g) for g in map(elements, grads.values())))
 
 
 def clip(grads, norm, mode, limit):
     """Clip gradients.
 
     Args:
-        grads: tensors by name.
+        grads: tensors, or Rows of them, by name.
         norm: their global norm, a scalar.
         mode: "global_norm" scales all by limit / max(norm, limit); "elementwise" clamps each
             element to +-limit; "none" leaves them.
@@ -47,18 +70,21 @@ def clip(grads, norm, mode, limit):
     """
     if mode == "global_norm":
         coefficient = limit / tf.maximum(norm, limit)
-        return {name: g * coefficient for name, g in grads.items()}
+        return {name: apply(lambda e: e * coefficient, g) for name, g in grads.items()}
     if mode == "elementwise":
-        return {name: tf.clip_by_value(g, -limit, limit) for name, g in grads.items()}
+        return {
+            name: apply(lambda e: tf.clip_by_value(e, -limit, limit), g)
+            for name, g in grads.items()
+        }
     return grads
 
 
 def sgd(p, g, slots, lr, train, step, keep):
-    """Plain gradient descent: p - lr g.
+    """Plain gradient descent: p - lr g. Rows of a gradient change those rows alone.
 
     Args:
         p: a parameter.
-        g: its gradient, of the same shape.
+        g: its gradient, of the same shape (for sgd also Rows of it).
         slots: what the optimizer kept for it, by slot; of p's shape.
         lr: the learning rate of this step.
         train: the TrainSpec.
@@ -69,6 +95,8 @@ def sgd(p, g, slots, lr, train, step, keep):
         The new parameter.
 
     """
+    if isinstance(g, Rows):
+        return tf.tensor_scatter_nd_sub(p, g.rows[:, None], lr * g.values)
     return p - lr * g
 
 
@@ -89,8 +117,9 @@ def adam(p, g, slots, lr, train, step, keep):
     """
     m = keep("m", train.beta1 * slots["m"] + (1 - train.beta1) * g)
     v = keep("v", train.beta2 * slots["v"] + (1 - train.beta2) * (g * g))
-    corrected_m = m / (1 - train.beta1**step)
-    corrected_v = v / (1 - train.beta2**step)
+    beta1, beta2 = tf.constant([train.beta1, train.beta2], tf.float64)
+    corrected_m = m / tf.cast(1 - beta1**step, m.dtype)
+    corrected_v = v / tf.cast(1 - beta2**step, v.dtype)
     return p - lr * corrected_m / (tf.sqrt(corrected_v) + train.epsilon)
 
 
@@ -130,7 +159,7 @@ def update(params, grads, slots, lr, train, step, points):
 
     Args:
         params: tensors by name.
-        grads: their clipped gradients by name.
+        grads: their clipped gradients by name, tensors or Rows.
         slots: what the optimizer kept, by name and slot.
         lr: the learning rate of this step.
         train: the TrainSpec.
@@ -150,7 +179,10 @@ def update(params, grads, slots, lr, train, step, points):
             return new_slots[f"{name}/{slot}"]
 
         g, own = grads[name], {slot: slots[f"{name}/{slot}"] for slot in SLOTS[train.optimizer]}
-        if train.weight_decay and not train.decoupled:
+        decays = train.weight_decay and not train.decoupled
+        if decays or train.optimizer != "sgd":
+            g = dense(g)  # what is zero moves its weights too
+        if decays:
             g = g + train.weight_decay * p
         new_params[name] = rule(p, g, own, lr, train, step, keep)
         if train.weight_decay and train.decoupled:

@@ -1,15 +1,18 @@
 """Training: one step with all that a trace sees, and the loop over steps."""
 
+from functools import cache
+
 import tensorflow as tf
 
 from harness import corpus, randomness, weights
 from harness.errors import HarnessError
-from harness.trace import Intervention, TraceWriter
+from harness.spec import replace
+from harness.trace import Intervention, TraceWriter, resumed
 from tf_impl.faults import planted
-from tf_impl.losses import cross_entropy
-from tf_impl.model import carry, forward, zero_state
-from tf_impl.optim import clip, global_norm, learning_rate, update, zero_slots
-from tf_impl.points import Points, to_numpy, to_tensor
+from tf_impl.losses import cross_entropy, cross_entropy_backward
+from tf_impl.model import carry, forward, forward_backward, zero_state
+from tf_impl.optim import clip, global_norm, learning_rate, plateaus, update, zero_slots
+from tf_impl.points import Points, to_numpy, to_tensor, to_trace
 
 
 def gradients(params, state, x, y, masks, model, train, points):
@@ -29,6 +32,21 @@ def gradients(params, state, x, y, masks, model, train, points):
         The loss, the new state, and the gradients of the parameters.
 
     """
+    if train.autograd:
+        return gradients_by_autograd(params, state, x, y, masks, model, train, points)
+    logits, new_state = forward(params, x, state, masks, model, points)
+    loss = points.see("forward/loss", cross_entropy(logits, y, train.loss))
+    gradient = points.see("backward/logits", cross_entropy_backward(logits, y, train.loss))
+    grads = forward_backward(params, x, state, masks, model, points, gradient)
+    return loss, new_state, {name: points.see(f"grads/{name}", g) for name, g in grads.items()}
+
+
+def gradients_by_autograd(params, state, x, y, masks, model, train, points):
+    """As `gradients`, by the framework's own back-propagation: proves those written out by hand.
+
+    It also differentiates a step that a fault has been planted in.
+    """
+    points.autograd = True
     with tf.GradientTape() as tape:
         tape.watch(params)
         logits, new_state = forward(params, x, state, masks, model, points)
@@ -54,7 +72,7 @@ def train_step(params, slots, state, x, y, masks, lr, step, model, train, points
         x: input tokens [B, T].
         y: target tokens [B, T].
         masks: dropout masks by site.
-        lr: the learning rate of this step.
+        lr: the learning rate of this step, a scalar.
         step: the step, from 1.
         model: the ModelSpec.
         train: the TrainSpec.
@@ -68,11 +86,44 @@ def train_step(params, slots, state, x, y, masks, lr, step, model, train, points
     norm = points.see("update/global_norm", global_norm(grads))
     clipped = clip(grads, norm, train.clip, train.clip_limit)
     clipped = {name: points.see(f"update/clipped/{name}", g) for name, g in clipped.items()}
-    lr = float(points.see("update/learning_rate", tf.constant(lr, dtype=norm.dtype)))
+    lr = points.see("update/learning_rate", tf.convert_to_tensor(lr, dtype=norm.dtype))
     new_params, new_slots = update(params, clipped, slots, lr, train, step, points)
     new_params = {name: points.see(f"params/{name}", p) for name, p in new_params.items()}
     new_state = {name: points.see(f"state/out/{name}", s) for name, s in new_state.items()}
     return new_params, new_slots, new_state, loss
+
+
+@cache
+def compiled(model, train, watch):
+    """`train_step` as one compiled function, which returns the trace points as well.
+
+    Args:
+        model: the ModelSpec.
+        train: the TrainSpec.
+        watch: whether points are kept. What is kept is computed for its own sake, which can change
+            what the compiler makes of the rest: a run that traces any step compiles this once.
+
+    Returns:
+        A function of the first arguments of `train_step`, up to the step (a float64 scalar).
+
+    """
+
+    def step(*args):
+        points = Points(watch=watch)
+        return *train_step(*args, model, train, points), points.seen
+
+    return tf.function(step, jit_compile=True)
+
+
+def take_step(params, slots, state, x, y, masks, lr, step, model, train, points):
+    """`train_step`, compiled where the TrainSpec asks for it."""
+    if not train.compile:
+        return train_step(params, slots, state, x, y, masks, lr, step, model, train, points)
+    run = compiled(model, train, points.watch)
+    lr, step = tf.constant(lr, dtype=getattr(tf, train.dtype)), tf.constant(step, dtype=tf.float64)
+    *found, seen = run(params, slots, state, x, y, masks, lr, step)
+    points.seen.update(seen)
+    return found
 
 
 def evaluate(params, batches, model, train):
@@ -105,6 +156,12 @@ def tokens_of(window):
 
 def prepare(run):
     """Make the framework deterministic, in full precision, on the run's device; its dtype."""
+    stages = run.follow is not None and run.follow.level == "stage"
+    if run.train.compile and (run.faults or run.disturb or stages):
+        raise HarnessError(
+            "compile=true: a compiled step is one piece, with no place in it for a planted fault, "
+            "a disturbance, or stages that follow another side; leave compile out"
+        )
     tf.config.threading.set_intra_op_parallelism_threads(run.threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     tf.config.experimental.enable_op_determinism()
@@ -130,33 +187,55 @@ def train(run, report):
     tokens = corpus.load_tokens(run.tokens)
     batches = corpus.Batches(tokens, run.train, run.eos)
     valid_batches = corpus.evaluation_batches(corpus.load_tokens(run.valid), run.train)
-    plateaus, best = 0, float("inf")
-    params, state = {name: tf.constant(array) for name, array in arrays.items()}, None
     framework, intervention = {"tensorflow": tf.__version__}, Intervention.of(run)
+    # The derivatives written out by hand are those of the step without faults.
+    how = replace(run.train, autograd=run.train.autograd or bool(run.faults))
+    whole = run.train.compile and run.capture.first <= run.steps  # see `compiled`
     with planted(run.faults), TraceWriter.for_run(run, framework, arrays, tokens) as trace:
-        slots = zero_slots(params, run.train)
+        params, slots, state, losses = begin(run, {n: tf.constant(a) for n, a in arrays.items()})
         for step in range(run.start, run.steps + 1):
-            window, points = batches.window(step), Points(intervention, trace.wants_step(step))
+            window = batches.window(step)
+            points = Points(intervention, trace.wants_step(step) or whole)
             masks = randomness.dropout_masks(run.model, run.train, step)
             if intervention:
                 intervention.begin(step)
                 params, slots, state = restart(intervention, params, slots, state, run)
-            lr = learning_rate(run.train, window.epoch, plateaus)
+            lr = learning_rate(run.train, window.epoch, plateaus(losses))
             state = carry(state, window.first, run.model, run.train)
             x, y, masks, params, state = see_inputs(step, window, masks, params, state, points)
-            params, slots, state, loss = train_step(
-                params, slots, state, x, y, masks, lr, step, run.model, run.train, points
+            params, slots, state, loss = take_step(
+                params, slots, state, x, y, masks, lr, step, run.model, how, points
             )
             valid = None
             if window.last and valid_batches:
                 own = evaluate(params, valid_batches, run.model, run.train)
                 valid = float(points.see("evaluate/loss", tf.constant(own, dtype=dtype)))
-                plateaus, best = plateaus + (not valid < best), min(valid, best)
+                losses.append(valid)
             if trace.wants_step(step):
                 wanted = {name: p for name, p in points.seen.items() if trace.wants(name)}
-                trace.write(step, {name: to_numpy(p) for name, p in wanted.items()})
+                trace.write(step, {name: to_trace(p) for name, p in wanted.items()})
             report(step=step, epoch=window.epoch, lr=lr, loss=float(loss), valid=valid)
     weights.save({name: to_numpy(p) for name, p in params.items()}, run.final)
+
+
+def begin(run, params):
+    """What the first step starts from: `params`, or what the trace to resume left of its last step.
+
+    Args:
+        run: the RunSpec.
+        params: the weights that it was handed, by name.
+
+    Returns:
+        Parameters, slots, state (None before the first step), and the validation losses so far.
+
+    """
+    slots = zero_slots(params, run.train)
+    if run.resume is None:
+        return params, slots, None, []
+    names = zero_state(run.model, 1, getattr(tf, run.train.dtype))
+    groups, losses = resumed(run, {"params": params, "optimizer": slots, "state/out": names})
+    found = [{n: to_tensor(a) for n, a in group.items()} for group in groups.values()]
+    return *found, losses
 
 
 def see_inputs(step, window, masks, params, state, points):
