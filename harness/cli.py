@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from harness.cli_bench import bench_command
 from harness.cli_faults import faults_group
 from harness.cli_files import corpus_command, weights_group
+from harness.cli_zoom import zoom_command
 from harness.errors import HarnessError
 from harness.options import (
     ALL,
@@ -24,6 +26,7 @@ from harness.options import (
     EXCLUDE,
     INCLUDE,
     JSON,
+    LEVEL,
     MODEL,
     PLOT,
     RTOL,
@@ -31,6 +34,7 @@ from harness.options import (
     TOKENS,
     TROUBLE,
     example,
+    parse_count,
     parse_steps,
     print_json,
 )
@@ -96,7 +100,13 @@ def harness(debug: bool) -> None:
     "run",
     epilog=example("harness run --trace 10 --weights params.npz --set pt:clip=elementwise"),
 )
-@click.option("--trace", default=10, show_default=True, metavar="N", help="Steps to run and trace.")
+@click.option(
+    "--trace",
+    default="10",
+    show_default=True,
+    metavar="N",
+    help="Steps to run and trace; all: one epoch.",
+)
 @click.option("--weights", metavar="FILE", help="Start from these. [default: drawn from --seed]")
 @DATA
 @TOKENS
@@ -139,6 +149,25 @@ def harness(debug: bool) -> None:
 @EXCLUDE
 @click.option("--every", default=1, metavar="N", help="Trace one step in N.")
 @STEPS
+@LEVEL
+@click.option(
+    "--checkpoint-every",
+    type=int,
+    metavar="N",
+    help="Keep the weights after every N steps where --level keeps no tensors. [default: 4 times]",
+)
+@click.option(
+    "--zoom",
+    is_flag=True,
+    help="Run again, from a checkpoint, the steps at which the sides part; trace those in full.",
+)
+@click.option(
+    "--queue",
+    default=1024,
+    show_default=True,
+    metavar="MIB",
+    help="Tensors of a side that may wait to be written while it goes on.",
+)
 @click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu")
 @click.option("--threads", type=int, help="Threads of one side. [default: an equal share]")
 @click.option("--sequential", is_flag=True, help="One side after the other.")
@@ -160,7 +189,7 @@ def harness(debug: bool) -> None:
 @PLOT
 @JSON
 def run_command(
-    trace: int,
+    trace: str,
     sides: tuple[str, ...],
     settings: tuple[str, ...],
     as_json: bool,
@@ -168,6 +197,10 @@ def run_command(
     exclude: tuple[str, ...],
     every: int,
     steps: str,
+    level: str | None,
+    checkpoint_every: int | None,
+    zoom: bool,
+    queue: int,
     all_: bool,
     plot: str | None,
     **options: Any,
@@ -185,12 +218,25 @@ def run_command(
     from harness.spec import Capture, build
 
     first, last = parse_steps(steps)
-    capture = build(Capture, include=include, exclude=exclude, every=every, first=first, last=last)
+    capture = build(
+        Capture,
+        level=level or ("stats" if zoom else "full"),
+        checkpoint_every=checkpoint_every,
+        include=include,
+        exclude=exclude,
+        every=every,
+        first=first,
+        last=last,
+    )
+    if queue < 1:
+        raise HarnessError(f"--queue {queue}: give a number of MiB from 1 up")
     named = {name: options.pop(name) for name in ("dtype", "lr", "seed", "batch_size", "bptt")}
     shared = [f"{name}={value}" for name, value in named.items() if value is not None]
     with LiveObserver() as observer:
         result = run_sides(
-            trace=trace,
+            trace=parse_count(trace),
+            zoom=zoom,
+            queue=queue << 20,
             sides=sides or ("pt", "tf"),
             settings=(*shared, *settings),
             capture=capture,
@@ -209,7 +255,7 @@ def run_command(
 
 def _print_run(result: RunResult) -> None:
     from harness.report import terminal
-    from harness.report.verdict import show_pairs, show_verdict
+    from harness.report.verdict import show_pairs, show_verdict, show_zoom
 
     out = terminal.console()
     found = result.diff
@@ -218,6 +264,8 @@ def _print_run(result: RunResult) -> None:
         show_verdict(out, result.verdict, found)
     if len(result.pairs) > 1:
         show_pairs(out, result.pairs)
+    if result.zoom:
+        show_zoom(out, result.zoom)
     terminal.show_losses(out, result.losses, parted)
     terminal.show_valid(out, result.valid, result.entropy)
     if found:
@@ -364,26 +412,5 @@ def trace_check(trace: str, as_json: bool) -> int:
     return EQUIVALENT if result.complete else DIVERGENT
 
 
-@harness.command("bench", epilog=example("harness bench"))
-@click.option("--elements", default=5_000_000, show_default=True, help="Size of an array.")
-@click.option("--rounds", default=7, show_default=True, help="How often each is timed.")
-@JSON
-def bench_command(elements: int, rounds: int, as_json: bool) -> int:
-    """Time comparing and tracing against named peers: medians, spread, ratios."""
-    from harness.bench import bench
-    from harness.report import terminal
-    from harness.report.progress import LiveObserver
-
-    if min(elements, rounds) < 1:
-        raise HarnessError(f"--elements {elements}, --rounds {rounds}: both are from 1 up")
-    with LiveObserver() as observer:
-        result = bench(elements, rounds, observer.part("bench"))
-    if as_json:
-        print_json(result)
-    else:
-        terminal.show_bench(terminal.console(), result)
-    return EQUIVALENT
-
-
-for command in (weights_group, corpus_command, faults_group):
+for command in (weights_group, corpus_command, faults_group, zoom_command, bench_command):
     harness.add_command(command)

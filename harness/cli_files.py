@@ -26,7 +26,7 @@ def weights_init(
     file: str,
     model: str | None,
     data: str | None,
-    level: str,
+    tokens: str,
     seed: int,
     settings: tuple[str, ...],
 ) -> int:
@@ -34,7 +34,7 @@ def weights_init(
     from harness import weights
     from harness.run import model_for
 
-    spec = model_for(model, data, level, settings)
+    spec = model_for(model, data, tokens, settings)
     drawn = weights.draw(spec, seed)
     weights.save(drawn, file)
     count = sum(array.size for array in drawn.values())
@@ -72,7 +72,7 @@ def weights_check(
     file: str,
     model: str | None,
     data: str | None,
-    level: str,
+    tokens: str,
     settings: tuple[str, ...],
     as_json: bool,
 ) -> int:
@@ -83,7 +83,7 @@ def weights_check(
     from harness import weights
     from harness.run import model_for
 
-    expected = model_for(model, data, level, settings) if model or data or settings else None
+    expected = model_for(model, data, tokens, settings) if model or data or settings else None
     weights.load(file, expected)
     sizes = weights.describe_model(file)
     if as_json:
@@ -117,12 +117,12 @@ def weights_convert(source: str, target: str, to: str, layout: str | None) -> in
 @DATA
 @TOKENS
 @JSON
-def corpus_command(data: str | None, level: str, as_json: bool) -> int:
+def corpus_command(data: str | None, tokens: str, as_json: bool) -> int:
     """Say what a corpus holds, and of the built-in one its exact entropy."""
     from harness import corpus
     from harness.run import describe_corpus
 
-    found = corpus.load(data, level)
+    found = corpus.load(data, tokens)
     if as_json:
         splits = {name: len(getattr(found, name)) for name in corpus.SPLITS}
         known = {"vocabulary": len(found.vocabulary), "entropy": found.entropy}

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from harness.compare import DiffResult, Tolerance, diff
 from harness.compare.diff import Difference
@@ -21,10 +22,9 @@ from harness.explain.evidence import Evidence, Following, Vote
 from harness.explain.verdict import Verdict, judge
 from harness.observer import Observer
 from harness.session import Session
-from harness.spec import SLOTS, Capture, Dtype, Follow, RunSpec, parameters
+from harness.spec import SLOTS, Capture, Dtype, Follow, Resume, RunSpec, parameters
 from harness.trace import open_trace, remove_trace
 
-DTYPES: tuple[Dtype, Dtype] = ("float32", "float64")
 LARGE = 4 << 30  # bytes of further traces up to which all steps are judged, and nothing is removed
 # Traces that a verdict needs beside the run's own, as multiples of one float32 trace: two sides in
 # float64, and two following sides in either precision.
@@ -34,9 +34,19 @@ TRACES = 2 * 2 + 2 * 1 + 2 * 2
 class Investigation:
     """The further runs of one pair of sides. `runs` are (a, b), the reference last."""
 
-    def __init__(self, session: Session, runs: tuple[RunSpec, RunSpec], free: DiffResult) -> None:
-        """Nothing runs yet. `free` is the diff of `runs`, which have ended."""
+    def __init__(
+        self,
+        session: Session,
+        runs: tuple[RunSpec, RunSpec],
+        free: DiffResult,
+        sides: tuple[str, str] | None = None,
+    ) -> None:
+        """Nothing runs yet. `free` is the diff of `runs`, which have ended.
+
+        `sides` are the session's labels of the sides (None: those of the runs).
+        """
         self.session, self.runs, self.free = session, runs, free
+        self.sides = sides or (runs[0].label, runs[1].label)
         self.folder = Path(runs[0].trace).parent
         self.lacking: list[str] = []
         self.made: list[str] = []
@@ -45,13 +55,21 @@ class Investigation:
         """Run what is needed and judge; what could not be run is said in the evidence."""
         if self.free.status == "structure" or self.runs[0].train.dtype != self.runs[1].train.dtype:
             return judge(Evidence(self.free))
-        steps = self._steps()
-        if not steps:
+        first, last = self._window()
+        if not last:
             return judge(Evidence(self.free, lacking=tuple(self.lacking)))
-        pairs = {d: self._pair(d, steps) for d in DTYPES}
-        followed = {d: self._follow(d, pair, steps) for d, pair in pairs.items() if pair}
+        pairs = self._pairs(first, last)
+        followed: dict[Dtype, tuple[Following, ...]] = {}
+        if any(run.train.compile for run in self.runs):
+            self.lacking.append(
+                "not followed: a compiled step is one piece, and following goes stage by stage"
+            )
+        else:
+            followed = {d: self._follow(d, pair, last) for d, pair in pairs.items()}
         free64 = None
-        if self.runs[0].train.dtype == "float32" and pairs["float64"]:
+        # From a later step than the first the runs in float64 set out together, and the free ones
+        # with all that they had grown apart: those gaps are no measure of one another.
+        if first == 1 and self.runs[0].train.dtype == "float32" and "float64" in pairs:
             free64 = self._diff("float64 diff", *pairs["float64"])
         evidence = Evidence(
             self.free,
@@ -61,49 +79,75 @@ class Investigation:
             tuple(self.lacking),
         )
         found = judge(evidence, self._vote)
-        if self._bytes(steps) > LARGE:
+        if self._bytes(last - first + 1) > LARGE:
             for trace in self.made:
                 remove_trace(trace)
         return found
 
-    def _steps(self) -> int:
-        """How many steps to judge: all, or, of large traces, those up to the divergence."""
-        trace = open_trace(self.runs[1].trace)
-        steps = trace.steps[-1]
-        if self._bytes(steps) > LARGE:
-            first = self.free.first_divergence
-            steps = first.step if first else steps
-            self.lacking.append(f"only steps 1 to {steps} were judged: --follow=stage takes all")
-        free = shutil.disk_usage(self.folder).free
-        if self._bytes(steps) > 0.9 * free:
+    def _window(self) -> tuple[int, int]:
+        """The steps to judge: all that are traced, or, of large traces, those up to the divergence.
+
+        The last one is 0 where there is no room for their traces.
+        """
+        traced = open_trace(self.runs[1].trace).steps
+        first, last = traced[0] if self.runs[1].capture.first > 1 else 1, traced[-1]
+        if self._bytes(last - first + 1) > LARGE:
+            parted = self.free.first_divergence
+            # Following from a later step than the first needs the two before it.
+            last = max(parted.step, first + 2 if first > 1 else 1) if parted else last
+            self.lacking.append(
+                f"only steps {first} to {last} were judged: --follow=stage takes all"
+            )
+        free, needed = shutil.disk_usage(self.folder).free, self._bytes(last - first + 1)
+        if needed > 0.9 * free:
             self.lacking = [
-                f"not run in float64 and following: {self._bytes(steps) >> 20:,} MiB of traces, "
-                f"and {self.folder} has {free >> 20:,} MiB left: free some, or give another --out"
+                f"not run in float64 and following: {needed >> 20:,} MiB of traces, and "
+                f"{self.folder} has {free >> 20:,} MiB left: free some, or give another --out"
             ]
-            return 0
-        return steps
+            return first, 0
+        return first, last
 
     def _bytes(self, steps: int) -> int:
         return step_bytes(self.runs[1]) * steps * TRACES
 
-    def _pair(self, dtype: Dtype, steps: int) -> tuple[str, str] | None:
-        """Traces of both sides in `dtype` that hold everything; None where a side failed."""
-        # A run that followed another is not what its own trace would lead to.
-        whole = all(run.capture == Capture() and run.follow is None for run in self.runs)
-        if dtype == self.runs[0].train.dtype and whole:
-            return self.runs[0].trace, self.runs[1].trace
-        again = [self._variant(run, dtype, f"{run.label}-{dtype}", steps) for run in self.runs]
-        return self._traces(zip((run.label for run in self.runs), again, strict=True))
+    def _pairs(self, first: int, last: int) -> dict[Dtype, tuple[str, str]]:
+        """Traces of both sides that hold everything, in either precision that could be run.
 
-    def _follow(self, dtype: Dtype, pair: tuple[str, str], steps: int) -> tuple[Following, ...]:
+        From a later step than the first, the other precision sets out from what the reference's
+        trace holds of that step.
+        """
+        own: Dtype = self.runs[0].train.dtype
+        other: Dtype = "float32" if own == "float64" else "float64"
+        window = Capture(first=first, last=last)
+        pairs: dict[Dtype, tuple[str, str]] = {}
+        pair: tuple[str, str] | None = (self.runs[0].trace, self.runs[1].trace)
+        # A run that followed another is not what its own trace would lead to.
+        if not all(_whole(run.capture) and run.follow is None for run in self.runs):
+            again = [self._variant(run, own, f"{run.label}-{own}", last) for run in self.runs]
+            pair = self._traces([replace(run, capture=window) for run in again])
+        if pair is None:
+            return {}
+        pairs[own] = pair
+        wide = [self._variant(run, other, f"{run.label}-{other}", last) for run in self.runs]
+        if first > 1:
+            begun: dict[str, Any] = {"start": first + 1, "resume": Resume(pair[1], first)}
+            wide = [replace(run, **begun) for run in wide]
+        made = self._traces(wide)
+        return pairs | ({other: made} if made else {})
+
+    def _follow(self, dtype: Dtype, pair: tuple[str, str], last: int) -> tuple[Following, ...]:
         """Each side given the other's inputs, and how far apart that leaves every stage."""
         a, b = self.runs
+        traced = open_trace(pair[1]).steps[0]
+        start = traced + 1 if traced > 1 else 1  # a follower starts from the step before
+        if start > last:
+            return ()
         jobs = []
         for run, other, trace in ((a, b, pair[1]), (b, a, pair[0])):
             label = f"{run.label}-follows-{other.label}-{dtype}"
+            variant = self._variant(run, dtype, label, last)
             follow = Follow(trace, "stage")
-            variant = self._variant(run, dtype, label, steps)
-            jobs.append((run.label, msgspec.structs.replace(variant, follow=follow)))
+            jobs.append(replace(variant, follow=follow, start=start, resume=None))
         made = self._traces(jobs)
         if not made:
             return ()
@@ -113,49 +157,54 @@ class Investigation:
             ("b", pair[0], made[1]),
         )
         return tuple(
-            Following(side, self._diff(f"{dtype} following, {i} of 2", x, y, local=True))
+            Following(side, self._diff(f"{dtype} following, {i} of 2", x, y, start))
             for i, (side, x, y) in enumerate(kinds, start=1)
         )
 
-    def _traces(self, runs: Iterable[tuple[str, RunSpec]]) -> tuple[str, str] | None:
-        pairs = list(runs)
+    def _traces(self, runs: Sequence[RunSpec]) -> tuple[str, str] | None:
+        """Run both sides; their traces, or None where a side failed."""
         try:
-            self.session.run_all(pairs)
+            self.session.run_all(list(zip(self.sides, runs, strict=True)))
         except HarnessError as error:
             self.lacking.append(str(error).split("\n", 1)[0])
             return None
-        return pairs[0][1].trace, pairs[1][1].trace
+        return runs[0].trace, runs[1].trace
 
-    def _variant(self, run: RunSpec, dtype: Dtype, label: str, steps: int) -> RunSpec:
-        return msgspec.structs.replace(
+    def _variant(self, run: RunSpec, dtype: Dtype, label: str, last: int) -> RunSpec:
+        """The run again, in `dtype`, to step `last`, with everything traced."""
+        return replace(
             run,
             label=label,
-            train=msgspec.structs.replace(run.train, dtype=dtype),
+            train=replace(run.train, dtype=dtype),
             trace=str(self.folder / f"{label}.trace"),
             final=str(self.folder / f"{label}.npz"),
             capture=Capture(),
             follow=None,
-            steps=steps,
+            steps=last,
         )
 
-    def _diff(self, what: str, a: str, b: str, local: bool = False) -> DiffResult:
-        tolerance = Tolerance.local() if local else None
+    def _diff(self, what: str, a: str, b: str, start: int | None = None) -> DiffResult:
+        """The diff of two runs; from step `start` on, of a follower and what it followed."""
         told = self.session.watcher.part(what)
-        return diff(a, b, all=local, tolerance=tolerance, progress=told)
+        if start is None:
+            return diff(a, b, progress=told)
+        local = Tolerance.local()
+        return diff(a, b, all=True, tolerance=local, steps=(start, None), progress=told)
 
     def _vote(self, shown: Following, place: Difference) -> Vote | None:
         """How far each side is from the referee at one place, all three given the same inputs."""
         a, b = self.runs
-        if a.model != b.model or msgspec.structs.replace(
-            a.train, dtype="float64"
-        ) != msgspec.structs.replace(b.train, dtype="float64"):
+        plain: dict[str, Any] = {"dtype": "float64", "compile": False, "autograd": False}
+        if a.model != b.model or replace(a.train, **plain) != replace(b.train, **plain):
             return None  # told to do different things: no third can say which is right
         if place.tensor == "update/learning_rate" and b.train.schedule == "plateau":
             return None  # it starts at this step and does not know the losses before it
         followed = shown.found.b if shown.follower == "a" else shown.found.a
         variant = self._variant(b, "float64", "referee", place.step)
-        variant = msgspec.structs.replace(
+        variant = replace(
             variant,
+            train=replace(b.train, **plain),
+            resume=None,
             follow=Follow(followed, "stage"),
             start=place.step,
             faults=(),
@@ -178,6 +227,11 @@ class Investigation:
         eps = float(np.finfo(dtype).eps)
         near = (distance(x, judged, eps, scale), distance(y, judged, eps, scale))
         return Vote("NumPy, float64", *near)
+
+
+def _whole(capture: Capture) -> bool:
+    """Whether all tensors of all steps of a window are kept."""
+    return capture == Capture(first=capture.first, last=capture.last)
 
 
 def step_bytes(run: RunSpec) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import click
 
 from harness.errors import HarnessError
@@ -31,10 +33,15 @@ DATA = click.option(
 )
 TOKENS = click.option(
     "--tokens",
-    "level",
     type=click.Choice(["word", "char"]),
     default="word",
     help="What a token of the corpus is.",
+)
+LEVEL = click.option(
+    "--level",
+    type=click.Choice(["full", "stats", "hash"]),
+    help="How much of a tensor is kept: all; its hash, statistics and sketch; its hash. "
+    "[default: full; stats with --zoom]",
 )
 MODEL = click.option("--model", type=click.Choice(list(PRESETS)), help="A published model.")
 INCLUDE = click.option("--include", multiple=True, metavar="GLOB", help="Only tensors like this.")
@@ -44,6 +51,15 @@ PLOT = click.option(
     "--plot", metavar="FILE", help="Draw losses and distances step by step (implies --all)."
 )
 STEPS = click.option("--steps", metavar="A:B", default=":", help="Steps A to B, both included.")
+
+
+def parse_count(text: str) -> int | Literal["all"]:
+    """A number of steps from 1 up, or "all"."""
+    if text == "all":
+        return "all"
+    if not text.isdecimal() or not int(text):
+        raise HarnessError(f"--trace {text}: give a number of steps from 1 up, or all (one epoch)")
+    return int(text)
 
 
 def parse_steps(text: str) -> tuple[int, int | None]:

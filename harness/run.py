@@ -37,8 +37,12 @@ from harness.spec import (
     preset,
     replace,
 )
+from harness.zoom import Zoom, require_zoomable
+from harness.zoom import zoom as zoom_in
 
 DEFAULT_MODEL = "zaremba-small"
+QUEUE = 1 << 30  # bytes of a side's tensors that may wait to be written
+CHECKPOINTS = 5  # a run that keeps no tensors has one fewer, evenly spread
 
 
 class RunResult(msgspec.Struct, frozen=True):
@@ -46,7 +50,8 @@ class RunResult(msgspec.Struct, frozen=True):
 
     `valid` has the validation loss of every finished epoch, in nats per token; `entropy` the least
     that any model can reach, where it is known. With three sides `diff` is the first that diverged
-    from the reference, and `pairs` the status of every pair, as in "pt|np".
+    from the reference, and `pairs` the status of every pair, as in "pt|np". Where `zoom` is there,
+    `diff` and `verdict` are those of the full traces around the step that decides.
     """
 
     traces: dict[str, str]
@@ -56,6 +61,7 @@ class RunResult(msgspec.Struct, frozen=True):
     diff: DiffResult | None
     verdict: Verdict | None = None
     pairs: dict[str, str] = {}
+    zoom: Zoom | None = None
 
     @property
     def equivalent(self) -> bool:
@@ -75,17 +81,19 @@ class _Asked(NamedTuple):
 
 def run_sides(
     *,
-    trace: int = 10,
+    trace: int | Literal["all"] = 10,
     sides: Sequence[str] = ("pt", "tf"),
     weights: str | Path | None = None,
     data: str | Path | None = None,
-    level: str = "word",
+    tokens: str = "word",
     model: str | None = None,
     settings: Sequence[str] = (),
     faults: Sequence[str] = (),
     pythons: Sequence[str] = (),
     out: str | Path = "traces",
     capture: Capture | None = None,
+    zoom: bool = False,
+    queue: int = QUEUE,
     device: Literal["cpu", "gpu"] = "cpu",
     threads: int | None = None,
     sequential: bool = False,
@@ -99,15 +107,17 @@ def run_sides(
     """Run one to three sides for `trace` steps from the same weights, trace, compare and judge.
 
     Args:
-        trace: optimizer steps.
+        trace: optimizer steps; "all" is one epoch.
         sides: "pt", or "LABEL=pt"; the last one is the reference.
         weights: a file of weights; None draws them from the seed and saves them in `out`.
-        data, level: a corpus and how to read it (`harness.corpus.load`); None is the built-in one.
+        data, tokens: a corpus and how to read it (`harness.corpus.load`); None is the built-in one.
         model: a preset's name; None takes the sizes of `weights`, or else zaremba-small.
         settings, faults, pythons: "name=value" for all sides, "LABEL:name=value" for one;
             "LABEL:NAME" of faults to plant (what they need is set for all); "LABEL=PATH".
         out: the folder for traces, logs, and the files that the sides are given.
         capture, device, threads: what to trace, where to run, and threads a side (None: a share).
+        zoom: trace a few steps in full, and judge them, where traces that keep less part.
+        queue: bytes of a side's tensors that may wait to be written.
         sequential: one side after the other instead of all at once.
         follow: every other side starts each step ("step"), or each stage, from the reference's.
         verdict: judge always, never, or (None) where the sides diverge.
@@ -118,14 +128,17 @@ def run_sides(
     watcher = observer or Observer()
     tolerance = Tolerance.given(rtol, atol)  # refused now, not after the run
     asked = _parse_sides(sides, settings, pythons, faults)
-    common = {"steps": trace, "capture": capture or Capture(), "device": device}
-    common |= {"threads": threads or max(1, _processors() // len(asked))}
-    folder, corpus = Path(out), corpora.load(data, level)
+    folder, corpus = Path(out), corpora.load(data, tokens)
     watcher.note(describe_corpus(corpus))
     specs = _specs(model, weights, corpus, _needed(asked) | _shared(settings))
+    if trace == "all":
+        trace = corpora.Batches(corpus.train, specs[1], corpus.eos).steps_per_epoch
+    wanted = _capture(capture or Capture(), trace, zoom, follow)
+    common = {"steps": trace, "capture": wanted, "device": device, "queue": queue}
+    common |= {"threads": threads or max(1, _processors() // len(asked))}
     runs = _prepare(asked, specs, weights, corpus, folder, common, watcher)
     with Session([one.side for one in asked], folder, watcher) as session:
-        result = _conclude(session, runs, (follow, verdict, sequential), tolerance, all)
+        result = _conclude(session, runs, (follow, verdict, sequential, zoom), tolerance, all)
     result = msgspec.structs.replace(result, entropy=corpus.entropy)
     _tell_of_faults(asked, result, trace, watcher)
     return result
@@ -134,20 +147,24 @@ def run_sides(
 def _conclude(
     session: Session,
     runs: list[RunSpec],
-    how: tuple[str | None, bool | None, bool],
+    how: tuple[str | None, bool | None, bool, bool],
     tolerance: Tolerance,
     all: bool,
 ) -> RunResult:
     """Run, compare and judge."""
-    follow, verdict, sequential = how
+    follow, verdict, sequential, zooms = how
     runs, jobs = _run(session, runs, follow, sequential)
     if follow == "stage" and tolerance.rule == "default":
         tolerance = Tolerance.local()
     found = _compare(runs, tolerance, all or follow is not None, session.watcher)
     chosen = next((d for d in found.values() if not d.equivalent), None)
     chosen = chosen or next(iter(found.values()), None)
-    judged = None
-    if chosen and verdict is not False:
+    judged, zoomed = None, None
+    if chosen and zooms:
+        zoomed = zoom_in(session, _pair(runs, chosen), chosen)
+    if zoomed:
+        chosen, judged = zoomed.diff, zoomed.verdict
+    elif chosen and verdict is not False:
         judged = _judge(session, runs, chosen, follow, always=bool(verdict))
     return RunResult(
         {run.label: run.trace for run in runs},
@@ -157,6 +174,7 @@ def _conclude(
         chosen,
         judged,
         {f"{a}|{b}": d.status for (a, b), d in found.items()},
+        zoomed.zoom if zoomed else None,
     )
 
 
@@ -206,11 +224,34 @@ def _judge(
         single = (Following("a", found),)
         wide = runs[-1].train.dtype == "float64"
         return judge(Evidence(found, narrow=() if wide else single, wide=single if wide else ()))
+    pair = _pair(runs, found)
+    if pair[1].capture.level != "full":
+        said = () if found.equivalent else ("nothing was run again: the traces keep no tensors",)
+        return judge(Evidence(found, lacking=said))
     if found.equivalent and not always:
         return judge(Evidence(found))
-    by_label = {run.label: run for run in runs}
-    pair = (by_label[found.labels[0]], by_label[found.labels[1]])
     return Investigation(session, pair, found).verdict()
+
+
+def _pair(runs: list[RunSpec], found: DiffResult) -> tuple[RunSpec, RunSpec]:
+    """The runs that a diff is of."""
+    by_label = {run.label: run for run in runs}
+    return by_label[found.labels[0]], by_label[found.labels[1]]
+
+
+def _capture(wanted: Capture, steps: int, zoom: bool, follow: str | None) -> Capture:
+    """What to trace, with checkpoints to start again from where tensors are not kept."""
+    if zoom:
+        require_zoomable(wanted)
+    if wanted.level == "full":
+        return wanted
+    if follow:
+        raise HarnessError(
+            f"--follow --level {wanted.level}: what is followed must be kept: use --level full"
+        )
+    # Few: of the small model over PTB, each is as large as the statistics of 300 steps.
+    every = wanted.checkpoint_every or steps // CHECKPOINTS + 1
+    return msgspec.structs.replace(wanted, checkpoint_every=every)
 
 
 def _processors() -> int:
@@ -362,10 +403,10 @@ def _settings(texts: Iterable[str]) -> dict[str, str]:
 
 
 def model_for(
-    model: str | None, data: str | Path | None, level: str, settings: Sequence[str]
+    model: str | None, data: str | Path | None, tokens: str, settings: Sequence[str]
 ) -> ModelSpec:
     """The model that a preset, a corpus and settings describe, as a run of them would have it."""
-    return _specs(model, None, corpora.load(data, level), _shared(settings))[0]
+    return _specs(model, None, corpora.load(data, tokens), _shared(settings))[0]
 
 
 def _shared(texts: Sequence[str]) -> dict[str, str]:

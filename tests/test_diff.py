@@ -70,13 +70,13 @@ def pair(tmp_path):
 def reads(monkeypatch):
     """The names of the tensors whose bytes were read, in order."""
     names = []
-    original = Step.read
+    original = Step.view
 
-    def read(self, entry):
+    def view(self, entry):
         names.append(entry.name)
         return original(self, entry)
 
-    monkeypatch.setattr(Step, "read", read)
+    monkeypatch.setattr(Step, "view", view)
     return names
 
 

@@ -204,6 +204,21 @@ def test_statistics_of_nothing_are_found_by_a_check(trace, field, value):
     assert "none: its statistics" in fault
 
 
+@pytest.mark.parametrize("shape", [[2**62] * 65, [1] * 65, [0, 2**62, 2**62]], ids=str)
+def test_a_tensor_file_of_shapes_that_no_array_has_is_refused(trace, shape):
+    put_step(trace, {"grads/x": {"dtype": "F64", "shape": shape, "data_offsets": [0, 0]}})
+    edit(trace, lambda line: line["tensors"][0].update(shape=shape))
+    expect_refused(trace, "grads/x")
+
+
+def test_tensors_that_share_bytes_or_leave_some_out_are_refused(trace):
+    row = {"dtype": "F64", "shape": [2, 3], "data_offsets": [0, 48]}
+    for start, size in ((0, 48), (24, 72), (56, 104), (48, 97)):
+        other = {**row, "data_offsets": [start, start + 48]}
+        put_step(trace, {"grads/x": row, "grads/y": other}, bytes(size))
+        expect_refused(trace, STEP, "not a readable safetensors file")
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -223,8 +238,11 @@ def test_an_index_line_out_of_range_is_refused(trace, field, value):
     ("field", "value", "words"),
     [
         *(("format", bad, ["format"]) for bad in ("other", "\x1b[2J" * 999, 1, None)),
-        *(("version", bad, ["version"]) for bad in (0, 2, -1, 10**4000, "1", 1.0, None)),
+        *(("version", bad, ["version"]) for bad in (0, 3, -1, 10**4000, "2", 2.0, None)),
         *(("hash", bad, ["hash"]) for bad in ("md5", "\x1b[2J" * 999, None)),
+        *(("level", bad, ["level"]) for bad in ("most", None, 1)),
+        ("level", "\x1b[2J" * 999, []),
+        *(("level", bad, ["step 1"]) for bad in ("stats", "hash")),
         *(("steps", bad, ["3"]) for bad in (2, 4, -3, 10**4000, None)),
         *(("complete", bad, []) for bad in (1, "true", None)),
         *(("capture", bad, []) for bad in (None, {"every": 0}, {"file": "x"}, {"first": -1})),

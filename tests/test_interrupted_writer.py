@@ -150,9 +150,9 @@ def kill_itself(home, name, moment):
                 os.kill(os.getpid(), signal.SIGKILL)
         return real(first, second)
     setattr(home, name, call)
-if len(sys.argv) > 3:
-    kill_itself(dict(writer=writer, os=os)[sys.argv[3]], *sys.argv[4:])
-with TraceWriter(sys.argv[1], label="a", dtype="float32") as trace:
+if len(sys.argv) > 4:
+    kill_itself(dict(writer=writer, os=os)[sys.argv[4]], *sys.argv[5:])
+with TraceWriter(sys.argv[1], label="a", dtype="float32", queue=eval(sys.argv[3])) as trace:
     for step in itertools.count(1):
         trace.write(step, content(int(sys.argv[2]), step))
 """
@@ -161,7 +161,8 @@ with TraceWriter(sys.argv[1], label="a", dtype="float32") as trace:
 @pytest.mark.parametrize("seed", range(30))
 def test_a_killed_writer_leaves_every_finished_step(tmp_path, seed):
     path = tmp_path / "a.trace"
-    process = subprocess.Popen([sys.executable, "-c", ENDLESS, path, str(seed)])
+    queue = "None" if seed % 2 else "1_000_000"  # bytes: four steps
+    process = subprocess.Popen([sys.executable, "-c", ENDLESS, path, str(seed), queue])
     try:
         while not (path / "index.jsonl").exists() and process.poll() is None:
             time.sleep(0.001)
@@ -172,6 +173,7 @@ def test_a_killed_writer_leaves_every_finished_step(tmp_path, seed):
     sound(path, seed)
 
 
+@pytest.mark.parametrize("queue", ["None", "1_000_000"])
 @pytest.mark.parametrize(
     ("call", "steps", "files"),
     [
@@ -182,10 +184,10 @@ def test_a_killed_writer_leaves_every_finished_step(tmp_path, seed):
     ],
 )
 def test_a_writer_killed_between_any_two_of_its_acts_leaves_every_finished_step(
-    tmp_path, call, steps, files
+    tmp_path, call, steps, files, queue
 ):
     path = tmp_path / "a.trace"
-    command = [sys.executable, "-c", ENDLESS, path, "1", *call.split()]
+    command = [sys.executable, "-c", ENDLESS, path, "1", queue, *call.split()]
     assert subprocess.run(command, timeout=60).returncode == -signal.SIGKILL
     assert sound(path, 1) == (steps, files)
 

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.compare.tolerance import Allowance
+from harness.kernels import PIECE, kernels_for
+from harness.kernels.layout import (
+    ABS,
+    ABS_AT,
+    DIFF_SQUARES,
+    FIRST_DIFFERENCE,
+    FIRST_MISMATCH,
+    LEAST_ATOL,
+    LEAST_FACTOR,
+    LEAST_RTOL,
+    MISMATCHES,
+    NAN_EQUAL,
+    NONFINITE,
+    PAIRS,
+    REFERENCE_SQUARES,
+    REL,
+    USED,
+)
 from harness.trace.statistics import BLOCK, sum_of_squares
 
 
@@ -23,7 +43,8 @@ class Comparison(msgspec.Struct, frozen=True):
     as close), `nonfinite_mismatches` those that are NaN or infinite on one side and not the same on
     the other. `least_rtol`, `least_atol` and `least_factor` are the smallest rtol (given this
     atol), atol (given this rtol), and K of the default rule that would let the pair pass; None
-    where none would.
+    where none would. `used` is the greatest share of its allowance that an element uses: over 1
+    where a finite one is not close; None where no pair is finite.
     """
 
     close: bool
@@ -42,80 +63,140 @@ class Comparison(msgspec.Struct, frozen=True):
     least_rtol: float | None
     least_atol: float | None
     least_factor: float | None
+    used: float | None
 
 
-class _Sums:
-    """What a pass over blocks adds up. A plain accumulator: turned into a Comparison at the end."""
+class _Sums(msgspec.Struct):
+    """What a pass over blocks adds up: turned into a Comparison at the end."""
 
-    def __init__(self) -> None:
-        self.mismatches = self.nan_equal = self.nonfinite = 0
-        self.first_mismatch: int | None = None
-        self.first_difference: int | None = None
-        self.abs_diff, self.abs_index = -1.0, 0
-        self.rel_diff, self.ulp_diff = -1.0, -1
-        self.diff_squares = self.reference_squares = 0.0
-        self.least_rtol = self.least_atol = self.least_factor = 0.0
+    pairs: int = 0
+    mismatches: int = 0
+    nan_equal: int = 0
+    nonfinite: int = 0
+    first_mismatch: int | None = None
+    first_difference: int | None = None
+    abs_diff: float = -1.0
+    abs_index: int = 0
+    rel_diff: float = -1.0
+    ulp_diff: int = -1
+    diff_squares: float = 0.0
+    reference_squares: float = 0.0
+    least_rtol: float = 0.0
+    least_atol: float = 0.0
+    least_factor: float = 0.0
+    used: float = 0.0
+
+    def join(self, later: _Sums) -> None:
+        """Add what another pass found in the elements after those of this one."""
+        if later.abs_diff > self.abs_diff:
+            self.abs_diff, self.abs_index = later.abs_diff, later.abs_index
+        if self.first_mismatch is None:
+            self.first_mismatch = later.first_mismatch
+        if self.first_difference is None:
+            self.first_difference = later.first_difference
+        for name in ("pairs", "mismatches", "nan_equal", "nonfinite"):
+            setattr(self, name, getattr(self, name) + getattr(later, name))
+        for name in ("diff_squares", "reference_squares"):
+            setattr(self, name, getattr(self, name) + getattr(later, name))
+        for name in ("rel_diff", "ulp_diff", "least_rtol", "least_atol", "least_factor", "used"):
+            setattr(self, name, max(getattr(self, name), getattr(later, name)))
 
 
-def compare(a: NDArray[Any], b: NDArray[Any], allowed: Allowance) -> Comparison:
+def compare(
+    a: NDArray[Any],
+    b: NDArray[Any],
+    allowed: Allowance,
+    *,
+    threads: int | None = None,
+    seen: Callable[[NDArray[Any], NDArray[Any], int], None] | None = None,
+) -> Comparison:
     """Compare `a` with the reference `b`, arrays of one shape and dtype, under `allowed`.
 
     Closeness is computed exactly as numpy.isclose(a, b, rtol, atol, equal_nan=True) computes it (a
     factor of 0 asks for equality, which that rule blurs for integers beyond 2^53). Distances are
-    computed in float64; ULPs are exact for every dtype.
+    computed in float64; ULPs are exact for every dtype. Large arrays are shared out to `threads`
+    (None: one for every processor). `seen` is called with each piece of both before it is compared
+    and the number of elements before it: for what else is to be done while it lies in the cache. It
+    implies one thread.
     Raises ValueError for arrays of different shape or dtype: that is for the caller to report.
     """
     if a.shape != b.shape or a.dtype != b.dtype:
         raise ValueError(f"cannot compare {a.dtype} {a.shape} with {b.dtype} {b.shape}")
-    sums = _Sums()
-    with np.errstate(all="ignore"):
-        for number, (x, y) in enumerate(_blocks(a, b)):
-            _add_closeness(sums, number * BLOCK, x, y, allowed)
-            _add_distances(sums, number * BLOCK, x, y, allowed)
+    flat_a, flat_b = np.ascontiguousarray(a).reshape(-1), np.ascontiguousarray(b).reshape(-1)
+    pieces = range(0, flat_a.size, PIECE)
+    workers = 1 if seen else min(threads or os.cpu_count() or 1, len(pieces))
+
+    def run(starts: range) -> _Sums:
+        return _pass(flat_a, flat_b, starts, allowed, seen)
+
+    if workers <= 1:
+        sums = run(pieces)
+    else:
+        share = -(-len(pieces) // workers)
+        shares = [pieces[i : i + share] for i in range(0, len(pieces), share)]
+        with ThreadPoolExecutor(len(shares)) as pool:
+            sums, *others = pool.map(run, shares)
+        for other in others:
+            sums.join(other)
     return _finish(sums, a, allowed)
 
 
-def _blocks(a: NDArray[Any], b: NDArray[Any]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """Both arrays in blocks that fit the cache, C order."""
-    flat_a, flat_b = np.ascontiguousarray(a).reshape(-1), np.ascontiguousarray(b).reshape(-1)
-    for start in range(0, flat_a.size, BLOCK):
-        yield flat_a[start : start + BLOCK], flat_b[start : start + BLOCK]
+def _pass(
+    a: NDArray[Any],
+    b: NDArray[Any],
+    starts: range,
+    allowed: Allowance,
+    seen: Callable[[NDArray[Any], NDArray[Any], int], None] | None,
+) -> _Sums:
+    """The figures of the pieces that begin at `starts`."""
+    kernels = kernels_for(a)
+    compiled = kernels and kernels.Pass(allowed.rtol, allowed.atol, allowed.factor, allowed.scale)
+    sums = _Sums()
+    for start in starts:
+        x, y = a[start : start + PIECE], b[start : start + PIECE]
+        if seen:
+            seen(x, y, start)
+        if compiled:
+            compiled.add(x, y, start)
+        else:
+            _add(sums, x, y, start, allowed)
+    return _taken(compiled) if compiled else sums
 
 
-class Scan(NamedTuple):
-    """What every pair of a diff needs: the figures of `Comparison` that cost least.
+def _taken(found: Any) -> _Sums:
+    """The figures of a compiled pass."""
+    best, counts = found.best.tolist(), found.counts.tolist()
+    return _Sums(
+        pairs=counts[PAIRS],
+        mismatches=counts[MISMATCHES],
+        nan_equal=counts[NAN_EQUAL],
+        nonfinite=counts[NONFINITE],
+        first_mismatch=None if counts[FIRST_MISMATCH] < 0 else counts[FIRST_MISMATCH],
+        first_difference=None if counts[FIRST_DIFFERENCE] < 0 else counts[FIRST_DIFFERENCE],
+        abs_diff=best[ABS],
+        abs_index=counts[ABS_AT],
+        rel_diff=best[REL],
+        ulp_diff=int(found.ulps[0]) if counts[PAIRS] else -1,
+        diff_squares=best[DIFF_SQUARES],
+        reference_squares=best[REFERENCE_SQUARES],
+        least_rtol=best[LEAST_RTOL],
+        least_atol=best[LEAST_ATOL],
+        least_factor=best[LEAST_FACTOR],
+        used=best[USED],
+    )
 
-    `used` is the greatest share of its allowance that an element uses: over 1 where one is not
-    close, None where nothing is finite on both sides.
-    """
 
-    mismatches: int
-    rel_l2_eps: float | None
-    used: float | None
-
-
-def scan(a: NDArray[Any], b: NDArray[Any], allowed: Allowance) -> Scan:
-    """Compare as `compare` does, for three figures alone. Shapes and dtypes must be the same."""
-    mismatches, pairs, used, diff_squares, reference_squares = 0, 0, 0.0, 0.0, 0.0
+def _add(sums: _Sums, a: NDArray[Any], b: NDArray[Any], first: int, allowed: Allowance) -> None:
+    """Add a piece, which starts at element `first`, with NumPy."""
     with np.errstate(all="ignore"):
-        for x, y in _blocks(a, b):
-            mismatches += x.size - int(np.count_nonzero(_passes(x, y, allowed)))
-            wide = y.astype(np.float64)
-            diff = x - wide
-            together = sum_of_squares(diff), sum_of_squares(wide)
-            if not np.isfinite(together[0]):
-                finite = np.isfinite(x) & np.isfinite(y)
-                diff, wide = diff[finite], wide[finite]
-                together = sum_of_squares(diff), sum_of_squares(wide)
-            pairs += diff.size
-            diff_squares += together[0]
-            reference_squares += together[1]
-            shares = np.abs(diff) / (allowed.atol + allowed.rtol * np.abs(wide))
-            used = max(used, float(np.fmax.reduce(shares, initial=0.0)))  # fmax: 0 / 0 counts not
-    if not pairs:
-        return Scan(mismatches, None, None)
-    rel_l2 = _ratio(diff_squares**0.5, reference_squares**0.5)
-    return Scan(mismatches, _in_eps(rel_l2, a.dtype), used)
+        for start in range(0, a.size, BLOCK):
+            x, y = a[start : start + BLOCK], b[start : start + BLOCK]
+            _add_closeness(sums, first + start, x, y, allowed)
+            _add_distances(sums, first + start, x, y, allowed)
+
+
+# The name of the same for callers that want three of its figures.
+scan = compare
 
 
 def is_close(a: NDArray[Any], b: NDArray[Any], rtol: float, atol: float) -> NDArray[np.bool_]:
@@ -195,6 +276,7 @@ def _add_distances(
     else:
         places = None
     diff, size = np.abs(x - y), np.abs(y)
+    sums.pairs += diff.size
     at = int(np.argmax(diff))
     if diff[at] > sums.abs_diff:
         sums.abs_diff = float(diff[at])
@@ -209,9 +291,11 @@ def _add_distances(
     # np.maximum keeps a NaN (what overflowed has no least tolerance), where max drops it.
     sums.least_atol = float(np.maximum(sums.least_atol, np.max(diff - allowed.rtol * size)))
     sums.ulp_diff = max(sums.ulp_diff, int(np.max(ulps(a, b))))
-    if allowed.factor and diff[at] > 0:
+    shares = diff / (allowed.atol + allowed.rtol * size)
+    sums.used = max(sums.used, float(np.fmax.reduce(shares, initial=0.0)))  # 0 / 0 counts not
+    if allowed.factor:
         # Not finite where the reference holds zeros alone: nothing scales with them.
-        factors = diff / (size + allowed.scale)
+        factors = np.where(diff > 0, diff / (size + allowed.scale), 0.0)
         sums.least_factor = float(np.maximum(sums.least_factor, np.max(factors)))
     sums.diff_squares += sum_of_squares(diff)
     sums.reference_squares += sum_of_squares(y)
@@ -222,7 +306,7 @@ def _finish(sums: _Sums, a: NDArray[Any], allowed: Allowance) -> Comparison:
     any_pair = sums.abs_diff >= 0
     rel_l2 = None
     if any_pair:
-        rel_l2 = _ratio(sums.diff_squares**0.5, sums.reference_squares**0.5)
+        rel_l2 = ratio(sums.diff_squares**0.5, sums.reference_squares**0.5)
     passable = not sums.nonfinite
 
     def place(flat: int | None) -> tuple[int, ...] | None:
@@ -239,23 +323,24 @@ def _finish(sums: _Sums, a: NDArray[Any], allowed: Allowance) -> Comparison:
         max_rel_diff=_finite(sums.rel_diff) if sums.rel_diff >= 0 else None,
         max_ulp_diff=sums.ulp_diff if sums.ulp_diff >= 0 else None,
         rel_l2=rel_l2,
-        rel_l2_eps=_in_eps(rel_l2, a.dtype),
+        rel_l2_eps=in_eps(rel_l2, a.dtype),
         nan_equal=sums.nan_equal,
         nonfinite_mismatches=sums.nonfinite,
         least_rtol=_finite(sums.least_rtol) if passable else None,
         least_atol=_finite(sums.least_atol) if passable else None,
-        least_factor=_in_eps(_finite(sums.least_factor), a.dtype)
+        least_factor=in_eps(_finite(sums.least_factor), a.dtype)
         if passable and allowed.factor
         else None,
+        used=sums.used if any_pair else None,
     )
 
 
-def _in_eps(value: float | None, dtype: np.dtype[Any]) -> float | None:
+def in_eps(value: float | None, dtype: np.dtype[Any]) -> float | None:
     """`value` in units of the machine epsilon of `dtype`; None for dtypes that do not round."""
     return value / float(np.finfo(dtype).eps) if value is not None and dtype.kind == "f" else None
 
 
-def _ratio(a: float, b: float) -> float | None:
+def ratio(a: float, b: float) -> float | None:
     """a / b with 0 / 0 = 0; None where b alone is 0 or the result is not finite."""
     if a == 0:
         return 0.0

@@ -79,7 +79,7 @@ class Pair:
         self._steps: dict[tuple[Side, int], dict[str, Any]] = {}
 
     def read(self, side: Side, step: int, name: str) -> NDArray[Any] | None:
-        """A tensor; None where it is not traced."""
+        """A tensor; None where it is not traced, or not kept."""
         trace = self.traces[side]
         if step not in trace.steps:
             return None
@@ -87,7 +87,10 @@ class Pair:
             opened = trace.step(step)
             self._steps[side, step] = {"step": opened} | {e.name: e for e in opened.entries}
         found = self._steps[side, step]
-        return None if name not in found or name == "step" else found["step"].read(found[name])
+        if name not in found or name == "step" or not found["step"].holds(found[name]):
+            return None
+        array: NDArray[Any] = found["step"].read(found[name])
+        return array
 
     def gap(self, step: int, name: str) -> Gap | None:
         """How far apart a tensor is; None where it is not on both sides in one shape."""

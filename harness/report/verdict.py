@@ -11,6 +11,7 @@ from harness.compare import DiffResult
 from harness.explain import Verdict
 from harness.faults.fault import Fault
 from harness.report.terminal import eps, pairs, place, table, values
+from harness.zoom import Zoom
 
 STYLES = {
     "identical": "bold green",
@@ -48,6 +49,17 @@ def show_verdict(out: Console, verdict: Verdict, found: DiffResult) -> None:
         more = f" and {len(others) - 4} more tensors" if len(others) > 4 else ""
         out.print(Text(f"  stages that differ as well: {shown}{more}"))
     out.print()
+
+
+def show_zoom(out: Console, zoom: Zoom) -> None:
+    """What a zoomed run has stored, and the steps that were looked at."""
+    kept = ", ".join(f"{label} {size / 1e6:,.1f} MB" for label, size in zoom.kept.items())
+    steps = ", ".join(f"{w.first} to {w.last} ({w.label})" for w in zoom.windows)
+    out.print(
+        Text(f"stored: {kept} for the whole run; {zoom.full / 1e6:,.1f} MB in full: steps {steps}")
+    )
+    for window in zoom.windows:
+        out.print(Text("  full traces: " + ", ".join(window.traces.values()), "dim"))
 
 
 def show_pairs(out: Console, statuses: Mapping[str, str]) -> None:

@@ -1,22 +1,28 @@
 """The trace: a folder that holds every tensor of every step (specified in traces/README.md)."""
 
 from harness.trace.intervention import Intervention
+from harness.trace.parts import Rows, Timesteps
 from harness.trace.reader import CheckResult, Step, Trace, check_trace, open_trace, select
-from harness.trace.schema import Header, StepEntry, TensorEntry, TraceError
+from harness.trace.resume import resumed
+from harness.trace.schema import Header, Place, StepEntry, TensorEntry, TraceError
 from harness.trace.writer import TraceWriter, remove_trace
 
 __all__ = [
     "CheckResult",
     "Header",
     "Intervention",
+    "Place",
+    "Rows",
     "Step",
     "StepEntry",
     "TensorEntry",
+    "Timesteps",
     "Trace",
     "TraceError",
     "TraceWriter",
     "check_trace",
     "open_trace",
     "remove_trace",
+    "resumed",
     "select",
 ]

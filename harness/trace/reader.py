@@ -4,43 +4,42 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
-import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import EllipsisType
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
+from harness.spec import Level
+from harness.trace.entries import check_step, possible, same_place
+from harness.trace.parts import Rows
 from harness.trace.schema import (
-    CODES,
-    DTYPES,
     FORMAT,
     HASH,
     HEADER_FILE,
     HEADER_LIMIT,
     INDEX_FILE,
     LINE_LIMIT,
-    TENSOR_HEADER_LIMIT,
-    VERSION,
+    VERSIONS,
     Header,
     StepEntry,
     StepNumber,
     TensorEntry,
     TraceError,
-    check_name,
     quote,
+    row_names,
     said,
     step_file,
 )
 from harness.trace.statistics import describe, digest
+from harness.trace.tensor_file import TensorFile
 
 R = TypeVar("R", bound=msgspec.Struct)
 
+IMPOSSIBLE = "its statistics in the index are those of no tensor"
 NESTING_LIMIT = 64  # of the header's spec, which its readers walk by recursion
 
 
@@ -100,22 +99,23 @@ class Trace:
         except OSError as error:
             raise TraceError(f"{index}: cannot be read: {error}") from None
         entry = _decode(text, StepEntry, f"{index}, step {step}")
-        _check_entry(entry, step, f"{index}, step {step}")
-        file_path = step_file(self.path, step)
-        try:
-            size = file_path.stat().st_size
-        except OSError as error:
-            raise TraceError(f"{file_path}: the step's tensors are gone: {error}") from None
-        if size != entry.bytes:
-            raise TraceError(
-                f"{file_path}: {size} bytes, and the index says {entry.bytes}: cut or changed "
-                "after it was written"
-            )
+        check_step(entry, step, self.header.level, self._lines, f"{index}, step {step}")
+        if entry.bytes:
+            file_path = step_file(self.path, step)
+            try:
+                size = file_path.stat().st_size
+            except OSError as error:
+                raise TraceError(f"{file_path}: the step's tensors are gone: {error}") from None
+            if size != entry.bytes:
+                raise TraceError(
+                    f"{file_path}: {size} bytes, and the index says {entry.bytes}: cut or changed "
+                    "after it was written"
+                )
         return entry
 
     def step(self, step: int) -> Step:
         """One step's entries and tensors. Raises TraceError as `entry` does."""
-        return Step(step_file(self.path, step), self.entry(step))
+        return Step(self, self.entry(step))
 
     def check(self) -> Iterator[tuple[int, list[str]]]:
         """Read everything and yield each step with what is wrong with it (nothing: whole)."""
@@ -123,11 +123,9 @@ class Trace:
             faults = []
             try:
                 opened = self.step(step)
-                extra = opened.names() - {entry.name for entry in opened.entries}
-                if extra:
-                    faults.append(f"{opened.path}: not in the index: {quote(sorted(extra))}")
+                faults += opened.strangers()
                 for entry in opened.entries:
-                    faults += _check_tensor(opened, entry)
+                    faults += _check_tensor(opened, entry, self.header.level)
             except TraceError as error:
                 faults.append(str(error))
             yield step, faults
@@ -136,22 +134,49 @@ class Trace:
 class Step:
     """One finished step: `entries` in execution order, and the tensors, read when asked for.
 
-    The file is not opened before the first tensor is read.
+    No file is opened before the first tensor is read.
     """
 
-    def __init__(self, path: Path, entry: StepEntry) -> None:
-        """The step whose tensors are in the file `path`."""
-        self.path = path
+    def __init__(self, trace: Trace, entry: StepEntry) -> None:
+        """The step of `trace` that the index describes by `entry`."""
+        self.path = step_file(trace.path, entry.step)
         self.number = entry.step
         self.entries = entry.tensors
-        self._file: Any = None
+        self._trace = trace
+        self._file: TensorFile | None = None
+        self._others: dict[int, Step] = {}
+
+    def holds(self, entry: TensorEntry) -> bool:
+        """Whether the trace has the elements of this tensor, and not only what is known of them."""
+        return entry.stored is not None
 
     def read(self, entry: TensorEntry) -> NDArray[Any]:
         """One tensor, checked against its index entry: dtype, shape and hash.
 
-        Raises TraceError where the file says otherwise: it was damaged, or swapped.
+        Raises TraceError where the file says otherwise (it was damaged, or swapped), and for a
+        tensor that the trace does not hold.
         """
-        return _checked(self._open(), self.path, entry)
+        array, path = self._elements(entry)
+        try:
+            array = array if array.flags.writeable else array.copy()
+        except MemoryError as error:
+            raise TraceError(f"{path}: {entry.name} cannot be read: {said(error)}") from None
+        if digest(array) != entry.hash:
+            raise TraceError(
+                f"{path}: {entry.name} does not match its hash in the index: damaged or swapped"
+            )
+        return array
+
+    def view(self, entry: TensorEntry) -> NDArray[Any]:
+        """One tensor, read-only: the file itself where it is stored whole, a copy where as rows.
+
+        Its dtype and shape are those of the entry; its hash is not checked. It must not be used
+        after the file was cut short. Raises TraceError for a file that is damaged, and for a
+        tensor that the trace does not hold.
+        """
+        array, _ = self._elements(entry)
+        array.flags.writeable = False
+        return array
 
     def find(self, name: str) -> TensorEntry:
         """The entry of one tensor. Raises TraceError that lists names like it."""
@@ -171,12 +196,60 @@ class Step:
             yield entry, self.read(entry)
 
     def names(self) -> set[str]:
-        """The names that the file itself holds."""
-        return set(self._open().keys())
+        """The names of the tensors whose elements the trace has."""
+        return {entry.name for entry in self.entries if self.holds(entry)}
 
-    def _open(self) -> Any:
+    def strangers(self) -> list[str]:
+        """What is wrong with the file as a whole: tensors in it that are not in the index."""
+        names: set[str] = set()
+        for entry in self.entries:
+            if entry.own:
+                names.update(row_names(entry.name) if entry.stored == "rows" else [entry.name])
+        extra = self._open().names() - names if names else set()
+        return [f"{self.path}: not in the index: {quote(sorted(extra))}"] if extra else []
+
+    def _elements(self, entry: TensorEntry) -> tuple[NDArray[Any], Path]:
+        """A tensor, from wherever it lies, and the file: on the file itself, or a fresh array."""
+        if entry.stored is None:
+            raise TraceError(
+                f"{self.path}: the elements of {entry.name} were not kept (the trace is of level "
+                f'"{self._trace.header.level}"): run with --level full, or --checkpoint-every'
+            )
+        step = self._origin(entry)
+        file, name = step._open(), entry.same_as.name if entry.same_as else entry.name
+        if entry.stored == "whole":
+            return file.view(name, entry.dtype, entry.shape), step.path
+        height, width = entry.shape
+        rows, values = row_names(name)
+        try:
+            numbers = file.view(rows, "int64", (None,))
+            kept = file.view(values, entry.dtype, (numbers.size, width))
+            found = Rows(numbers, kept, (height, width))
+            found.check_order()
+            return found.dense(), step.path
+        except (ValueError, MemoryError) as error:
+            raise TraceError(f"{step.path}: {name} cannot be read: {said(error)}") from None
+
+    def _origin(self, entry: TensorEntry) -> Step:
+        """The step in whose file the elements of `entry` lie."""
+        place = entry.same_as
+        if place is None or place.step == self.number:
+            return self
+        if place.step not in self._others:
+            self._others[place.step] = self._trace.step(place.step)
+        step = self._others[place.step]
+        there = {found.name: found for found in step.entries}.get(place.name)
+        if there is None or not same_place(there, entry):
+            raise TraceError(
+                f"{self.path}: {entry.name} of step {self.number} is said to be "
+                f"{quote(place.name)} of step {place.step}, which is another tensor, or does not "
+                "lie there"
+            )
+        return step
+
+    def _open(self) -> TensorFile:
         if self._file is None:
-            self._file = _open_tensors(self.path)
+            self._file = TensorFile(self.path)
         return self._file
 
 
@@ -240,10 +313,10 @@ def _read_header(path: Path) -> Header:
     basic = _decode(text, _Version, str(path))
     if basic.format != FORMAT:
         raise TraceError(f"{path}: format {quote(basic.format)}, not {FORMAT!r}: this is no trace")
-    if basic.version != VERSION:
+    if basic.version not in VERSIONS:
         raise TraceError(
-            f"{path}: version {quote(basic.version)} of the format; this harness reads version "
-            f"{VERSION}"
+            f"{path}: version {quote(basic.version)} of the format; this harness reads versions "
+            f"{VERSIONS[0]} to {VERSIONS[-1]}"
         )
     header = _decode(text, Header, str(path))
     if _deeper(header.spec, NESTING_LIMIT):
@@ -251,7 +324,7 @@ def _read_header(path: Path) -> Header:
     header = msgspec.convert(_printable(msgspec.to_builtins(header)), Header)
     if header.hash != HASH:
         unknown = quote(header.hash)
-        raise TraceError(f"{path}: hash {unknown} is unknown; version {VERSION} has {HASH}")
+        raise TraceError(f"{path}: hash {unknown} is unknown; the format has {HASH}")
     return header
 
 
@@ -297,75 +370,28 @@ def _read_index(path: Path) -> tuple[dict[int, _Line], bool]:
     return lines, False
 
 
-def _check_entry(entry: StepEntry, step: int, where: str) -> None:
-    if entry.step != step:
-        raise TraceError(f"{where}: says step {entry.step}: the index changed while it was read")
-    names = [tensor.name for tensor in entry.tensors]
-    for tensor in entry.tensors:
-        wrong = check_name(tensor.name)
-        if wrong:
-            raise TraceError(f"{where}: {quote(tensor.name)} cannot name a tensor: it {wrong}")
-        if tensor.dtype not in DTYPES or min(tensor.shape, default=0) < 0:
-            raise TraceError(
-                f"{where}: {tensor.name}: {quote(tensor.dtype)} {quote(list(tensor.shape))} is no "
-                "dtype and shape of a tensor"
-            )
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise TraceError(f"{where}: {twice} stands there twice")
-
-
-def _open_tensors(path: Path) -> Any:
-    """Open a step's file with its header bounded before any of it is parsed."""
-    try:
-        with open(path, "rb") as file:
-            _check_size(path, file)
-        return safe_open(path, framework="numpy")
-    except (OSError, MemoryError, SafetensorError) as error:
-        raise TraceError(f"{path}: not a readable safetensors file: {said(error)}") from None
-
-
-def _check_size(path: Path, file: BinaryIO) -> None:
-    start = file.read(8)
-    size = os.fstat(file.fileno()).st_size
-    length = struct.unpack("<Q", start)[0] if len(start) == 8 else None
-    if length is None or length > min(TENSOR_HEADER_LIMIT, size - 8):
-        raise TraceError(
-            f"{path}: not a readable safetensors file: a header of {length} bytes in a file of "
-            f"{size} (at most {TENSOR_HEADER_LIMIT} allowed)"
-        )
-
-
-def _checked(file: Any, path: Path, entry: TensorEntry) -> NDArray[Any]:
-    """One tensor of an open file if it is what `entry` says; TraceError otherwise."""
-    try:
-        found = file.get_slice(entry.name)
-        code, shape = found.get_dtype(), tuple(found.get_shape())
-        if (code, shape) != (CODES[entry.dtype], entry.shape):
-            raise TraceError(
-                f"{path}: {entry.name} is {code} {quote(list(shape))}, and the index says "
-                f"{entry.dtype} {quote(list(entry.shape))}: damaged or swapped"
-            )
-        np.empty(shape, entry.dtype)  # safetensors panics where this raises MemoryError
-        array: NDArray[Any] = file.get_tensor(entry.name)
-    except (SafetensorError, MemoryError, KeyError, TypeError, ValueError) as error:
-        raise TraceError(f"{path}: {entry.name} cannot be read: {said(error)}") from None
-    if digest(array) != entry.hash:
-        raise TraceError(
-            f"{path}: {entry.name} does not match its hash in the index: damaged or swapped"
-        )
-    return array
-
-
-def _check_tensor(step: Step, entry: TensorEntry) -> list[str]:
-    """What is wrong with one tensor, its statistics in the index included."""
+def _check_tensor(step: Step, entry: TensorEntry, level: Level) -> list[str]:
+    """What is wrong with one tensor, its statistics and sketch in the index included."""
+    if not step.holds(entry):
+        return [] if possible(entry) else [f"{step.path}: {entry.name}: {IMPOSSIBLE}"]
     try:
         array = step.read(entry)
     except TraceError as error:
         return [str(error)]
-    if not _same_statistics(describe(entry.name, array), entry):
+    found = describe(entry.name, array, level)
+    if not _same_statistics(found, entry):
         return [f"{step.path}: {entry.name}: its statistics in the index are not its own"]
+    if not _same_sketch(found, entry):
+        return [f"{step.path}: {entry.name}: its sketch in the index is not its own"]
     return []
+
+
+def _same_sketch(a: TensorEntry, b: TensorEntry) -> bool:
+    """Whether two sketches agree up to the order in which a machine adds."""
+    x, y = (np.frombuffer(entry.sketch or b"", "<f8") for entry in (a, b))
+    if a.l2 is None or x.size != y.size:  # sums that no double holds have no order
+        return x.size == y.size
+    return bool(np.all(np.abs(x - y) <= 1e-9 * a.l2))
 
 
 def _same_statistics(a: TensorEntry, b: TensorEntry) -> bool:

@@ -1,18 +1,19 @@
-"""The schema of a trace, version 1: file names, records, and what counts as a valid name."""
+"""The schema of a trace, version 2: file names, records, and what counts as a valid name."""
 
 from __future__ import annotations
 
 import reprlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from harness.errors import HarnessError
-from harness.spec import Capture
+from harness.spec import Capture, Level
 
 FORMAT = "twin-harness-trace"
-VERSION = 1
+VERSION = 2
+VERSIONS = (1, VERSION)  # those that are read
 HASH = "xxh3_128"
 HEADER_FILE = "trace.json"
 INDEX_FILE = "index.jsonl"
@@ -22,6 +23,9 @@ HEADER_LIMIT = 16 << 20
 LINE_LIMIT = 64 << 20
 TENSOR_HEADER_LIMIT = 16 << 20
 NAME_LIMIT = 255
+AXES_LIMIT = 64  # NumPy's
+ROWS_LIMIT = 1 << 34  # bytes of a matrix that is stored as rows: a small file could claim any size
+SKETCH_BYTES = 512
 
 # Those that both NumPy and safetensors know.
 INTEGERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
@@ -41,25 +45,50 @@ class TraceError(HarnessError):
     """A trace that cannot be written or read as it should."""
 
 
+class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A tensor of this trace, by its step and name."""
+
+    step: StepNumber
+    name: str
+
+
 class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the index says of one tensor: identity, and statistics over its finite elements.
 
     `hash` is XXH3-128 (hexadecimal) of the elements as little-endian bytes in C order. `min`,
     `max` and `mean` are None where no element is finite, `l2` is then 0; a value too large for a
-    double is None. `nan`, `inf` and `zero` count elements.
+    double is None. `nan`, `inf` and `zero` count elements. In a trace of level "hash" all seven
+    are None; `sketch` (harness.trace.sketch, as bytes) is there at level "stats" alone.
+
+    `stored` says how the elements are kept: "whole", as "rows" (a matrix without its rows of
+    zeros), or not at all (None). `same_as` is the place where they lie if not under this step and
+    name: an earlier tensor with the same bits, that is kept at that very place.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     hash: str
-    min: float | None
-    max: float | None
-    mean: float | None
-    l2: float | None
-    nan: int
-    inf: int
-    zero: int
+    min: float | None = None
+    max: float | None = None
+    mean: float | None = None
+    l2: float | None = None
+    nan: int | None = None
+    inf: int | None = None
+    zero: int | None = None
+    sketch: bytes | None = None
+    stored: Literal["whole", "rows"] | None = "whole"
+    same_as: Place | None = None
+
+    @property
+    def own(self) -> bool:
+        """Whether the elements lie in the file of the entry's own step, under its own name."""
+        return self.stored is not None and self.same_as is None
+
+    @property
+    def identity(self) -> tuple[str, str, tuple[int, ...]]:
+        """What two tensors have in common if and only if they are equal bit for bit."""
+        return self.hash, self.dtype, self.shape
 
     @property
     def size(self) -> int:
@@ -71,7 +100,10 @@ class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StepEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A line of the index: one finished step, its file's size, its tensors in execution order."""
+    """A line of the index: one finished step and its tensors in execution order.
+
+    `bytes` is the size of the step's file; 0 where it has none, as it has no tensor of its own.
+    """
 
     step: StepNumber
     bytes: Size
@@ -87,7 +119,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     steps: int | None
     label: str
     dtype: str
-    level: str
+    level: Level
     hash: str
     capture: Capture
     framework: dict[str, str]
@@ -100,6 +132,11 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def step_file(folder: Path, step: int) -> Path:
     """The file of one step's tensors."""
     return folder / f"step-{step:08d}.safetensors"
+
+
+def row_names(name: str) -> tuple[str, str]:
+    """Where a file keeps the row numbers and rows of a matrix: names that no tensor can have."""
+    return f"{name}//rows", f"{name}//values"
 
 
 def quote(value: object) -> str:

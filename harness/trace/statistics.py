@@ -1,62 +1,129 @@
-"""What the index says of a tensor beside its name: its hash, and statistics of its elements."""
+"""What the index says of a tensor beside its name: hash, statistics of its elements, sketch."""
 
 from __future__ import annotations
 
 import sys
+from types import ModuleType
 from typing import Any
 
+import msgspec
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from harness.kernels import PIECE, kernels_for
+from harness.kernels.layout import CHUNK
+from harness.spec import Level
 from harness.trace.schema import TensorEntry
+from harness.trace.sketch import SIZE, add_to_sketch, seed
 
-BLOCK = 1 << 16  # elements a block: small enough for the cache once widened to float64
+BLOCK = 1 << 16  # elements a block in NumPy: small enough for the cache once widened to float64
+
+
+class _Figures(msgspec.Struct):
+    """What a pass over a tensor adds up; `seed` is None where no sketch is wanted."""
+
+    seed: np.uint64 | None
+    sketch: NDArray[np.float64]
+    low: float = np.inf
+    high: float = -np.inf
+    total: float = 0.0
+    squares: float = 0.0
+    nan: int = 0
+    inf: int = 0
+    zero: int = 0
 
 
 def digest(array: NDArray[Any]) -> str:
     """XXH3-128 of an array's elements, little-endian, C order. Dtype and shape are not in it."""
-    data = np.ascontiguousarray(array)
-    if sys.byteorder == "big":
-        data = data.byteswap()
-    return xxhash.xxh3_128_hexdigest(data.reshape(-1).view(np.uint8).data)
+    hasher = Digest()
+    hasher.add(np.ascontiguousarray(array).reshape(-1))
+    return hasher.text()
 
 
-def describe(name: str, array: NDArray[Any]) -> TensorEntry:
-    """The index entry of `array`: one pass over it, in blocks, sums in float64."""
+class Digest:
+    """The digest of an array that is seen in pieces."""
+
+    def __init__(self) -> None:
+        """Of nothing so far."""
+        self._hash = xxhash.xxh3_128()
+
+    def add(self, piece: NDArray[Any]) -> None:
+        """Add the next elements: contiguous, one axis."""
+        data = piece.byteswap() if sys.byteorder == "big" else piece
+        self._hash.update(data.view(np.uint8).data)
+
+    def text(self) -> str:
+        """The digest, as the index has it."""
+        return self._hash.hexdigest()
+
+
+def describe(name: str, array: NDArray[Any], level: Level = "full") -> TensorEntry:
+    """The index entry of `array`, made in one pass over it; sums are made in float64.
+
+    `level` says how much is wanted: at "hash" no statistics, at "stats" a sketch too.
+    """
     flat = np.ascontiguousarray(array).reshape(-1)
-    low, high, total, squares = np.inf, -np.inf, 0.0, 0.0
-    nan = inf = zero = 0
+    kernels = None if level == "hash" else kernels_for(flat)
+    found = _Figures(seed(name, array.shape) if level == "stats" else None, np.zeros(SIZE))
+    hasher = Digest()
+    for start in range(0, flat.size, PIECE):
+        piece = flat[start : start + PIECE]
+        hasher.add(piece)  # which brings it into the cache
+        if kernels:
+            _add_compiled(found, piece, start, kernels)
+        elif level != "hash":
+            _add(found, piece, start)
+    hashed = TensorEntry(name, str(array.dtype), array.shape, hasher.text())
+    if level == "hash":
+        return hashed
+    count = flat.size - found.nan - found.inf
+    return msgspec.structs.replace(
+        hashed,
+        min=found.low + 0.0 if count else None,  # of zeros of both signs, the positive one
+        max=found.high + 0.0 if count else None,
+        mean=_storable(found.total / count) if count else None,
+        l2=_storable(found.squares**0.5),
+        nan=found.nan,
+        inf=found.inf,
+        zero=found.zero,
+        sketch=found.sketch.astype("<f8").tobytes() if level == "stats" else None,
+    )
+
+
+def _add_compiled(found: _Figures, piece: NDArray[Any], start: int, kernels: ModuleType) -> None:
+    low, high, total, squares, nan, inf, zero = kernels.describe(
+        piece, start // CHUNK, found.seed, found.sketch
+    )
+    found.low, found.high = min(found.low, low), max(found.high, high)
+    found.total += total
+    found.squares += squares
+    found.nan += nan
+    found.inf += inf
+    found.zero += zero
+
+
+def _add(found: _Figures, piece: NDArray[Any], first: int) -> None:
+    """Add a piece, which starts at element `first`, with NumPy."""
     with np.errstate(over="ignore", invalid="ignore"):  # sums of numbers near the largest double
-        for start in range(0, flat.size, BLOCK):
-            block = flat[start : start + BLOCK]
-            zero += block.size - int(np.count_nonzero(block))
+        for start in range(0, piece.size, BLOCK):
+            block = piece[start : start + BLOCK]
+            if found.seed is not None:
+                add_to_sketch(block, (first + start) // CHUNK, found.seed, found.sketch)
+            found.zero += block.size - int(np.count_nonzero(block))
             wide = block.astype(np.float64)
             finite = np.isfinite(wide)
             if not finite.all():
                 nans = int(np.count_nonzero(np.isnan(wide)))
-                nan += nans
-                inf += wide.size - int(np.count_nonzero(finite)) - nans
+                found.nan += nans
+                found.inf += wide.size - int(np.count_nonzero(finite)) - nans
                 wide = wide[finite]
                 if not wide.size:
                     continue
-            low, high = min(low, float(wide.min())), max(high, float(wide.max()))
-            total += float(wide.sum())
-            squares += sum_of_squares(wide)
-    count = flat.size - nan - inf
-    return TensorEntry(
-        name=name,
-        dtype=str(array.dtype),
-        shape=array.shape,
-        hash=digest(array),
-        min=low if count else None,
-        max=high if count else None,
-        mean=_storable(total / count) if count else None,
-        l2=_storable(squares**0.5),
-        nan=nan,
-        inf=inf,
-        zero=zero,
-    )
+            found.low = min(found.low, float(wide.min()))
+            found.high = max(found.high, float(wide.max()))
+            found.total += float(wide.sum())
+            found.squares += sum_of_squares(wide)
 
 
 def sum_of_squares(x: NDArray[np.float64]) -> float:

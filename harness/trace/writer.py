@@ -10,18 +10,19 @@ import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
-from harness.spec import Capture, RunSpec
+from harness.spec import CHECKPOINT, Capture, RunSpec
+from harness.trace.background import Background
+from harness.trace.parts import Rows, Timesteps, sparse
 from harness.trace.schema import (
     DTYPES,
     FORMAT,
@@ -29,17 +30,34 @@ from harness.trace.schema import (
     HEADER_FILE,
     HEADER_LIMIT,
     INDEX_FILE,
+    ROWS_LIMIT,
     VERSION,
     Header,
+    Place,
     StepEntry,
+    TensorEntry,
     TraceError,
     check_name,
+    row_names,
     step_file,
 )
 from harness.trace.statistics import describe, digest
+from harness.trace.tensor_file import save_file
 
 HEADER_PARTIAL = f"{HEADER_FILE}.partial"
+SMALL = 64  # bytes: to say where such a tensor lies takes more than to store it again
 OWN_FILE = re.compile(r"trace\.json(\.partial)?|index\.jsonl|step-\d{8,}\.(safetensors|partial)")
+
+
+class _Line(TensorEntry, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """An entry as it is written: without the keys that have their default."""
+
+
+class _Kept(NamedTuple):
+    """How and where the elements of a tensor are stored."""
+
+    stored: Literal["whole", "rows"]
+    place: Place
 
 
 class TraceWriter:
@@ -48,6 +66,13 @@ class TraceWriter:
     Leaving the `with` block normally marks the trace complete; leaving it by an exception does
     not, and everything written until then stays readable. An earlier trace at `path` is replaced;
     a folder that holds anything else is refused.
+
+    With `queue`, a number of bytes, steps are written by a thread in the background: `write` hands
+    over a step and returns, once the tensors of the steps in hand take no more than that (one step
+    that is larger is taken when no other is in hand). The caller must not change tensors that it
+    handed over. An error of the thread is raised by the next `write` or by `close`; nothing is
+    written after it. `close` waits for what was handed over, also when the block is left by an
+    exception.
 
     Example:
         with TraceWriter("mine.trace", label="mine", dtype="float32") as trace:
@@ -67,13 +92,16 @@ class TraceWriter:
         spec: Mapping[str, Any] | None = None,
         digests: Mapping[str, str] | None = None,
         capture: Capture | None = None,
+        queue: int | None = None,
     ) -> None:
         """Create the folder. `framework` names packages and versions; raises TraceError."""
         self.path = Path(path)
         self.capture = capture or Capture()
         self.steps = 0
         self._last = 0
-        self._closed = False
+        self._closed = self._raised = False
+        # Of this step and the traced one before it, what is stored where.
+        self._kept: dict[Any, _Kept] = {}
         self._header = Header(
             format=FORMAT,
             version=VERSION,
@@ -81,7 +109,7 @@ class TraceWriter:
             steps=None,
             label=label,
             dtype=dtype,
-            level="full",
+            level=self.capture.level,
             hash=HASH,
             capture=self.capture,
             framework={name: str(number) for name, number in (framework or {}).items()},
@@ -99,6 +127,7 @@ class TraceWriter:
             )
         except OSError as error:
             raise self._failure(error) from None
+        self._background = None if queue is None else Background(queue, f"trace {label}")
 
     @classmethod
     def for_run(
@@ -120,17 +149,22 @@ class TraceWriter:
             spec={**spec, "device": run.device, "threads": run.threads, "steps": run.steps},
             digests=digests,
             capture=run.capture,
+            queue=run.queue,
         )
 
     def wants_step(self, step: int) -> bool:
-        """Whether this step is to be traced: the others cost nothing."""
-        return self.capture.wants_step(step)
+        """Whether anything of this step is to be traced: the others cost nothing.
+
+        A checkpoint that the capture does not trace otherwise is traced as far as it is one.
+        """
+        every = self.capture.checkpoint_every
+        return self.capture.wants_step(step) or (every is not None and step % every == 0)
 
     def wants(self, name: str) -> bool:
         """Whether a tensor of this name is to be traced."""
         return self.capture.wants(name)
 
-    def write(self, step: int, tensors: Mapping[str, ArrayLike]) -> None:
+    def write(self, step: int, tensors: Mapping[str, ArrayLike | Timesteps | Rows]) -> None:
         """Write the tensors of one step, in execution order: all of them, or, on failure, none.
 
         Steps that the capture leaves out are passed over, tensors likewise. Raises TraceError for
@@ -144,34 +178,36 @@ class TraceWriter:
             raise TraceError(f"{self.path}: step {step} after step {self._last}: steps must grow")
         if not self.wants_step(step):
             return
-        arrays = {name: self._array(name, t) for name, t in tensors.items() if self.wants(name)}
-        final = step_file(self.path, step)
-        partial = final.with_suffix(".partial")
-        try:
-            save_file(arrays, partial)
-            size = partial.stat().st_size
-            entries = tuple(describe(name, array) for name, array in arrays.items())
-            line = msgspec.json.encode(StepEntry(step=step, bytes=size, tensors=entries)) + b"\n"
-            os.replace(partial, final)
-            self._append(line)
-        except (OSError, SafetensorError) as error:
-            for file in (partial, final):
-                with suppress(OSError):
-                    file.unlink()
-            raise self._failure(error) from None
-        self._last = step
-        self.steps += 1
+        self._raise_once()
+        whole = self.capture.wants_step(step)
+        given = {
+            name: self._accept(name, tensor)
+            for name, tensor in tensors.items()
+            if self.wants(name) and (whole or name.startswith(CHECKPOINT))
+        }
+        if self._background is None:
+            self._write(step, given)
+            self._last = step
+        else:
+            self._last = step
+            size = sum(tensor.nbytes for tensor in given.values())
+            self._background.put(size, partial(self._write, step, given))
 
     def close(self, complete: bool = True) -> None:
         """Close the index and, if `complete`, mark the trace as whole. Raises TraceError.
 
-        A writer that is closed already stays as it is.
+        What was handed to the background is written before. A writer that is closed already stays
+        as it is.
         """
         if self._closed:
             return
         self._closed = True
+        if self._background:
+            self._background.close()
         os.close(self._index)
-        if complete:
+        if not self._raised:
+            self._raise_once()
+        if complete and not self._raised:
             self._header = msgspec.structs.replace(self._header, complete=True, steps=self.steps)
             try:
                 self._write_header()
@@ -189,20 +225,93 @@ class TraceWriter:
         traceback: TracebackType | None,
     ) -> None:
         """Close; complete only if the block ended without an exception."""
-        self.close(complete=kind is None)
+        try:
+            self.close(complete=kind is None)
+        except TraceError as failed:
+            if error is None:
+                raise
+            error.add_note(str(failed))  # what ended the block comes first
 
-    def _array(self, name: str, tensor: ArrayLike) -> NDArray[Any]:
+    def _raise_once(self) -> None:
+        """Raise what went wrong in the background; from the second time on, that it did."""
+        error = self._background.error if self._background else None
+        if error is None:
+            return
+        if self._raised:
+            raise TraceError(f"{self.path}: nothing is written after a step that failed")
+        self._raised = True
+        raise error
+
+    def _accept(
+        self, name: str, tensor: ArrayLike | Timesteps | Rows
+    ) -> NDArray[Any] | Timesteps | Rows:
+        """A tensor that can be stored, as it was given: nothing large is copied here."""
         wrong = check_name(name)
         if wrong:
             raise TraceError(f"{self.path}: {name!r} cannot name a tensor: it {wrong}")
-        array = np.asarray(tensor)
-        if str(array.dtype) not in DTYPES:
+        if not isinstance(tensor, Timesteps | Rows):
+            tensor = np.asarray(tensor)
+        if str(tensor.dtype) not in DTYPES:
             raise TraceError(
-                f"{self.path}: {name}: dtype {array.dtype} cannot be stored; "
+                f"{self.path}: {name}: dtype {tensor.dtype} cannot be stored; "
                 f"there are: {', '.join(DTYPES)}"
             )
+        try:
+            return tensor if isinstance(tensor, np.ndarray) else tensor.checked()
+        except ValueError as error:
+            raise TraceError(f"{self.path}: {name}: {error}") from None
+
+    def _write(self, step: int, given: Mapping[str, NDArray[Any] | Timesteps | Rows]) -> None:
+        """Describe the tensors of a step and write file and line: both, or, on failure, none."""
+        final = step_file(self.path, step)
+        unfinished = final.with_suffix(".partial")
+        own: dict[str, NDArray[Any]] = {}
+        kept: dict[Any, _Kept] = {}
+        entries = tuple(self._entry(step, name, given[name], own, kept) for name in given)
+        try:
+            size = 0
+            if own:
+                save_file(own, unfinished)
+                size = unfinished.stat().st_size
+            line = msgspec.json.encode(StepEntry(step, size, entries)) + b"\n"
+            if own:
+                os.replace(unfinished, final)
+            self._append(line)
+        except OSError as error:
+            for file in (unfinished, final):
+                with suppress(OSError):
+                    file.unlink()
+            raise self._failure(error) from None
+        self._kept = kept
+        self.steps += 1
+
+    def _entry(
+        self,
+        step: int,
+        name: str,
+        tensor: NDArray[Any] | Timesteps | Rows,
+        own: dict[str, NDArray[Any]],
+        kept: dict[Any, _Kept],
+    ) -> TensorEntry:
+        """The entry of one tensor; what the step's file is to hold of it is added to `own`.
+
+        `kept` is told where its elements lie.
+        """
+        array = tensor if isinstance(tensor, np.ndarray) else tensor.dense()
         # ascontiguousarray would turn a scalar into an array of one axis.
-        return array if array.flags.c_contiguous else array.copy(order="C")
+        array = array if array.flags.c_contiguous else array.copy(order="C")
+        entry = describe(name, array, self.capture.level)
+        how, place = None, None
+        if self.capture.keeps(step, name):
+            how = kept.get(entry.identity) or self._kept.get(entry.identity)
+            if how:
+                place = how.place
+            else:
+                how = _Kept(_store(own, name, tensor, array), Place(step, name))
+            if array.nbytes > SMALL:
+                kept[entry.identity] = how
+        changed = msgspec.structs.replace(entry, stored=how and how.stored, same_as=place)
+        return _Line(*msgspec.structs.astuple(changed))
 
     def _append(self, line: bytes) -> None:
         """Add a line to the index, whole or not at all: later lines would follow half of one."""
@@ -232,6 +341,22 @@ class TraceWriter:
             f"{self.path}: cannot write the trace: {error}; {self.steps} finished steps stay "
             "readable. Free space or trace less (--include, --every, --steps)"
         )
+
+
+def _store(
+    own: dict[str, NDArray[Any]],
+    name: str,
+    tensor: NDArray[Any] | Timesteps | Rows,
+    array: NDArray[Any],
+) -> Literal["whole", "rows"]:
+    """Add to a step's `own` tensors what is to be stored of `tensor`, which is `array`; how."""
+    rows = sparse(tensor if isinstance(tensor, Rows) else array)
+    if rows is None or array.nbytes > ROWS_LIMIT:
+        own[name] = array
+        return "whole"
+    numbers, values = row_names(name)
+    own[numbers], own[values] = rows.rows, rows.values
+    return "rows"
 
 
 def remove_trace(path: str | Path) -> None:

@@ -1,0 +1,1 @@
+"""What the twins and the harness are timed against: stock models, bare products, other tools."""

@@ -1,0 +1,94 @@
+"""The stock language model in TensorFlow: Keras' layers and optimizer on the same run."""
+
+import keras
+import tensorflow as tf
+
+from bench_impl.serve import check, serve, windows
+from harness import weights
+from harness.layouts import LAYOUTS, to_layout
+
+
+class Model:
+    """Keras' Embedding, LSTM, Dense and SGD, and one step of training by them."""
+
+    def __init__(self, run, arrays):
+        """Build the layers and give them `arrays` (harness.layouts, "keras")."""
+        model, self.spec = run.model, run.train
+        self.embedding = keras.layers.Embedding(model.vocab_size, model.embed_size)
+        self.layers = [
+            keras.layers.LSTM(
+                model.hidden_size, return_sequences=True, return_state=True, unroll=True
+            )
+            for _ in range(model.num_layers)
+        ]
+        self.dense = keras.layers.Dense(model.vocab_size)
+        self.drop = keras.layers.Dropout(model.dropout)
+        self.optimizer = keras.optimizers.SGD(run.train.lr)
+        shape = (run.train.batch_size, run.train.bptt)
+        self.embedding.build(shape)
+        width = model.embed_size
+        for layer in self.layers:
+            layer.build((*shape, width))
+            width = model.hidden_size
+        self.dense.build((*shape, width))
+        layers = (self.embedding, *self.layers, self.dense)
+        self.variables = [v for layer in layers for v in layer.trainable_variables]
+        self.optimizer.build(self.variables)
+        for variable, array in zip(self.variables, arrays.values(), strict=True):
+            variable.assign(array)
+
+    def loss(self, x, y, state):
+        """The loss of one window [B, T], and the state after it: a list of [h, c] of each layer."""
+        hidden, after = self.drop(self.embedding(x), training=True), []
+        for layer, before in zip(self.layers, state, strict=True):
+            hidden, *new = layer(hidden, initial_state=before)
+            hidden = self.drop(hidden, training=True)  # [B, T, H]
+            after.append(new)
+        nats = tf.nn.sparse_softmax_cross_entropy_with_logits(y, self.dense(hidden))  # [B, T]
+        total = tf.reduce_sum(nats) / self.spec.batch_size
+        return total if self.spec.loss == "sum" else total / self.spec.bptt, after
+
+    def step(self, x, y, state):
+        """One step of training; the loss and the state after it."""
+        with tf.GradientTape() as tape:
+            loss, after = self.loss(x, y, state)
+        grads = tape.gradient(loss, [v.value for v in self.variables])
+        # The norm is that of the gradient: the rows of one token are added up first.
+        grads[0] = tf.convert_to_tensor(grads[0])
+        clipped, _ = tf.clip_by_global_norm(self.doubled(grads), self.spec.clip_limit)
+        self.optimizer.apply(self.doubled(clipped))
+        return loss, after
+
+    def doubled(self, grads):
+        """The gradients, those of the LSTMs' biases times the root of 2.
+
+        Keras has one bias where the model has two, which get the same gradient: before clipping the
+        factor makes the norm that of both, and after it the update.
+        """
+        return [
+            g * 2**0.5 if len(g.shape) == 1 and k < len(grads) - 1 else g
+            for k, g in enumerate(grads)
+        ]
+
+
+def train(run, report):
+    """Run the steps of `run`; a line a step, and no trace."""
+    check(run)
+    tf.config.threading.set_intra_op_parallelism_threads(run.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    keras.config.set_floatx(run.train.dtype)
+    keras.utils.set_random_seed(run.train.seed)
+    model = Model(run, to_layout(weights.load(run.weights, run.model), LAYOUTS["keras"]))
+    compute = tf.function(model.step, jit_compile=run.train.compile)
+    zeros = tf.zeros([run.train.batch_size, run.model.hidden_size], run.train.dtype)
+    for step, lr, window in windows(run):
+        if window.first:
+            state = [[zeros, zeros] for _ in range(run.model.num_layers)]
+        if lr != model.optimizer.learning_rate:
+            model.optimizer.learning_rate = lr
+        loss, state = compute(tf.constant(window.x), tf.constant(window.y), state)
+        report(step=step, loss=float(loss))
+
+
+if __name__ == "__main__":
+    serve(train)

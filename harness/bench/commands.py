@@ -1,0 +1,112 @@
+"""Commands that are timed from outside, and processes that compare arrays."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from harness.bench.paced import short
+from harness.errors import HarnessError
+from harness.sides import BOOT, DEFAULT_ENVIRONMENT
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCH = ROOT / "bench_impl" / "launch.py"
+PATIENCE = 600.0  # seconds
+
+# Ways to compare two arrays, and the library whose process each runs in (bench_impl/arrays.py).
+COPY, ALLCLOSE, COMPARE = "memory copy", "numpy.allclose", "harness compare"
+TORCH, POLYGRAPHY = "torch.testing.assert_close", "Polygraphy CompareFunc.simple"
+LIBRARIES = {
+    "harness": (COPY, ALLCLOSE, COMPARE),
+    "torch": (TORCH,),
+    "polygraphy": (POLYGRAPHY,),
+}
+HARNESS = (sys.executable, "-P", "-c", BOOT, str(ROOT), "harness")
+
+
+class Launched(NamedTuple):
+    """Wall time in seconds of a command, its greatest memory in bytes, and what it printed."""
+
+    seconds: float
+    peak: int
+    output: str
+
+
+def launch(command: Sequence[str], folder: Path, allowed: Sequence[int] = (0,)) -> Launched:
+    """Run a command to its end. HarnessError for an exit code that is not `allowed`."""
+    output = folder / "output.txt"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", str(LAUNCH), str(output), *command],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        found = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        raise HarnessError(f"cannot be run: {error}") from None
+    if found["code"] not in allowed:
+        said = output.with_name(f"{output.name}.err").read_text("utf-8", "replace")
+        last = (said.strip().splitlines() or [""])[-1]
+        raise HarnessError(short(f"exit code {found['code']}: {last}", folder))
+    return Launched(found["seconds"], found["peak"], output.read_text("utf-8", "replace"))
+
+
+class Worker:
+    """A process of bench_impl.arrays; use as a context manager."""
+
+    def __init__(self, library: str, dtype: str, elements: int) -> None:
+        """Start the process; its arrays are made when it is first asked."""
+        command = [sys.executable, "-P", "-c", BOOT, str(ROOT), "bench_impl.arrays"]
+        self._process = subprocess.Popen(
+            [*command, library, dtype, str(elements)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**DEFAULT_ENVIRONMENT, **os.environ},
+        )
+        self._said: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def seconds(self, name: str) -> float:
+        """How long a way of comparing took, once. Raises HarnessError."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{name}\n")
+            self._process.stdin.flush()
+            said = json.loads(self._said.get(timeout=PATIENCE))
+        except (OSError, ValueError, queue.Empty):
+            raise HarnessError("its process ended, or does not answer") from None
+        if "failed" in said:
+            raise HarnessError(said["failed"])
+        return float(said["seconds"])
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            for line in lines:
+                self._said.put(line)
+        self._said.put("")  # not JSON: the process is gone
+
+    def __enter__(self) -> Worker:
+        """Return the worker itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.close()
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()

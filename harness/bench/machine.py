@@ -1,0 +1,62 @@
+"""The machine in words: no name of it, no path on it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = (
+    "twin-harness",
+    "numpy",
+    "torch",
+    "tensorflow",
+    "keras",
+    "numba",
+    "safetensors",
+    "msgspec",
+    "xxhash",
+)
+
+
+def processors() -> int:
+    """How many processors this process may use; not every system can tell them from all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def describe_machine() -> dict[str, str]:
+    """Processor, memory, system and versions of packages, by what they are called."""
+    found = {
+        "processor": f"{_cpu()}, {processors()} cores used",
+        "memory": _memory(),
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+    }
+    return found | {"packages": ", ".join(f"{name} {_version(name)}" for name in PACKAGES)}
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown processor"
+
+
+def _memory() -> str:
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError):
+        return "unknown"
+    return f"{total / 2**30:.0f} GiB"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

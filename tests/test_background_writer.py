@@ -1,0 +1,204 @@
+"""Writing in the background: the same trace, in bounded memory, and no error is lost."""
+
+import _thread
+import errno
+import filecmp
+import os
+import threading
+
+import numpy as np
+import pytest
+from test_trace_format import read
+
+from harness.trace import Rows, Timesteps, TraceError, TraceWriter, check_trace, open_trace, writer
+
+SIZE = 8000  # bytes of a step
+
+
+def tensors(step):
+    draw = np.random.default_rng(step)
+    return {"grads/x": draw.standard_normal((10, 50)), "grads/y": draw.standard_normal((10, 50))}
+
+
+def start(path, queue=4 * SIZE, **options):
+    return TraceWriter(path, label="mine", dtype="float64", queue=queue, **options)
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Lets no step be written before it is opened; `gate.entered` says that one waits there."""
+    opened, real = threading.Event(), writer.save_file
+    opened.entered = threading.Event()
+
+    def wait(arrays, path):
+        opened.entered.set()
+        assert opened.wait(60)
+        real(arrays, path)
+
+    monkeypatch.setattr(writer, "save_file", wait)
+    yield opened
+    opened.set()
+
+
+def full_disk(monkeypatch, step):
+    real = writer.save_file
+
+    def refuse(arrays, path):
+        if f"{step:08d}" in path.name:
+            path.write_bytes(b"the first half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(arrays, path)
+
+    monkeypatch.setattr(writer, "save_file", refuse)
+
+
+@pytest.mark.parametrize("queue", [1, 3 * SIZE, 1 << 30])
+def test_the_trace_is_the_same_to_the_byte_as_one_written_at_once(tmp_path, queue):
+    part = np.arange(12.0).reshape(3, 4)
+    more = {"h": Timesteps([part, part + 1]), "e": Rows(np.array([3]), part[:1], (9, 4)), "n": 1.5}
+    for name, limit in (("a.trace", queue), ("b.trace", None)):
+        with start(tmp_path / name, limit) as trace:
+            for step in range(1, 20):
+                trace.write(step, tensors(1 + step // 2) | more)
+    names = sorted(os.listdir(tmp_path / "a.trace"))
+    assert names == sorted(os.listdir(tmp_path / "b.trace"))
+    assert filecmp.cmpfiles(tmp_path / "a.trace", tmp_path / "b.trace", names, False)[0] == names
+    assert check_trace(tmp_path / "a.trace").faults == ()
+
+
+def test_no_more_waits_than_the_queue_may_hold(tmp_path, gate):
+    with start(tmp_path / "a.trace", 3 * SIZE) as trace:
+        for step in (1, 2, 3):  # return at once, though none can be written
+            trace.write(step, tensors(step))
+        fourth = threading.Thread(target=trace.write, args=(4, tensors(4)))
+        fourth.start()
+        fourth.join(0.2)
+        assert fourth.is_alive()
+        gate.set()
+        fourth.join()
+    assert list(read(tmp_path / "a.trace")) == [1, 2, 3, 4]
+
+
+def test_a_step_larger_than_the_queue_waits_for_an_empty_one_and_no_longer(tmp_path, gate):
+    with start(tmp_path / "a.trace", SIZE - 1) as trace:
+        trace.write(1, {"small": 1.0})
+        large = threading.Thread(target=trace.write, args=(2, tensors(2)))
+        large.start()
+        large.join(0.2)
+        assert large.is_alive()
+        gate.set()
+        large.join()
+        gate.clear()
+        gate.entered.clear()
+        trace.write(3, tensors(3))  # the writer is at work on it, and this one returned
+        assert gate.entered.wait(60)
+        gate.set()
+    assert open_trace(tmp_path / "a.trace").steps == (1, 2, 3)
+
+
+def test_an_error_is_raised_by_the_next_write_and_only_there(tmp_path, monkeypatch):
+    full_disk(monkeypatch, 3)
+    trace = start(tmp_path / "a.trace", 1)  # one at a time, so the error is there when step 5 comes
+    said = []
+    for step in range(1, 8):
+        try:
+            trace.write(step, tensors(step))
+        except TraceError as error:
+            said.append((step, str(error)))
+    trace.close()
+    assert 4 <= said[0][0] <= 5
+    assert "No space left on device; 2 finished steps stay readable. Free space" in said[0][1]
+    assert all("nothing is written after a step that failed" in text for _, text in said[1:])
+    assert [step for step, _ in said] == list(range(said[0][0], 8))
+    assert list(read(tmp_path / "a.trace")) == [1, 2]
+    assert not list(tmp_path.rglob("*.partial"))
+    assert not open_trace(tmp_path / "a.trace").header.complete
+
+
+def test_an_error_of_the_last_step_is_raised_by_close_and_once(tmp_path, monkeypatch):
+    full_disk(monkeypatch, 2)
+    trace = start(tmp_path / "a.trace")
+    trace.write(1, tensors(1))
+    trace.write(2, tensors(2))
+    with pytest.raises(TraceError, match="1 finished steps stay readable"):
+        trace.close()
+    trace.close()
+    with pytest.raises(TraceError, match="closed"):
+        trace.write(3, tensors(3))
+    opened = open_trace(tmp_path / "a.trace")
+    assert (opened.steps, opened.header.complete) == ((1,), False)
+    assert check_trace(tmp_path / "a.trace").faults == ()
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+def test_a_block_left_by_an_exception_still_writes_what_was_handed_over(tmp_path, gate, kind):
+    def fail():
+        with start(tmp_path / "a.trace") as trace:
+            for step in (1, 2, 3):
+                trace.write(step, tensors(step))
+            threading.Timer(0.1, gate.set).start()
+            raise kind
+
+    with pytest.raises(kind):
+        fail()
+    opened = open_trace(tmp_path / "a.trace")
+    assert (opened.steps, opened.header.complete) == ((1, 2, 3), False)
+    assert check_trace(tmp_path / "a.trace").faults == ()
+
+
+def test_what_ends_the_block_is_not_hidden_by_an_error_of_the_background(tmp_path, monkeypatch):
+    def fail():
+        with start(tmp_path / "a.trace") as trace:
+            trace.write(1, tensors(1))
+            raise ValueError("the training")
+
+    full_disk(monkeypatch, 1)
+    with pytest.raises(ValueError, match="the training") as error:
+        fail()
+    assert "No space left on device" in error.value.__notes__[0]
+
+
+def test_an_interrupt_while_the_queue_is_full_ends_the_wait_and_loses_no_step(tmp_path, gate):
+    def interrupt():
+        assert gate.entered.wait(60)
+        _thread.interrupt_main()
+        threading.Timer(0.2, gate.set).start()
+
+    def run(written):
+        with start(tmp_path / "a.trace", SIZE) as trace:
+            trace.write(1, tensors(1))
+            threading.Thread(target=interrupt).start()
+            trace.write(2, tensors(2))
+            written.append(2)
+
+    written = []
+    with pytest.raises(KeyboardInterrupt):
+        run(written)
+    assert written == []
+    assert list(read(tmp_path / "a.trace")) == [1]
+    assert check_trace(tmp_path / "a.trace").faults == ()
+
+
+def test_what_cannot_be_stored_is_refused_at_once_and_the_writer_goes_on(tmp_path):
+    with start(tmp_path / "a.trace") as trace:
+        trace.write(1, tensors(1))
+        for bad in ({"x": 1j}, {"../x": 1.0}, {"x": Timesteps([])}):
+            with pytest.raises(TraceError):
+                trace.write(2, bad)
+        trace.write(2, tensors(2))
+        with pytest.raises(TraceError, match="step 2 after step 2"):
+            trace.write(2, tensors(2))
+    assert list(read(tmp_path / "a.trace")) == [1, 2]
+    assert open_trace(tmp_path / "a.trace").header.complete
+
+
+def test_arrays_that_change_after_a_write_at_once_are_stored_as_they_were(tmp_path):
+    array = np.zeros((4, 20))
+    with start(tmp_path / "a.trace", None) as trace:
+        for step in (1, 2, 3):
+            array += 1
+            trace.write(
+                step, {"x": array, "y": array[:, :2], "rows": Rows([0], array[:1], (9, 20))}
+            )
+    for step, found in read(tmp_path / "a.trace").items():
+        assert {*found["x"].ravel(), *found["y"].ravel(), *found["rows"][0]} == {float(step)}
