@@ -11,7 +11,7 @@ help:
 	@echo "make test      the tests (minutes)"
 	@echo "make test-all  the tests and the slow ones (gigabytes of traces; HARNESS_DATA for PTB)"
 	@echo "make lint      ruff and mypy"
-	@echo "make bench     time the twins, tracing and the diff"
+	@echo "make bench     time twins, tracing, diff and start-up against peers (logs/)"
 	@echo "make faults    score the harness on planted faults and random injections (logs/)"
 	@echo "make clean     remove the environment, caches, traces"
 

@@ -53,8 +53,9 @@ class Model:
         with tf.GradientTape() as tape:
             loss, after = self.loss(x, y, state)
         grads = tape.gradient(loss, [v.value for v in self.variables])
-        # The norm is that of the gradient: the rows of one token are added up first.
-        grads[0] = tf.convert_to_tensor(grads[0])
+        # The norm is that of the gradient: the rows of one token are added up first. XLA knows no
+        # tensor whose shape depends on the data, so compiled they are added up in a whole matrix.
+        grads[0] = tf.convert_to_tensor(grads[0]) if self.spec.compile else summed(grads[0])
         clipped, _ = tf.clip_by_global_norm(self.doubled(grads), self.spec.clip_limit)
         self.optimizer.apply(self.doubled(clipped))
         return loss, after
@@ -69,6 +70,14 @@ class Model:
             g * 2**0.5 if len(g.shape) == 1 and k < len(grads) - 1 else g
             for k, g in enumerate(grads)
         ]
+
+
+def summed(slices):
+    """IndexedSlices in which no row occurs twice."""
+    rows, place = tf.unique(tf.reshape(slices.indices, [-1]))
+    values = tf.reshape(slices.values, [tf.size(place), -1])
+    values = tf.math.unsorted_segment_sum(values, place, tf.size(rows))
+    return tf.IndexedSlices(values, rows, slices.dense_shape)
 
 
 def train(run, report):

@@ -71,9 +71,9 @@ def embed_backward(table, x, dy):
 
     """
     tokens, flat = np.reshape(x, [-1]), np.reshape(dy, [-1, table.shape[1]])  # [B T, E]
-    places = np.arange(len(tokens))
+    places = np.arange(tokens.shape[0])
     same = tokens[:, None] == tokens[None, :]
-    first = np.min(np.where(same, places, len(tokens)), axis=1)  # [B T]
+    first = np.min(np.where(same, places, tokens.shape[0]), axis=1)  # [B T]
     values = np.zeros_like(flat)
     np.add.at(values, first, flat)
     return Rows(tokens, values, tuple(table.shape))

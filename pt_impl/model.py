@@ -71,9 +71,9 @@ def embed_backward(table, x, dy):
 
     """
     tokens, flat = torch.reshape(x, [-1]), torch.reshape(dy, [-1, table.shape[1]])  # [B T, E]
-    places = torch.arange(len(tokens), device=tokens.device)
+    places = torch.arange(tokens.shape[0], device=tokens.device)
     same = tokens[:, None] == tokens[None, :]
-    first = torch.amin(torch.where(same, places, len(tokens)), dim=1)  # [B T]
+    first = torch.amin(torch.where(same, places, tokens.shape[0]), dim=1)  # [B T]
     values = torch.index_add(torch.zeros_like(flat), 0, first, flat)
     return Rows(tokens, values, tuple(table.shape))
 

@@ -186,14 +186,6 @@ def test_the_builtin_corpus_says_its_entropy(capsys):
     assert json.loads(capsys.readouterr().out)["train"] == 100_000
 
 
-def test_the_benchmark_reports_ratios_to_its_peers(capsys):
-    assert run("bench", "--elements", 1000, "--rounds", 3, "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert {timing["peer"] for timing in found["diff"]} == {"numpy.allclose"}
-    assert all(t["least_s"] <= t["median_s"] <= t["greatest_s"] for t in found["tracing"])
-    assert found["diff"][0]["ratio"] == 1
-
-
 def test_a_plot_is_drawn(pair, tmp_path, capsys):
     assert run("diff", *pair, "--plot", tmp_path / "p.png") == 1
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")

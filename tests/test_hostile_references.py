@@ -93,6 +93,14 @@ def test_a_matrix_of_rows_that_claims_anything_else_is_refused(tmp_path, field):
     expect_refused(path, "grads/x" if field.get("stored", "whole") == "whole" else "step 2")
 
 
+def test_a_matrix_of_rows_too_large_to_be_made_is_refused_before_it_is(tmp_path):
+    path = write(tmp_path / "a.trace", {1: {"x": 1.0}, 2: {"grads/x": np.eye(9, 4)}})
+    edit(path, lambda line: line["tensors"][0].update(shape=[2**29, 4]))  # just 16 GiB
+    assert open_trace(path).entry(2).tensors[0].size == 2**31
+    edit(path, lambda line: line["tensors"][0].update(shape=[2**29 + 1, 4]))
+    expect_refused(path, "step 2", "grads/x", "is not stored as rows")
+
+
 @pytest.mark.parametrize(
     ("level", "field", "words"),
     [

@@ -71,10 +71,10 @@ def embed_backward(table, x, dy):
 
     """
     tokens, flat = tf.reshape(x, [-1]), tf.reshape(dy, [-1, table.shape[1]])  # [B T, E]
-    places = tf.range(len(tokens))
+    places = tf.range(tokens.shape[0])
     same = tokens[:, None] == tokens[None, :]
-    first = tf.reduce_min(tf.where(same, places, len(tokens)), axis=1)  # [B T]
-    values = tf.math.unsorted_segment_sum(flat, first, len(tokens))
+    first = tf.reduce_min(tf.where(same, places, tokens.shape[0]), axis=1)  # [B T]
+    values = tf.math.unsorted_segment_sum(flat, first, tokens.shape[0])
     return Rows(tokens, values, tuple(table.shape))
 
 

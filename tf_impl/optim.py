@@ -117,9 +117,8 @@ def adam(p, g, slots, lr, train, step, keep):
     """
     m = keep("m", train.beta1 * slots["m"] + (1 - train.beta1) * g)
     v = keep("v", train.beta2 * slots["v"] + (1 - train.beta2) * (g * g))
-    beta1, beta2 = tf.constant([train.beta1, train.beta2], tf.float64)
-    corrected_m = m / tf.cast(1 - beta1**step, m.dtype)
-    corrected_v = v / tf.cast(1 - beta2**step, v.dtype)
+    corrected_m = m / tf.cast(1 - tf.constant(train.beta1, tf.float64) ** step, m.dtype)
+    corrected_v = v / tf.cast(1 - tf.constant(train.beta2, tf.float64) ** step, v.dtype)
     return p - lr * corrected_m / (tf.sqrt(corrected_v) + train.epsilon)
 
 

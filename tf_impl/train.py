@@ -112,7 +112,7 @@ def compiled(model, train, watch):
         points = Points(watch=watch)
         return *train_step(*args, model, train, points), points.seen
 
-    return tf.function(step, jit_compile=True)
+    return tf.function(step, jit_compile=True, autograph=False)
 
 
 def take_step(params, slots, state, x, y, masks, lr, step, model, train, points):

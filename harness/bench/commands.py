@@ -33,11 +33,15 @@ HARNESS = (sys.executable, "-P", "-c", BOOT, str(ROOT), "harness")
 
 
 class Launched(NamedTuple):
-    """Wall time in seconds of a command, its greatest memory in bytes, and what it printed."""
+    """Wall time in seconds of a command, its greatest memory in bytes, and what it printed.
+
+    `said` is the last line of its standard error.
+    """
 
     seconds: float
     peak: int
     output: str
+    said: str
 
 
 def launch(command: Sequence[str], folder: Path, allowed: Sequence[int] = (0,)) -> Launched:
@@ -53,11 +57,11 @@ def launch(command: Sequence[str], folder: Path, allowed: Sequence[int] = (0,)) 
         found = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         raise HarnessError(f"cannot be run: {error}") from None
+    told = output.with_name(f"{output.name}.err").read_text("utf-8", "replace")
+    said = short((told.strip().splitlines() or ["nothing was said"])[-1])
     if found["code"] not in allowed:
-        said = output.with_name(f"{output.name}.err").read_text("utf-8", "replace")
-        last = (said.strip().splitlines() or [""])[-1]
-        raise HarnessError(short(f"exit code {found['code']}: {last}", folder))
-    return Launched(found["seconds"], found["peak"], output.read_text("utf-8", "replace"))
+        raise HarnessError(f"exit code {found['code']}: {said}")
+    return Launched(found["seconds"], found["peak"], output.read_text("utf-8", "replace"), said)
 
 
 class Worker:

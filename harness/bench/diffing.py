@@ -111,7 +111,7 @@ def diff_command(place: Place, pair: Pair, steps: int, *options: str) -> Launche
     try:
         compared = int(msgspec.json.decode(done.output)["steps_compared"])
     except (msgspec.MsgspecError, KeyError, TypeError):
-        raise HarnessError(f"its output is no result: {done.output[:80]!r}") from None
+        raise HarnessError(f"its output is no result: {done.said}") from None
     if compared != steps:
         raise HarnessError(f"it compared {compared} steps of {steps}: the traces part")
     return done

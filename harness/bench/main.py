@@ -116,7 +116,7 @@ class _Parts:
             found: dict[str, Section] = getattr(self, f"_{name}")()
         except Exception as error:
             # Whatever it was: the parts before it are worth an hour, and the next may do better.
-            reason = short(f"{type(error).__name__}: {error}", self.place.folder)
+            reason = short(f"{type(error).__name__}: {error}")
             names = ("tracing", "diff") if name == "growth" else (name,)
             found = {each: Section(error=f"{name}: {reason}") for each in names}
         return found

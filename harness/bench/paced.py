@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import re
 import signal
 import sys
 import threading
@@ -67,7 +68,7 @@ class TimedSide(SideProcess):
         self._arrived.get(timeout=PATIENCE)  # the end
         end = time.perf_counter()
         if job.error:
-            raise HarnessError(short(job.error, self.folder))
+            raise HarnessError(short(job.error))
         self._signal(signal.SIGSTOP)
         steps, last = run.steps - warm, arrived[-1]
         step = (last - arrived[warm - 1]) / steps
@@ -96,7 +97,7 @@ class TimedSide(SideProcess):
         except queue.Empty:
             raise HarnessError(f"side {self.label}: no step in {PATIENCE:.0f} s") from None
         if isinstance(found, str):
-            raise HarnessError(short(found, self.folder))
+            raise HarnessError(short(found))
         return found
 
     def _signal(self, number: signal.Signals) -> None:
@@ -113,13 +114,10 @@ def trace_bytes(trace: Path) -> tuple[int, int]:
     return sizes, index.stat().st_size if index.exists() else 0
 
 
-def short(error: str, folder: Path) -> str:
-    """The first line of an error, without the places on this machine that it names."""
-    text = error.strip().splitlines()[0].split("; log: ")[0]
-    for place, name in (
-        (str(folder.resolve()), "..."),
-        (str(folder), "..."),
-        (sys.executable, "python"),
-    ):
-        text = text.replace(place, name)
-    return text[:200]
+PLACE = re.compile(r"(?:/[^\s/:;'\"]+)+/([^\s/:;'\"]+)")
+
+
+def short(error: str) -> str:
+    """The first line of an error; of the places on this machine that it names, the last part."""
+    lines = error.strip().splitlines() or ["no reason was given"]
+    return PLACE.sub(r"\1", lines[0].split("; log: ")[0])[:200]

@@ -106,7 +106,7 @@ def _begin(
         sides[one.name] = TimedSide(one.twin, run.label, place.folder, run.threads)
         sides[one.name].begin(run, WARM)
     except HarnessError as error:
-        missing[one.name] = short(str(error), place.folder)
+        missing[one.name] = short(str(error))
         if one.name in sides:
             sides.pop(one.name).stop()
 
