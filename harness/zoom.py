@@ -180,21 +180,24 @@ def suspects(
         found[place.step] = Suspect(place.step, f"{place.tensor} is the first over the tolerance")
     steps = sorted(set(a.steps).intersection(b.steps))
     highest: dict[str, float] = {}
-    weights = 1.0  # how far apart the step before left the weights, in eps
+    left = 1.0  # how far apart, in eps, the step before left what this one starts from
     for done, step in enumerate(steps, start=1):
         gaps = dict(_gaps(a.entry(step), b.entry(step)))
-        start = max([weights, *(gap for name, gap in gaps.items() if _begins(name))])
+        start = left
         jumps = {}
         for name, gap in gaps.items():
-            gain = gap / start if math.isfinite(start) else 0.0
+            if name.startswith("state/in/"):
+                start = max(start, gap)
+            base = left if name.startswith("state/in/") else start
+            gain = gap / base if math.isfinite(base) else 0.0
             usual = max(USUAL, highest.get(name, 0.0))
-            if not _begins(name) and gain > JUMP * usual:
+            if gain > JUMP * usual:
                 jumps[name] = gain / usual
             highest[name] = max(highest.get(name, 0.0), gain if math.isfinite(gain) else 0.0)
         if jumps:
             name, size = next(iter(jumps.items()))
             found.setdefault(step, Suspect(step, f"{name} jumps, {size:.3g} times its usual gap"))
-        weights = max([1.0, *(gap for name, gap in gaps.items() if name.startswith(CHECKPOINT))])
+        left = max([1.0, *(gap for name, gap in gaps.items() if name.startswith(CHECKPOINT))])
         if progress:
             progress(done, len(steps))
     return tuple(found[step] for step in sorted(found))
@@ -203,11 +206,6 @@ def suspects(
 def folder_bytes(path: str | Path) -> int:
     """Bytes of the files of a trace folder."""
     return sum(file.stat().st_size for file in Path(path).iterdir())
-
-
-def _begins(name: str) -> bool:
-    """Whether a tensor is what a step starts from."""
-    return name.startswith("state/in/")
 
 
 def _gaps(a: StepEntry, b: StepEntry) -> Iterator[tuple[str, float]]:

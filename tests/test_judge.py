@@ -116,11 +116,12 @@ def test_the_steps_that_are_judged_are_limited_where_the_traces_would_be_large(l
     assert not list(lab.folder.glob("*-follows-*.trace")), "large traces are not kept"
 
 
-def test_what_a_full_step_takes_is_known_without_a_full_trace(lab):
+def test_what_a_full_step_takes_at_most_is_known_without_a_full_trace(lab):
+    # Rows of zeros, and what has not changed, are not stored.
     for settings in ({}, {"optimizer": "adam", "lr": "0.01"}):
         runs, _ = run(lab, settings, steps=2)
         whole = open_trace(runs[1].trace).entry(2).bytes
-        assert step_bytes(runs[1]) == pytest.approx(whole, rel=0.1)
+        assert whole < step_bytes(runs[1]) < 1.5 * whole
 
 
 def test_a_disk_without_room_is_told_of_and_nothing_is_run(lab, monkeypatch):

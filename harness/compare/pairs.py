@@ -20,7 +20,7 @@ from harness.trace import Step, TensorEntry, TraceError
 from harness.trace.sketch import distance
 from harness.trace.statistics import Digest, describe
 
-RELEASE = 16 << 20  # bytes of a file that stay mapped behind the place that is compared
+RELEASE = 4 << 20  # bytes of a file that stay mapped behind the place that is compared
 
 
 class Side(NamedTuple):
@@ -98,7 +98,10 @@ def _by_elements(a: Side, b: Side, allowed: Allowance) -> Found:
     def values(index: tuple[int, ...] | None) -> tuple[Any, Any] | None:
         return None if index is None else (x[index].item(), y[index].item())
 
-    return Found(figures, allowed, values(figures.index), values(figures.onset))
+    found = Found(figures, allowed, values(figures.index), values(figures.onset))
+    for mapped, array in zip(maps, flat, strict=True):
+        mapped.release(array.nbytes)
+    return found
 
 
 class _Mapped:
@@ -113,6 +116,7 @@ class _Mapped:
         if self._map is not None:
             whole = np.frombuffer(self._map, np.uint8)
             self._start = array.ctypes.data - whole.ctypes.data
+            self._size = array.nbytes
             self._done = -(-self._start // mmap.PAGESIZE) * mmap.PAGESIZE
 
     def release(self, seen: int) -> None:
@@ -120,7 +124,7 @@ class _Mapped:
         if self._map is None or not hasattr(mmap, "MADV_DONTNEED"):
             return
         end = (self._start + seen) // mmap.PAGESIZE * mmap.PAGESIZE
-        if end - self._done >= RELEASE:
+        if end - self._done >= (RELEASE if seen < self._size else 1):
             self._map.madvise(mmap.MADV_DONTNEED, self._done, end - self._done)
             self._done = end
 

@@ -56,7 +56,7 @@ TOKENS = (
         "has an embedding half as large again for one rare token",
         ("forward/embedding",),
         ("confined", "factor"),
-        bites="the 47th token from the end of the vocabulary (PTB: from step 1,570)",
+        bites="token 209",
         steps=6,
     ),
 )

@@ -5,8 +5,8 @@ harness.compare.metrics): counts, extremes and places to the last bit, sums up t
 adding. Each pass goes over short runs of elements that stay in the first cache.
 
 Loops are split so that each becomes vector instructions: what it reduces are integers, which may be
-added in any order (floats that are not negative are ordered as their bits are), or sums in `_sums`,
-the one function whose floats may be reordered.
+added in any order (floats that are not negative are ordered as their bits are), or sums in `_sums`
+and `_screen`, the two functions whose floats may be reordered.
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ def _wrong(a, b, rtol, atol, equal):  # type: ignore[no-untyped-def]
     return a.size - close
 
 
-@numba.njit(**FLAGS, fastmath={"reassoc", "nsz"})
+@numba.njit(**FLAGS, fastmath={"reassoc", "nsz", "contract"})
 def _screen(a, b, limits):  # type: ignore[no-untyped-def]
     """The sums of squares of a run, and whether a pair of it may pass a greatest so far.
 

@@ -47,7 +47,8 @@ def show_diff(out: Console, result: DiffResult, headline: bool = True) -> None:
         rows.append(
             (
                 "first bits to differ",
-                f"{place(onset)}: {values(onset)}, {eps(onset.rel_l2_eps)} apart",
+                f"{place(onset)}: {_sides(onset)}{_about(onset)}{eps(onset.rel_l2_eps)} apart"
+                f"{_estimated(onset)}",
             )
         )
     rows.append(("tolerance", _tolerance(result)))
@@ -92,9 +93,34 @@ def _headline(result: DiffResult) -> str:
     return f"DIVERGED{where}"
 
 
+def _about(found: Difference) -> str:
+    """What stands before an estimated number."""
+    return "~" if found.estimated and found.rel_l2 is not None else ""
+
+
+def _estimated(found: Difference) -> str:
+    return " (estimated)" if _about(found) else ""
+
+
+def _sides(found: Difference) -> str:
+    return "" if found.index is None else f"{values(found)}, "
+
+
 def _figures(result: DiffResult, first: Difference) -> list[tuple[str, str]]:
     a, b = result.labels
     last = result.last_agreeing
+    agreed = ("last that agreed", f"{last.tensor} of step {last.step}" if last else "none")
+    apart = f"{_about(first)}{_number(first.rel_l2)} = {_about(first)}{eps(first.rel_l2_eps)}"
+    if first.estimated:
+        rows = [
+            ("where", place(first)),
+            ("relative L2", apart + _estimated(first)),
+            ("not finite", f"at least {first.nonfinite_mismatches:,} elements, on one side alone"),
+            agreed,
+            ("would pass with", _least(first)),
+        ]
+        return [row for row in rows if row[0] != "not finite" or first.nonfinite_mismatches]
+    assert first.mismatch_ratio is not None
     return [
         ("where", place(first)),
         (f"{a} | {b}", values(first)),
@@ -103,13 +129,13 @@ def _figures(result: DiffResult, first: Difference) -> list[tuple[str, str]]:
             f"{_number(first.max_abs_diff)} absolute, {_number(first.max_rel_diff)} relative, "
             f"{_count(first.max_ulp_diff)} ULPs",
         ),
-        ("relative L2", f"{_number(first.rel_l2)} = {eps(first.rel_l2_eps)}"),
+        ("relative L2", apart),
         (
             "out of tolerance",
             f"{first.mismatches:,} of {first.size:,} elements ({first.mismatch_ratio:.3%})"
             + (f", {first.nonfinite_mismatches:,} not finite" * bool(first.nonfinite_mismatches)),
         ),
-        ("last that agreed", f"{last.tensor} of step {last.step}" if last else "none"),
+        agreed,
         ("would pass with", _least(first)),
     ]
 
@@ -125,7 +151,8 @@ def _least(first: Difference) -> str:
         ways.append(f"--rtol {_number(first.least_rtol, up=True)} at this atol")
     if first.least_atol is not None:
         ways.append(f"--rtol {first.rtol!r} --atol {_number(first.least_atol, up=True)}")
-    return ", or ".join(ways) or "no tolerance"
+    unknown = first.estimated and first.rel_l2 is None
+    return ", or ".join(ways) or ("not known" if unknown else "no tolerance")
 
 
 def _tolerance(result: DiffResult) -> str:
@@ -151,8 +178,8 @@ def _divergence_table(divergences: Sequence[Difference]) -> Table:
         grid.add_row(
             str(found.step),
             _number(found.max_abs_diff),
-            _number(found.rel_l2_eps),
-            f"{found.mismatch_ratio:.2%}",
+            _about(found) + _number(found.rel_l2_eps),
+            "-" if found.mismatch_ratio is None else f"{found.mismatch_ratio:.2%}",
             Text(found.tensor),
         )
     if len(divergences) > MOST_ROWS:
