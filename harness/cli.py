@@ -144,6 +144,7 @@ def harness(debug: bool) -> None:
 @click.option("--seed", help="Seed of weights, dropout and shuffling.")
 @click.option("--batch-size", help="Rows of a batch.")
 @click.option("--bptt", help="BPTT length: timesteps of a window.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the steps: torch.compile, XLA.")
 @click.option("--out", default="traces", show_default=True, metavar="DIR", help="Where to write.")
 @INCLUDE
 @EXCLUDE
@@ -201,6 +202,7 @@ def run_command(
     checkpoint_every: int | None,
     zoom: bool,
     queue: int,
+    compiled: bool,
     all_: bool,
     plot: str | None,
     **options: Any,
@@ -232,6 +234,7 @@ def run_command(
         raise HarnessError(f"--queue {queue}: give a number of MiB from 1 up")
     named = {name: options.pop(name) for name in ("dtype", "lr", "seed", "batch_size", "bptt")}
     shared = [f"{name}={value}" for name, value in named.items() if value is not None]
+    shared += ["compile=true"] * compiled
     with LiveObserver() as observer:
         result = run_sides(
             trace=parse_count(trace),

@@ -235,7 +235,7 @@ def _whole(capture: Capture) -> bool:
 
 
 def step_bytes(run: RunSpec) -> int:
-    """How many bytes a step of a full float32 trace of `run` takes at most, whatever it captures."""
+    """How many bytes a step of a full float32 trace of `run` takes at most."""
     model, train = run.model, run.train
     weights = sum(math.prod(p.shape) for p in parameters(model))
     copies = 3 + len(SLOTS[train.optimizer])  # gradients, clipped gradients, weights, slots

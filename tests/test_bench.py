@@ -189,7 +189,7 @@ def test_a_twin_is_held_against_the_best_stock_model_of_its_framework():
 
 
 def test_a_command_is_timed_with_its_memory_and_its_failure_told(tmp_path):
-    done = launch([sys.executable, "-c", "x = bytes(50_000_000); print(len(x))"], tmp_path)
+    done = launch([sys.executable, "-c", "x = b'x' * 50_000_000; print(len(x))"], tmp_path)
     assert done.output == "50000000\n"
     assert done.peak > 50e6
     with pytest.raises(HarnessError, match="exit code 3: so"):

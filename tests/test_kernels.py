@@ -123,15 +123,15 @@ def test_both_find_the_same_figures_under_every_tolerance(both, dtype, allowed):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("order", [1, -1])
-def test_records_by_one_unit_in_the_last_place_are_not_missed(both, dtype, order):
-    # Quotients that grow by the least there is: what a screen with too little margin passes over.
-    size = 6 * RUN
-    b = np.full(size, 1.3, dtype)
-    steps = np.arange(size)[::order] // RUN
+def test_quotients_that_grow_by_the_least_there_is_are_not_missed(both, dtype):
+    # One pair a run, all as far apart, of references that shrink by one unit in the last place:
+    # what a screen with too little margin passes over.
+    size, eps = 9 * RUN, np.finfo(dtype).eps
+    b = np.ones(size, dtype)
+    b[::RUN] = 1.5 - np.arange(9) * eps
     a = b.copy()
-    a[::RUN] = (b * 1.7)[::RUN]
-    a.view(f"u{a.itemsize}")[::RUN] += steps[::RUN].astype(f"u{a.itemsize}")
+    a[::RUN] += 0.25
+    assert len(set((a - b)[::RUN].tolist())) == 1
     for allowed in ALLOWED:
         assert_same(*both(compare, a, b, allowed))
 
@@ -150,7 +150,8 @@ def test_distances_that_overflow_are_no_number_in_both(both):
     b = np.random.default_rng(4).normal(size=3 * RUN)
     a = b.copy()
     a[RUN + 5], b[RUN + 5] = 1.7e308, -1.7e308
-    a[2 * RUN] += 1e-3
+    a[RUN + 6] += 1e-3  # in the same run, and in another
+    a[2 * RUN] += 1e-4
     for allowed in ALLOWED:
         assert_same(*both(compare, a, b, allowed))
 

@@ -95,6 +95,7 @@ class TimedSide(SideProcess):
         try:
             found = self._arrived.get(timeout=PATIENCE)
         except queue.Empty:
+            self._signal(signal.SIGSTOP)  # it is out, and must not slow the others
             raise HarnessError(f"side {self.label}: no step in {PATIENCE:.0f} s") from None
         if isinstance(found, str):
             raise HarnessError(short(found))

@@ -287,13 +287,15 @@ def _thresholds(limits, best):  # type: ignore[no-untyped-def]
     limits[4] = min(best[REL], LARGEST) * SHY
     limits[5] = min(best[LEAST_ATOL], LARGEST) * SHY if rtol else limits[3]
     limits[6] = min(best[LEAST_RTOL], LARGEST) * SHY
-    # The share of the allowance, and the factor, both rise with d / (s + something).
-    used, factor = min(best[USED], LARGEST) * SHY, min(best[LEAST_FACTOR], LARGEST) * SHY
-    if scale < 0:  # no factor is asked for
-        limits[7], limits[8] = used * atol, min(used * rtol, LARGEST)
-    else:
-        limits[7] = min(used * atol, factor * scale, LARGEST)
-        limits[8] = min(used * rtol, factor)
+    # The share of the allowance, and the factor, both rise with d / (s + something); what is
+    # infinite already cannot be passed.
+    limits[7] = limits[8] = LARGEST
+    if best[USED] < np.inf:
+        limits[7] = min(best[USED] * SHY * atol, LARGEST)
+        limits[8] = min(best[USED] * SHY * rtol, LARGEST)
+    if scale >= 0 and best[LEAST_FACTOR] < np.inf:  # below 0: no factor is asked for
+        limits[7] = min(limits[7], best[LEAST_FACTOR] * SHY * scale)
+        limits[8] = min(limits[8], best[LEAST_FACTOR] * SHY)
 
 
 @_inner

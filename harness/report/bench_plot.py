@@ -107,13 +107,15 @@ def _bars(axes: Any, bars: Sequence[tuple[str, float, str, str]], unit: str, dig
     for at, (_, value, _, _) in zip(places, bars, strict=True):
         axes.text(value + most * 0.01, at, f"{value:.{digits}f}", va="center", fontsize=8)
     for at, group in names:
-        axes.text(0, at, group, va="center", fontsize=8, fontstyle="italic", color="#444444")
+        axes.text(
+            most * 0.006, at, group, va="center", fontsize=8, fontstyle="italic", color="#444444"
+        )
     axes.set_xlabel(unit, fontsize=9)
 
 
 def _growth(axes: Any, fits: Sequence[Fit]) -> None:
     """Costs over sizes, each relative to its first point, on logarithmic axes."""
-    _title(axes, "Growth", "cost against size, both relative to the least")
+    _title(axes, "Growth", "cost against size")
     found = {fit.what: fit for fit in fits if len(fit.x) > 1}
     drawn = [(found[what], label) for what, label in GROWTH if what in found]
     if not drawn:
