@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def zoom_command(a: str, b: str, step: int | None, pythons: tuple[str, ...], as_json: bool) -> int:
     """Run the steps at which A and B part again, from a checkpoint; trace them in full, and judge.
 
-    A and B (the reference) are traces of level stats or hash, where harness run left them.
+    A and B (the reference) are traces of level stats, where harness run left them.
     """
     from harness.report.progress import LiveObserver
     from harness.zoom import zoom_traces

@@ -309,3 +309,7 @@ def require_zoomable(capture: Capture) -> None:
         raise HarnessError(
             "--level full --zoom: full traces hold everything already; zoom is for --level stats"
         )
+    if capture.level == "hash":
+        raise HarnessError(
+            "--level hash --zoom: hashes cannot tell a rounding from a fault; use --level stats"
+        )

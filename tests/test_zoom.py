@@ -109,9 +109,12 @@ def test_every_tensor_of_a_clean_run_keeps_its_usual_gap(lab):
     assert suspects(open_trace(a.trace), open_trace(b.trace), free) == ()
 
 
-def test_a_full_trace_needs_no_zoom():
-    with pytest.raises(HarnessError, match="--level full --zoom: full traces hold everything"):
-        require_zoomable(Capture())
+@pytest.mark.parametrize(
+    ("level", "reason"), [("full", "full traces hold everything"), ("hash", "cannot tell")]
+)
+def test_only_statistics_are_zoomed_into(level, reason):
+    with pytest.raises(HarnessError, match=f"^--level {level} --zoom: .*{reason}"):
+        require_zoomable(Capture(level=level))
 
 
 TINY = ["--set", "hidden_size=11", "--set", "embed_size=7", "--batch-size", "3", "--bptt", "5"]

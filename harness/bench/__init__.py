@@ -4,19 +4,3 @@ All contestants of a part run once a round, in turn and one at a time, so that a
 down slows all of them; figures are medians over rounds with the spread (least and greatest) beside
 them, and ratios are taken round by round against the peer that the table names.
 """
-
-from __future__ import annotations
-
-import msgspec
-
-
-class Timing(msgspec.Struct, frozen=True):
-    """Seconds of one contestant, its throughput, and its time as a ratio to the peer's."""
-
-    name: str
-    peer: str
-    median_s: float
-    least_s: float
-    greatest_s: float
-    gb_per_s: float
-    ratio: float

@@ -195,10 +195,6 @@ def _add(sums: _Sums, a: NDArray[Any], b: NDArray[Any], first: int, allowed: All
             _add_distances(sums, first + start, x, y, allowed)
 
 
-# The name of the same for callers that want three of its figures.
-scan = compare
-
-
 def is_close(a: NDArray[Any], b: NDArray[Any], rtol: float, atol: float) -> NDArray[np.bool_]:
     """numpy.isclose(a, b, rtol, atol, equal_nan=True), operation by operation in the same dtype.
 

@@ -138,12 +138,16 @@ class Pair:
 
 
 def gap_of(figures: Comparison | Difference) -> Gap:
-    """The distances of one pair; infinite where a side is not finite or the reference is zero."""
+    """The distances of one pair; infinite where a side is not finite or the reference is zero.
+
+    Infinite too where neither elements nor sketches are there to tell.
+    """
     infinite = float("inf")
     if figures.nonfinite_mismatches:
         return Gap(infinite, infinite, infinite)
+    estimated = isinstance(figures, Difference) and figures.estimated
     needed = figures.least_factor if figures.least_factor is not None else 0.0
-    if figures.least_factor is None and figures.mismatches:
+    if figures.least_factor is None and (figures.mismatches or estimated):
         needed = infinite
     rel = infinite if figures.rel_l2 is None else figures.rel_l2
     eps = infinite if figures.rel_l2_eps is None else figures.rel_l2_eps

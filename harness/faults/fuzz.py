@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.compare import DiffResult, Tolerance, diff
-from harness.compare.metrics import scan
+from harness.compare.metrics import compare
 from harness.errors import HarnessError
 from harness.faults.lab import SIDES, Lab
 from harness.observer import Observer
@@ -212,7 +212,7 @@ def _distances(a: Trace, b: Trace) -> Iterator[tuple[str, float]]:
         for name, entry in entries.items():
             allowed = tolerance.allowance(entry, entries)
             if allowed.factor:
-                used = scan(x.read(x.find(name)), y.read(entry), allowed).used
+                used = compare(x.read(x.find(name)), y.read(entry), allowed).used
                 yield name, (used or 0.0) * allowed.factor
 
 

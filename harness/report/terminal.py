@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.bench import Timing
 from harness.compare import DiffResult
 from harness.compare.diff import Difference, StepSummary, Structure
 from harness.corpus import perplexity
@@ -321,20 +320,6 @@ def show_arrays(out: Console, arrays: Mapping[str, NDArray[Any]]) -> None:
         grid.add_row(Text(name), shape, str(array.dtype), _range(array))
     out.print(grid)
     out.print(f"{sum(array.size for array in arrays.values()):,} parameters")
-
-
-def show_bench(out: Console, result: Mapping[str, Sequence[Timing]]) -> None:
-    """The timings of a benchmark, ratios first."""
-    for part, timings in result.items():
-        grid = table(f"{part}: time as a ratio to {timings[0].peer}")
-        for name in ("ratio", "median", "least", "greatest", "GB/s"):
-            grid.add_column(name, justify="right")
-        grid.add_column("what", overflow="fold")
-        for row in timings:
-            times = (row.median_s, row.least_s, row.greatest_s)
-            cells = (f"{1000 * t:.1f} ms" for t in times)
-            grid.add_row(f"{row.ratio:.2f}", *cells, f"{row.gb_per_s:.2f}", row.name)
-        out.print(grid)
 
 
 def _range(array: NDArray[Any]) -> str:

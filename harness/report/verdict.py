@@ -31,9 +31,8 @@ def show_verdict(out: Console, verdict: Verdict, found: DiffResult) -> None:
     where = verdict.where
     if where:
         sides = " | ".join(found.labels)
-        rows.append(
-            ("where", f"{place(where)}: {sides} = {values(where)}, {eps(where.rel_l2_eps)}")
-        )
+        sides = "" if where.estimated else f": {sides} = {values(where)}"
+        rows.append(("where", f"{place(where)}{sides}, {eps(where.rel_l2_eps)}"))
     side = f"; {verdict.side} is off" if verdict.side else ""
     first = verdict.causes[0].sentence if verdict.causes else "none that was tried explains it"
     if verdict.label != "rounding":
