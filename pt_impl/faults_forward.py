@@ -287,8 +287,8 @@ def softmax_naive(original, logits):
 def gradient_cut_in_window(original, x, h, c, w_i, w_h, b_i, b_h, see):
     """No gradient flows from a timestep to the hidden state before it."""
     hidden, cell = [], []
-    for t, z in enumerate(torch.unbind(project(x, w_i, b_i), dim=1)):
-        z = see("gates", z + h.detach() @ w_h + b_h, t)
+    for t, z in enumerate(torch.unbind(project(x, w_i, b_i + b_h), dim=1)):
+        z = see("gates", torch.addmm(z, h.detach(), w_h), t)
         h, c = lstm_cell(z, c, see, t)
         hidden.append(h)
         cell.append(c)

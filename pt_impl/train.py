@@ -46,7 +46,7 @@ def gradients_by_autograd(params, state, x, y, masks, model, train, points):
 
     It also differentiates a step that a fault has been planted in.
     """
-    points.autograd = True
+    points.differentiate()
     params = {name: p.detach().requires_grad_() for name, p in params.items()}
     logits, new_state = forward(params, x, state, masks, model, points)
     loss = cross_entropy(logits, y, train.loss)
@@ -166,10 +166,10 @@ def tokens_of(window):
 def prepare(run):
     """Make the framework deterministic, in full precision, on the run's device; its dtype."""
     stages = run.follow is not None and run.follow.level == "stage"
-    if run.train.compile and (run.faults or run.disturb or stages):
+    if run.train.compile and (run.faults or run.disturb or stages or run.train.autograd):
         raise HarnessError(
             "compile=true: a compiled step is one piece, with no place in it for a planted fault, "
-            "a disturbance, or stages that follow another side; leave compile out"
+            "a disturbance, stages that follow another side, or autograd; leave compile out"
         )
     torch.set_num_threads(run.threads)
     torch.use_deterministic_algorithms(True)

@@ -92,7 +92,9 @@ class Shelf:
         corpus.save_tokens(self.text.valid[:200], folder / "valid.npy")
 
     def spec(self, fault, label, steps, follow=None, faults=(), start=1):
-        model, train = override(*preset("zaremba-small", 256), {**BASE, **fault.settings})
+        # As the faulty side is differentiated, so that their other bits are the same.
+        settings = {**BASE, **fault.settings, "autograd": "true"}
+        model, train = override(*preset("zaremba-small", 256), settings)
         drawn = self.folder / f"drawn-{model.init_scale}.npz"
         if not drawn.exists():
             weights.save(weights.draw(model, 1), drawn)

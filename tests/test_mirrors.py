@@ -24,7 +24,13 @@ STOCK = ("torch.nn", "torch.optim", "tf.keras", "tf.nn", "keras", "tf.clip_by_gl
 
 # NumPy has neither autograd nor a compiler, so nothing that speaks to either, and no sigmoid.
 FRAMEWORK_ONLY = {
-    "points.py": {"swap", "Points.see_gradients", "Points._disturbed", "Points._forward"},
+    "points.py": {
+        "swap",
+        "Points.differentiate",
+        "Points.see_gradients",
+        "Points._disturbed",
+        "Points._forward",
+    },
     "train.py": {"gradients_by_autograd", "compiled", "take_step"},
 }
 ONLY_NUMPY = {"cells.py": {"sigmoid"}}

@@ -50,6 +50,10 @@ class Points:
         """`see` for the stages of a part of the model, named from there."""
         return lambda name, value, t: self.see(f"{prefix}/{name}", value, t)
 
+    def differentiate(self):
+        """From now on the framework differentiates: it is to go on with what is put in place."""
+        self.autograd = True
+
     def see_gradients(self, found):
         """Keep the gradients of the forward points (structured as `gone_on`), last stage first."""
         for name, gradient in reversed(found.items()):

@@ -46,7 +46,7 @@ def gradients_by_autograd(params, state, x, y, masks, model, train, points):
 
     It also differentiates a step that a fault has been planted in.
     """
-    points.autograd = True
+    points.differentiate()
     with tf.GradientTape() as tape:
         tape.watch(params)
         logits, new_state = forward(params, x, state, masks, model, points)
@@ -112,12 +112,14 @@ def compiled(model, train, watch):
         points = Points(watch=watch)
         return *train_step(*args, model, train, points), points.seen
 
-    return tf.function(step, jit_compile=True, autograph=False)
+    return tf.function(step, jit_compile=train.compile, autograph=False)
 
 
 def take_step(params, slots, state, x, y, masks, lr, step, model, train, points):
     """`train_step`, compiled where the TrainSpec asks for it."""
-    if not train.compile:
+    # Not compiled it is a graph: the kernels of eager calls, so the same bits, at half their cost.
+    # Interventions are Python, and so is the memory of some faults (which autograd differentiates).
+    if train.autograd or points.intervention:
         return train_step(params, slots, state, x, y, masks, lr, step, model, train, points)
     run = compiled(model, train, points.watch)
     lr, step = tf.constant(lr, dtype=getattr(tf, train.dtype)), tf.constant(step, dtype=tf.float64)
@@ -157,15 +159,17 @@ def tokens_of(window):
 def prepare(run):
     """Make the framework deterministic, in full precision, on the run's device; its dtype."""
     stages = run.follow is not None and run.follow.level == "stage"
-    if run.train.compile and (run.faults or run.disturb or stages):
+    if run.train.compile and (run.faults or run.disturb or stages or run.train.autograd):
         raise HarnessError(
             "compile=true: a compiled step is one piece, with no place in it for a planted fault, "
-            "a disturbance, or stages that follow another side; leave compile out"
+            "a disturbance, stages that follow another side, or autograd; leave compile out"
         )
     tf.config.threading.set_intra_op_parallelism_threads(run.threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     tf.config.experimental.enable_op_determinism()
     tf.config.experimental.enable_tensor_float_32_execution(False)
+    # A graph is to compute what its operations say, and nothing that they are rewritten to.
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     if run.device == "cpu":
         tf.config.set_visible_devices([], "GPU")
     elif not tf.config.list_physical_devices("GPU"):
