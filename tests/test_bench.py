@@ -325,4 +325,4 @@ def test_the_quick_benchmark_times_everything(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert list(found) == ["twins", "tracing", "diff", "startup"]
     missing = {row["missing"] for part in found.values() for row in part["rows"]}
-    assert missing <= {None, "not available: not installed", "not available: left out by --quick"}
+    assert missing <= {None, "not available: not installed", "not available: left out of this plan"}

@@ -51,9 +51,9 @@ def plan(quick: bool, rounds: int | None) -> Plan:
             {"twins": 50, "tracing": 30, "diff": 20, "startup": 15, "growth": 25},
         )
     return Plan(
-        (twins.Plan(SMALL, often(9), 12), twins.Plan(MEDIUM, often(5), 4)),
+        (twins.Plan(SMALL, often(7), 8), twins.Plan(MEDIUM, often(3), 3, ("twin, autograd",))),
         (tracing.Plan(SMALL, often(5), 20), tracing.Plan(MEDIUM, often(3), 10)),
-        diffing.Plan(20_000_000, ("float32", "float64"), (SMALL, MEDIUM), often(7), often(3)),
+        diffing.Plan(20_000_000, ("float32", "float64"), (SMALL,), often(7), often(3)),
         often(7),
         growth.Plan((50, 200, 400, WIDEST), often(3), 6, (10, 100, 1_000, 10_000)),
         {"twins": 360, "tracing": 240, "diff": 90, "startup": 40, "growth": 150},

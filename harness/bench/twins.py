@@ -79,7 +79,7 @@ def _group(place: Place, plan: Plan, framework: str, tick: Callable[[], None]) -
             changed = msgspec.structs.replace(train, **one.changed)
             label = f"{plan.size}-{framework}-{one.name.replace(', ', '-').replace(' ', '-')}"
             if one.name in plan.left_out:
-                missing[one.name] = "left out by --quick"
+                missing[one.name] = "left out of this plan"
             else:
                 run = place.run(label, model, changed, FOREVER)
                 _begin(sides, missing, one, run, place)
