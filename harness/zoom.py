@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from msgspec.structs import replace
 from harness.compare import DiffResult, diff
 from harness.errors import HarnessError
 from harness.explain import Verdict
+from harness.instep import in_step
 from harness.judge import Investigation
 from harness.observer import Observer
 from harness.session import Session, Side
@@ -40,10 +41,11 @@ JUMP, USUAL = 8.0, 8.0
 
 
 class Suspect(msgspec.Struct, frozen=True):
-    """A step to look at closely, and why, in words."""
+    """A step to look at closely, and why in words; `size`: its gap as a multiple of the usual."""
 
     step: int
     reason: str
+    size: float = 0.0
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -66,12 +68,14 @@ class Window(msgspec.Struct, frozen=True):
 class Zoom(msgspec.Struct, frozen=True):
     """What zooming did: the steps looked at, those passed over, and bytes on disk.
 
+    `in_step` is how many steps were made once more from the other side's state (0: none had to be).
     `kept` has the bytes of each side's long trace, `full` those of the full traces around the steps
     looked at.
     """
 
     windows: tuple[Window, ...]
     passed_over: tuple[Suspect, ...]
+    in_step: int
     kept: dict[str, int]
     full: int
 
@@ -94,31 +98,66 @@ def zoom(
     for a side that cannot start again.
     """
     traces = open_trace(runs[0].trace), open_trace(runs[1].trace)
+    looked = _Looked(session, runs, traces)
+    in_steps = 0
     if step is None:
-        found = suspects(*traces, free, session.watcher.part("looking for jumps"))
+        looked.at(suspects(*traces, free, session.watcher.part("looking for jumps")))
+        if looked.windows and not looked.decided:
+            session.watcher.note(
+                f"all of that is rounding; the run once more, with each step of {runs[0].label} "
+                f"starting from the state of {runs[1].label}"
+            )
+            steps = in_step(session, runs, session.watcher.part("in step"))
+            looked.at(_largest(jumps(steps, fresh=True)))
+            in_steps = runs[1].steps
     else:
-        found = (Suspect(step, "asked for"),)
-    windows: list[Window] = []
-    chosen: tuple[DiffResult, Verdict] | None = None
-    for suspect in found[:MOST]:
-        session.watcher.note(f"zooming in on step {suspect.step}: {suspect.reason}")
-        window, local, verdict = _look(session, runs, traces, suspect)
-        windows.append(window)
-        decided = verdict.label in ("bug", "precision", "structure")
-        if chosen is None or decided:
-            chosen = local, verdict
-        if decided:
-            break
-    if chosen is None:
+        looked.at([Suspect(step, "asked for")])
+    if looked.chosen is None:
         return None
-    full = [path for window in windows for path in window.traces.values()]
+    found, verdict = looked.chosen
+    full = [path for window in looked.windows for path in window.traces.values()]
     report = Zoom(
-        tuple(windows),
-        tuple(found[len(windows) :]),
+        tuple(looked.windows),
+        tuple(looked.passed_over),
+        in_steps,
         {run.label: folder_bytes(run.trace) for run in runs},
         sum(folder_bytes(path) for path in full),
     )
-    return Found(report, chosen[0], _with_words(chosen[1], report))
+    return Found(report, found, _with_words(verdict, report, (runs[0].label, runs[1].label)))
+
+
+class _Looked:
+    """The steps looked at, and the diff and verdict that decide."""
+
+    def __init__(
+        self, session: Session, runs: tuple[RunSpec, RunSpec], traces: tuple[Trace, Trace]
+    ) -> None:
+        self.session, self.runs, self.traces = session, runs, traces
+        self.windows: list[Window] = []
+        self.passed_over: list[Suspect] = []
+        self.chosen: tuple[DiffResult, Verdict] | None = None
+        self.decided = False
+
+    def at(self, found: Sequence[Suspect]) -> None:
+        """Look at the first few, up to one that decides."""
+        done = {window.step for window in self.windows}
+        fresh = [suspect for suspect in found if suspect.step not in done]
+        for i, suspect in enumerate(fresh):
+            if self.decided or i == MOST:
+                self.passed_over += fresh[i:]
+                return
+            self.session.watcher.note(f"zooming in on step {suspect.step}: {suspect.reason}")
+            window, local, verdict = _look(self.session, self.runs, self.traces, suspect)
+            self.windows.append(window)
+            self.decided = verdict.label in ("bug", "precision", "structure")
+            if self.chosen is None or self.decided:
+                self.chosen = local, verdict
+
+
+def _largest(found: Sequence[Suspect]) -> list[Suspect]:
+    """The largest few, in the order of the run, and then the others."""
+    ranked = sorted(found, key=lambda suspect: -suspect.size)
+    return sorted(ranked[:MOST], key=lambda s: s.step) + ranked[MOST:]
 
 
 def zoom_traces(
@@ -179,28 +218,44 @@ def suspects(
         place = free.first_divergence
         found[place.step] = Suspect(place.step, f"{place.tensor} is the first over the tolerance")
     steps = sorted(set(a.steps).intersection(b.steps))
+
+    def pairs() -> Iterator[tuple[StepEntry, StepEntry]]:
+        for done, step in enumerate(steps, start=1):
+            yield a.entry(step), b.entry(step)
+            if progress:
+                progress(done, len(steps))
+
+    for suspect in jumps(pairs()):
+        found.setdefault(suspect.step, suspect)
+    return tuple(found[step] for step in sorted(found))
+
+
+def jumps(pairs: Iterable[tuple[StepEntry, StepEntry]], fresh: bool = False) -> list[Suspect]:
+    """The steps at which a tensor is much further apart than what the step started from.
+
+    `pairs` are the same steps on both sides, `fresh` where both started each from one state.
+    """
+    found: list[Suspect] = []
     highest: dict[str, float] = {}
     left = 1.0  # how far apart, in eps, the step before left what this one starts from
-    for done, step in enumerate(steps, start=1):
-        gaps = dict(_gaps(a.entry(step), b.entry(step)))
-        start = left
-        jumps = {}
+    for a, b in pairs:
+        gaps = dict(_gaps(a, b))
+        start, jump = left, None
         for name, gap in gaps.items():
+            base = left if name.startswith("state/in/") or fresh else start
             if name.startswith("state/in/"):
                 start = max(start, gap)
-            base = left if name.startswith("state/in/") else start
             gain = gap / base if math.isfinite(base) else 0.0
             usual = max(USUAL, highest.get(name, 0.0))
-            if gain > JUMP * usual:
-                jumps[name] = gain / usual
+            if gain > JUMP * usual and jump is None:
+                size = gain / usual
+                jump = Suspect(b.step, f"{name} jumps, {size:.3g} times its usual gap", size)
             highest[name] = max(highest.get(name, 0.0), gain if math.isfinite(gain) else 0.0)
-        if jumps:
-            name, size = next(iter(jumps.items()))
-            found.setdefault(step, Suspect(step, f"{name} jumps, {size:.3g} times its usual gap"))
-        left = max([1.0, *(gap for name, gap in gaps.items() if name.startswith(CHECKPOINT))])
-        if progress:
-            progress(done, len(steps))
-    return tuple(found[step] for step in sorted(found))
+        found += [jump] if jump else []
+        if not fresh:
+            states = [gap for name, gap in gaps.items() if name.startswith(CHECKPOINT)]
+            left = max([1.0, *states])
+    return found
 
 
 def folder_bytes(path: str | Path) -> int:
@@ -287,7 +342,7 @@ def _same(long: Trace, short: Trace) -> bool:
     return True
 
 
-def _with_words(verdict: Verdict, report: Zoom) -> Verdict:
+def _with_words(verdict: Verdict, report: Zoom, labels: tuple[str, str]) -> Verdict:
     """The verdict with what zooming adds to its evidence."""
     lines = []
     for window in report.windows:
@@ -296,6 +351,11 @@ def _with_words(verdict: Verdict, report: Zoom) -> Verdict:
         lines.append(
             f"step {window.step} ({window.reason}): {window.label}; run again from {begun} {bits}, "
             f"steps {window.first} to {window.last} traced in full"
+        )
+    if report.in_step and verdict.label == "rounding" and not report.passed_over:
+        lines.append(
+            f"with every step of {labels[0]} starting from the state of {labels[1]}, no other "
+            f"tensor of {report.in_step} steps jumps: no bug hides behind the rounding"
         )
     if report.passed_over:
         steps = ", ".join(str(suspect.step) for suspect in report.passed_over[:8])

@@ -135,7 +135,7 @@ def train(run, report):
         params, slots, state, losses = begin(run, {n: np.array(a) for n, a in arrays.items()})
         for step in range(run.start, run.steps + 1):
             window = batches.window(step)
-            points = Points(intervention, trace.wants_step(step))
+            points = Points(intervention and intervention.within, trace.wants_step(step))
             masks = randomness.dropout_masks(run.model, run.train, step)
             if intervention:
                 intervention.begin(step)

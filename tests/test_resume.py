@@ -11,10 +11,14 @@ from harness.trace import TraceError, open_trace
 
 STATS = Capture(level="stats", checkpoint_every=3)
 CASES = {
-    "sgd": {},
-    "adam with dropout": {"optimizer": "adam", "model": {"dropout": 0.4}},
-    "plateaus": {"schedule": "plateau", "lr": 20.0, "clip": "none"},
-    "float64": {"dtype": "float64"},
+    "as published": {},
+    "all that can be": {
+        "optimizer": "adam",
+        "model": {"dropout": 0.4},
+        "schedule": "plateau",
+        "lr": 0.5,
+        "dtype": "float64",
+    },
 }
 
 

@@ -9,11 +9,12 @@ from harness.cli import main
 from harness.compare import diff
 from harness.errors import HarnessError
 from harness.faults.lab import Lab
+from harness.instep import in_step
 from harness.judge import Investigation
 from harness.observer import Observer
 from harness.spec import Capture
 from harness.trace import open_trace
-from harness.zoom import require_zoomable, suspects, zoom
+from harness.zoom import jumps, require_zoomable, suspects, zoom
 
 EPOCH = 500  # tokens: with the lab's batches the second epoch starts at step 34
 STATS = Capture(level="stats", checkpoint_every=10)
@@ -56,7 +57,6 @@ def conclusion(verdict):
 LATE = {
     "state-not-reset": ("tf", 34),
     "rare-token-scaled": ("pt", 4),
-    "clip-elementwise": ("tf", 4),
 }
 
 
@@ -87,9 +87,35 @@ def test_a_bug_behind_rounding_that_has_passed_the_tolerance_is_found_by_its_jum
 
 
 def test_rounding_that_passes_the_tolerance_is_called_rounding_and_nothing_jumps(lab):
-    found = zoomed(lab, 40, {"lr": "15"})
+    found = zoomed(lab, 40, {"lr": "8"})
     (window,) = found.zoom.windows
     assert (window.label, found.verdict.label) == ("rounding", "rounding")
+    assert found.zoom.in_step == 40
+    assert "no bug hides behind the rounding" in " ".join(found.verdict.evidence)
+
+
+@pytest.mark.parametrize("side", ["pt", "tf"])
+def test_in_step_a_late_bug_jumps_although_the_free_runs_have_grown_apart(lab, monkeypatch, side):
+    monkeypatch.setattr("harness.instep.LONGEST", 7)  # several stretches
+    runs, _ = run(lab, 40, STATS, {"lr": "30"}, **{side: ["state-not-reset"]})
+    pairs = list(in_step(lab.session, runs))
+    assert [(a.step, b.step) for a, b in pairs] == [(s, s) for s in range(1, 41)]
+    found = max(jumps(pairs, fresh=True), key=lambda suspect: suspect.size)
+    assert (found.step, found.reason.split()[0]) == (34, "state/in/layer0/h")
+    # The leader is the long run again, to the last bit, and nothing is left of it.
+    long = open_trace(runs[1].trace)
+    for _, entry in pairs:
+        hashes = {e.name: e.hash for e in long.entry(entry.step).tensors}
+        assert {e.name: e.hash for e in entry.tensors} == hashes
+    assert not [p for p in lab.folder.iterdir() if "-leads-" in p.name or "-in-step-" in p.name]
+
+
+def test_in_step_a_side_that_fails_is_told_of_and_leaves_nothing(lab):
+    runs, _ = run(lab, 3, STATS)
+    broken = msgspec.structs.replace(runs[0], weights="nowhere.npz")
+    with pytest.raises(HarnessError, match="side pt failed"):
+        list(in_step(lab.session, (broken, runs[1])))
+    assert not [p for p in lab.folder.iterdir() if "-leads-" in p.name]
 
 
 def test_where_nothing_parts_there_is_nothing_to_zoom_into(lab):

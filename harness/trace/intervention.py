@@ -39,6 +39,12 @@ class Intervention:
         """The interventions of `run`; None where it has none."""
         return cls(run) if run.follow or run.disturb else None
 
+    @property
+    def within(self) -> Intervention | None:
+        """Itself where something is put in place inside a step; None where only steps start so."""
+        stages = self.follow is not None and self.follow.level == "stage"
+        return self if stages or self.disturb else None
+
     def begin(self, step: int) -> None:
         """Go to `step`. Raises TraceError if the trace to follow does not hold it."""
         if self._trace:
