@@ -98,8 +98,11 @@ class _Sums(msgspec.Struct):
             setattr(self, name, getattr(self, name) + getattr(later, name))
         for name in ("diff_squares", "reference_squares"):
             setattr(self, name, getattr(self, name) + getattr(later, name))
-        for name in ("rel_diff", "ulp_diff", "least_rtol", "least_atol", "least_factor", "used"):
+        for name in ("rel_diff", "ulp_diff", "used"):
             setattr(self, name, max(getattr(self, name), getattr(later, name)))
+        for name in ("least_rtol", "least_atol", "least_factor"):
+            # Not max, which may drop a NaN: what overflowed has no least tolerance.
+            setattr(self, name, float(np.maximum(getattr(self, name), getattr(later, name))))
 
 
 def compare(
