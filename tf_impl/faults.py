@@ -16,6 +16,14 @@ from tf_impl.faults_update import FAULTS as UPDATE
 
 # Name of the fault -> name of the function that is replaced -> its replacement.
 FAULTS = {**FORWARD, **BACKWARD, **UPDATE}
+# Those that are Python: they keep something from one call to the next, or compute a setting.
+NO_GRAPH = {"gradients-stale", "gradients-accumulated", "old-weights", "norm-duplicates"}
+NO_GRAPH |= {
+    "optimizer-rebuilt",
+    "unclipped-used",
+    "dropout-in-evaluation",
+    "adam-epsilon-uncorrected",
+}
 
 
 @contextmanager
@@ -24,7 +32,9 @@ def planted(names):
     unknown = [name for name in names if name not in FAULTS]
     if unknown:
         raise HarnessError(f"no fault named {unknown[0]!r}; there are: {', '.join(sorted(FAULTS))}")
-    import_module(f"{__package__}.train")  # it imports all that can be replaced
+    train = import_module(f"{__package__}.train")  # it imports all that can be replaced
+    if names:
+        train.compiled.cache_clear()  # graphs of the functions as they were
     twin = [module for name, module in sys.modules.items() if name.startswith(f"{__package__}.")]
     originals = []
     kept.clear()
@@ -39,3 +49,5 @@ def planted(names):
         for module, function, original in reversed(originals):
             setattr(module, function, original)
         kept.clear()
+        if names:
+            train.compiled.cache_clear()

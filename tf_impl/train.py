@@ -8,11 +8,13 @@ from harness import corpus, randomness, weights
 from harness.errors import HarnessError
 from harness.spec import replace
 from harness.trace import Intervention, TraceWriter, resumed
-from tf_impl.faults import planted
+from tf_impl.faults import NO_GRAPH, planted
 from tf_impl.losses import cross_entropy, cross_entropy_backward
 from tf_impl.model import carry, forward, forward_backward, zero_state
 from tf_impl.optim import clip, global_norm, learning_rate, plateaus, update, zero_slots
 from tf_impl.points import Points, to_numpy, to_tensor, to_trace
+
+GRAPH = 30  # steps from which on building a graph pays
 
 
 def gradients(params, state, x, y, masks, model, train, points):
@@ -118,8 +120,7 @@ def compiled(model, train, watch):
 def take_step(params, slots, state, x, y, masks, lr, step, model, train, points):
     """`train_step`, compiled where the TrainSpec asks for it."""
     # Not compiled it is a graph: the kernels of eager calls, so the same bits, at half their cost.
-    # Interventions are Python, and so is the memory of some faults (which autograd differentiates).
-    if train.autograd or points.intervention:
+    if points.intervention:  # which is Python
         return train_step(params, slots, state, x, y, masks, lr, step, model, train, points)
     run = compiled(model, train, points.watch)
     lr, step = tf.constant(lr, dtype=getattr(tf, train.dtype)), tf.constant(step, dtype=tf.float64)
@@ -195,6 +196,9 @@ def train(run, report):
     # The derivatives written out by hand are those of the step without faults.
     how = replace(run.train, autograd=run.train.autograd or bool(run.faults))
     whole = run.train.compile and run.capture.first <= run.steps  # see `compiled`
+    # Some faults are Python too.
+    graph = run.steps - run.start >= GRAPH and not NO_GRAPH.intersection(run.faults)
+    take = take_step if graph or run.train.compile else train_step
     with planted(run.faults), TraceWriter.for_run(run, framework, arrays, tokens) as trace:
         params, slots, state, losses = begin(run, {n: tf.constant(a) for n, a in arrays.items()})
         for step in range(run.start, run.steps + 1):
@@ -207,7 +211,7 @@ def train(run, report):
             lr = learning_rate(run.train, window.epoch, plateaus(losses))
             state = carry(state, window.first, run.model, run.train)
             x, y, masks, params, state = see_inputs(step, window, masks, params, state, points)
-            params, slots, state, loss = take_step(
+            params, slots, state, loss = take(
                 params, slots, state, x, y, masks, lr, step, run.model, how, points
             )
             valid = None
