@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from test_trace_format import read
 
+from harness.spec import Capture
 from harness.trace import Rows, Timesteps, TraceError, TraceWriter, check_trace, open_trace, writer
 
 SIZE = 8000  # bytes of a step
@@ -198,3 +199,22 @@ def test_arrays_that_change_after_a_write_at_once_are_stored_as_they_were(tmp_pa
             )
     for step, found in read(tmp_path / "a.trace").items():
         assert {*found["x"].ravel(), *found["y"].ravel(), *found["rows"][0]} == {float(step)}
+
+
+@pytest.mark.parametrize("level", ["full", "stats"])
+def test_several_threads_write_the_same_bytes_as_one(tmp_path, level):
+    drawn = np.random.default_rng(1)
+    steps = [{f"grads/{i}": drawn.normal(size=(7, i + 1)) for i in range(20)} for _ in range(3)]
+    for threads in (1, 3):
+        folder = tmp_path / f"{threads}.trace"
+        capture = Capture(level=level)
+        with TraceWriter(
+            folder, label="x", dtype="float64", capture=capture, queue=1 << 20, threads=threads
+        ) as trace:
+            for step, tensors in enumerate(steps, start=1):
+                trace.write(step, tensors)
+    one, three = (sorted((tmp_path / f"{n}.trace").iterdir()) for n in (1, 3))
+    assert [p.name for p in one] == [p.name for p in three]
+    assert len(one) == (5 if level == "full" else 2)
+    for a, b in zip(one, three, strict=True):
+        assert a.read_bytes() == b.read_bytes(), a.name

@@ -9,6 +9,7 @@ import platform
 import re
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -93,8 +94,12 @@ class TraceWriter:
         digests: Mapping[str, str] | None = None,
         capture: Capture | None = None,
         queue: int | None = None,
+        threads: int = 1,
     ) -> None:
-        """Create the folder. `framework` names packages and versions; raises TraceError."""
+        """Create the folder. `framework` names packages and versions; raises TraceError.
+
+        `threads` describe tensors at once: hashes, statistics and sketches free the interpreter.
+        """
         self.path = Path(path)
         self.capture = capture or Capture()
         self.steps = 0
@@ -102,6 +107,7 @@ class TraceWriter:
         self._closed = self._raised = False
         # Of this step and the traced one before it, what is stored where.
         self._kept: dict[Any, _Kept] = {}
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self._header = Header(
             format=FORMAT,
             version=VERSION,
@@ -150,6 +156,7 @@ class TraceWriter:
             digests=digests,
             capture=run.capture,
             queue=run.queue,
+            threads=run.threads,
         )
 
     def wants_step(self, step: int) -> bool:
@@ -204,6 +211,8 @@ class TraceWriter:
         self._closed = True
         if self._background:
             self._background.close()
+        if self._pool:
+            self._pool.shutdown()
         os.close(self._index)
         if not self._raised:
             self._raise_once()
@@ -267,7 +276,10 @@ class TraceWriter:
         unfinished = final.with_suffix(".partial")
         own: dict[str, NDArray[Any]] = {}
         kept: dict[Any, _Kept] = {}
-        entries = tuple(self._entry(step, name, given[name], own, kept) for name in given)
+        described = self._pool.map if self._pool else map
+        found = described(self._describe, given.items())
+        pairs = zip(given.items(), found, strict=True)
+        entries = tuple(self._entry(step, t, array, e, own, kept) for (_, t), (array, e) in pairs)
         try:
             size = 0
             if own:
@@ -285,23 +297,30 @@ class TraceWriter:
         self._kept = kept
         self.steps += 1
 
-    def _entry(
-        self,
-        step: int,
-        name: str,
-        tensor: NDArray[Any] | Timesteps | Rows,
-        own: dict[str, NDArray[Any]],
-        kept: dict[Any, _Kept],
-    ) -> TensorEntry:
-        """The entry of one tensor; what the step's file is to hold of it is added to `own`.
-
-        `kept` is told where its elements lie.
-        """
+    def _describe(
+        self, given: tuple[str, NDArray[Any] | Timesteps | Rows]
+    ) -> tuple[NDArray[Any], TensorEntry]:
+        """A tensor as one array, and what is known of it."""
+        name, tensor = given
         array = tensor if isinstance(tensor, np.ndarray) else tensor.dense()
         # ascontiguousarray would turn a scalar into an array of one axis.
         array = array if array.flags.c_contiguous else array.copy(order="C")
-        entry = describe(name, array, self.capture.level)
-        how, place = None, None
+        return array, describe(name, array, self.capture.level)
+
+    def _entry(
+        self,
+        step: int,
+        tensor: NDArray[Any] | Timesteps | Rows,
+        array: NDArray[Any],
+        entry: TensorEntry,
+        own: dict[str, NDArray[Any]],
+        kept: dict[Any, _Kept],
+    ) -> TensorEntry:
+        """The line of one tensor; what the step's file is to hold of it is added to `own`.
+
+        `kept` is told where its elements lie.
+        """
+        name, how, place = entry.name, None, None
         if self.capture.keeps(step, name):
             how = kept.get(entry.identity) or self._kept.get(entry.identity)
             if how:
