@@ -60,7 +60,9 @@ LATE = {
 }
 
 
-@pytest.mark.parametrize("name", LATE)
+@pytest.mark.parametrize(
+    "name", ["rare-token-scaled", pytest.param("state-not-reset", marks=pytest.mark.slow)]
+)
 def test_a_zoomed_run_ends_as_a_full_trace_does(lab, name):
     side, step = LATE[name]
     found = zoomed(lab, step + 5, **{side: [name]})
