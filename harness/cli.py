@@ -220,16 +220,9 @@ def run_command(
     from harness.spec import Capture, build
 
     first, last = parse_steps(steps)
-    capture = build(
-        Capture,
-        level=level or ("stats" if zoom else "full"),
-        checkpoint_every=checkpoint_every,
-        include=include,
-        exclude=exclude,
-        every=every,
-        first=first,
-        last=last,
-    )
+    kept = {"level": level or ("stats" if zoom else "full"), "checkpoint_every": checkpoint_every}
+    names = {"include": include, "exclude": exclude}
+    capture = build(Capture, **kept, **names, every=every, first=first, last=last)
     if queue < 1:
         raise HarnessError(f"--queue {queue}: give a number of MiB from 1 up")
     named = {name: options.pop(name) for name in ("dtype", "lr", "seed", "batch_size", "bptt")}

@@ -116,13 +116,10 @@ def run_sides(
             "LABEL:NAME" of faults to plant (what they need is set for all); "LABEL=PATH".
         out: the folder for traces, logs, and the files that the sides are given.
         capture, device, threads: what to trace, where to run, and threads a side (None: a share).
-        zoom: trace a few steps in full, and judge them, where traces that keep less part.
-        queue: bytes of a side's tensors that may wait to be written.
-        sequential: one side after the other instead of all at once.
-        follow: every other side starts each step ("step"), or each stage, from the reference's.
-        verdict: judge always, never, or (None) where the sides diverge.
-        rtol, atol, all: as for `harness.diff`; observer: told about progress.
-
+        zoom, queue: look closely where the traces part; bytes that may wait to be written.
+        sequential: one side after the other.
+        follow, verdict: start each "step" or "stage" from the reference's; judge (None: at need).
+        rtol, atol, all, observer: as for `harness.diff`; told about progress.
     Raises HarnessError for bad input and for a side that failed (the other's trace stays).
     """
     watcher = observer or Observer()
