@@ -223,8 +223,12 @@ def _judge(
         return judge(Evidence(found, narrow=() if wide else single, wide=single if wide else ()))
     pair = _pair(runs, found)
     if pair[1].capture.level != "full":
-        said = () if found.equivalent else ("nothing was run again: the traces keep no tensors",)
-        return judge(Evidence(found, lacking=said))
+        line = (
+            f"nothing was run again, as --level {pair[1].capture.level} keeps no tensors: --zoom, "
+            f"or harness zoom {pair[0].trace} {pair[1].trace}, looks closely at where traces of "
+            "level stats part"
+        )
+        return judge(Evidence(found, lacking=() if found.equivalent else (line,)))
     if found.equivalent and not always:
         return judge(Evidence(found))
     return Investigation(session, pair, found).verdict()
