@@ -26,7 +26,7 @@ FACTORS = [
         "factor",
         "a step that is 1.7 times too long",
         {"params/softmax_w": lambda v, s: s.p + 1.7 * (v - s.p)},
-        words="lr_decay",
+        words="1.7 times",
     ),
     Plant(
         "factor",

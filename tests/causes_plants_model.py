@@ -182,7 +182,11 @@ LOSSES = [
     ),
     Plant("loss-formula", "base 2", {"forward/loss": lambda v, s: v / np.log(2)}, words="base 2"),
     Plant(
-        "loss-formula", "smoothed", {"forward/loss": smoothed}, words="smooths its labels by 0.1"
+        "loss-formula",
+        "smoothed",
+        {"forward/loss": smoothed},
+        words="smooths its labels by 0.1",
+        dtypes=("float64",),  # in float32 one number says too little
     ),
     Plant(
         "loss-formula",
@@ -196,6 +200,7 @@ LOSSES = [
             )
         },
         words="targets",
+        dtypes=("float64",),
     ),
     Plant(
         "loss-formula",

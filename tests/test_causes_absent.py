@@ -179,7 +179,7 @@ def test_no_array_under_any_name_makes_the_table_raise(a, b, neighbours, monkeyp
             odd = np.zeros((2, 3), "float32")
             case = case._replace(lookup=few_layers({"a": odd, "b": odd}))
         if neighbours == "none":
-            monkeypatch.setattr(causes, "_try", strict)
+            monkeypatch.setattr(causes, "try_row", strict)
         for cause in explain(case):
             assert cause.sentence
             assert not np.isnan(cause.residual_eps)

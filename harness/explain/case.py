@@ -15,6 +15,7 @@ Side = Literal["a", "b"]
 Lookup = Callable[[Side, int, str], Array | None]
 
 GAIN = 8.0  # an explanation must bring the distance down by this factor, beside to rounding level
+VOTERS = 1 << 12  # elements of a large tensor that are asked what a claim is worth
 SAMPLE = 1 << 14  # elements of a large tensor that are tried before all of them are
 
 
@@ -42,7 +43,8 @@ class Cause(msgspec.Struct, frozen=True):
     remains once it is applied, as the K of the tolerance's rule; `sure` is "certain" where nothing
     else known would leave so little, "likely" where it fits and others might, "hint" where it says
     where the difference lies and not why. `format` is the narrower number format of a cause that is
-    one of precision.
+    one of precision. `claim` is what is claimed in short, without the numbers of this place, so
+    that it can be tried at others; `side` is the label of the side it is about, if it is one.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Cause(msgspec.Struct, frozen=True):
     residual_eps: float
     sure: Literal["certain", "likely", "hint"] = "certain"
     format: str | None = None
+    claim: str = ""
+    side: str | None = None
 
 
 class Case(NamedTuple):
@@ -60,6 +64,11 @@ class Case(NamedTuple):
     tensor, None where there is none. `settings_a` and `settings_b` are the flat settings of each
     side: vocab_size, hidden_size, lr, clip, bptt, batch_size, dropout, optimizer, ... `level` is
     the K up to which a distance is rounding here; `floor` is what scales rounding beside max|b|.
+
+    `off` is the side that a referee is against, where one is. `traced(side, step, name)` gives what
+    a side itself made (a side that was fed by the other went on with that side's tensors, which is
+    what `lookup` gives); `fed` says that one side was. `asked` is a claim that was made at another
+    place and is tried here.
     """
 
     step: int
@@ -72,6 +81,10 @@ class Case(NamedTuple):
     settings_b: Mapping[str, Any] = {}
     level: float = 64.0
     floor: float = 0.0
+    off: Side | None = None
+    traced: Lookup | None = None
+    fed: bool = False
+    asked: str = ""
 
     @property
     def eps(self) -> float:
@@ -81,6 +94,10 @@ class Case(NamedTuple):
     def get(self, name: str, side: Side = "b", back: int = 0) -> Array | None:
         """Another tensor of this step, or of `back` steps before; None where it is not traced."""
         return self.lookup(side, self.step - back, name)
+
+    def made(self, name: str, side: Side, back: int) -> Array | None:
+        """A tensor as that side itself made it, `back` steps before this one."""
+        return (self.traced or self.lookup)(side, self.step - back, name)
 
     def before(self, name: str, side: Side = "b") -> Array | None:
         """A parameter as it was before the step (`name` as in "layer0/w_i")."""
@@ -108,7 +125,46 @@ class Case(NamedTuple):
         if x.size > SAMPLE and x.shape == y.shape and not self._sample_fits(x, y):
             return None
         left = self.distance(x, y)
-        return left if left <= self.level and left * GAIN <= self.gap() else None
+        # A claim that is tried at another place may hold there without a gap.
+        return left if left <= self.level and (self.asked or left * GAIN <= self.gap()) else None
+
+    def turned(self) -> Case:
+        """The same case with its sides exchanged."""
+        other: dict[Side, Side] = {"a": "b", "b": "a"}
+        lookup, traced = self.lookup, self.traced
+        return self._replace(
+            a=self.b,
+            b=self.a,
+            lookup=lambda side, step, name: lookup(other[side], step, name),
+            traced=traced and (lambda side, step, name: traced(other[side], step, name)),
+            labels=self.labels[::-1],
+            settings_a=self.settings_b,
+            settings_b=self.settings_a,
+            off=self.off and other[self.off],
+        )
+
+    def chance(self, free: int = 0) -> float:
+        """log10 of the chance that an unrelated difference of this size would fit one claim.
+
+        An element fits by chance with the share that what is allowed is of its gap. Elements vote
+        that differ by more than that, equal pairs of numbers once; each of `free` constants that a
+        claim was fitted with takes the vote that says most.
+        """
+        if not math.isfinite(self.gap()):
+            return -math.inf  # NaN and infinity come from no rounding of any size
+        a, b = (np.asarray(x).reshape(-1)[:: max(1, x.size // VOTERS)] for x in (self.a, self.b))
+        pairs = np.unique(np.stack([a, b], axis=1), axis=0).astype(np.float64)
+        if self.b.dtype.kind != "f":
+            kinds = max(2, len(np.unique(pairs)))
+            votes = np.full(int(np.sum(pairs[:, 0] != pairs[:, 1])), -np.log10(kinds))
+        else:
+            with np.errstate(all="ignore"):
+                gaps = np.abs(pairs[:, 0] - pairs[:, 1])
+                scale = max(float(np.abs(pairs).max(initial=0.0)), self.floor)
+                allowed = 2 * self.level * self.eps * (np.abs(pairs[:, 1]) + scale)
+                votes = np.log10(np.clip(allowed / gaps, 1e-300, 1.0))
+            votes = votes[np.isfinite(votes)]
+        return float(np.sort(votes)[free:].sum())
 
     def _sample_fits(self, x: Array, y: Array) -> bool:
         """Whether some elements of a large tensor are near enough for all of them to be tried."""

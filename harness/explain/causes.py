@@ -7,11 +7,13 @@ wrong one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 
 from harness.explain import (
     cells,
@@ -24,8 +26,13 @@ from harness.explain import (
     structure,
 )
 from harness.explain.case import Case, Cause
+from harness.explain.refute import Record
 from harness.explain.trial import Memory
 
+# log10: a certain claim is one of which at most a millionth would fit an unrelated difference, over
+# all that were tried; where more than one in twenty would, nothing is claimed.
+CHANCE, NO_CLAIM = -6.0, -1.3
+LEAST_CLAIMS = 20
 MOST = 5  # causes that are told of one tensor
 SURE = ("certain", "likely", "hint")
 EXACT, SPECIFIC, PLAIN, GENERIC, HINT = range(5)
@@ -38,10 +45,17 @@ GRADIENTS = ("backward/*", "grads/*", "update/clipped/*")
 SLOTS = ("optimizer/*", "params/*")
 
 
+def no(case: Case) -> bool:
+    """Agreement speaks against a cause, unless its row knows better."""
+    return False
+
+
 class Row(NamedTuple):
     """A cause: its name, the tensors it is tried on, its function, and how specific it is.
 
-    `settings` are those whose difference between the sides would bring it about.
+    `settings` are those whose difference between the sides would bring it about. `free` is how many
+    constants are fitted to the difference. `silent` says of a place at which the sides agree
+    whether they would there with this cause as well (as they do where the tensor is zero).
     """
 
     name: str
@@ -49,12 +63,21 @@ class Row(NamedTuple):
     function: Callable[[Case], Cause | list[Cause] | None]
     rank: int
     settings: tuple[str, ...] = ()
+    free: int = 0
+    silent: Callable[[Case], bool] = no
 
 
 CAUSES: tuple[Row, ...] = (
     Row("state-not-carried", ("state/in/*",), structure.state_not_carried, EXACT),
     Row("state-not-reset", ("state/in/*",), structure.state_not_reset, EXACT),
-    Row("clip-elementwise", ("update/clipped/*",), clipping.clip_elementwise, EXACT, ("clip",)),
+    Row(
+        "clip-elementwise",
+        ("update/clipped/*",),
+        clipping.clip_elementwise,
+        EXACT,
+        ("clip",),
+        silent=clipping.idle,
+    ),
     Row(
         "norm-duplicates",
         ("update/global_norm", "update/clipped/*"),
@@ -64,7 +87,7 @@ CAUSES: tuple[Row, ...] = (
     Row(
         "loss-formula", ("forward/loss", "backward/logits"), network.loss_formula, EXACT, ("loss",)
     ),
-    Row("forget-bias", ("forward/layer*/*",), cells.forget_bias, EXACT),
+    Row("forget-bias", ("forward/layer*/*",), cells.forget_bias, EXACT, free=1),
     Row("bias-missing", FORWARD, cells.bias_missing, EXACT),
     Row("bias-twice", FORWARD, cells.bias_twice, EXACT),
     Row("cell-formula", ("forward/layer*/*",), cells.cell_formula, EXACT),
@@ -91,14 +114,24 @@ CAUSES: tuple[Row, ...] = (
         optimizer.weight_decay,
         EXACT,
         ("weight_decay", "decoupled"),
+        free=1,
     ),
-    Row("clip-per-tensor", ("update/clipped/*",), clipping.clip_per_tensor, SPECIFIC, ("clip",)),
+    Row(
+        "clip-per-tensor",
+        ("update/clipped/*",),
+        clipping.clip_per_tensor,
+        SPECIFIC,
+        ("clip",),
+        silent=clipping.idle,
+    ),
     Row(
         "clip-one-side",
         ("update/clipped/*",),
         clipping.clip_one_side,
         SPECIFIC,
         ("clip", "clip_limit"),
+        free=1,
+        silent=clipping.idle,
     ),
     Row("norm-parts", ("update/global_norm", "update/clipped/*"), clipping.norm_parts, SPECIFIC),
     Row("embedding-duplicates", ("grads/embedding",), network.embedding_duplicates, SPECIFIC),
@@ -108,6 +141,7 @@ CAUSES: tuple[Row, ...] = (
         scale.learning_rate,
         SPECIFIC,
         ("lr", "lr_decay", "flat_epochs", "schedule"),
+        silent=lambda case: True,  # a schedule need not differ in every epoch
     ),
     Row(
         "optimizer-formula",
@@ -118,16 +152,23 @@ CAUSES: tuple[Row, ...] = (
     ),
     Row("zero-gradient", GRADIENTS, region.zero_gradient, SPECIFIC),
     Row("state-swapped", ("state/*",), structure.state_swapped, SPECIFIC),
-    Row("stale", ("*",), structure.stale, PLAIN),
-    Row("accumulated", GRADIENTS, structure.accumulated, EXACT),
+    Row("stale", ("*",), structure.stale, PLAIN, silent=structure.still),
+    Row("accumulated", GRADIENTS, structure.accumulated, EXACT, silent=structure.first_step),
     Row("shift", ("*",), structure.shift, PLAIN),
     Row("transposed", ("*",), structure.transposed, PLAIN),
     Row("sign", ("*",), scale.sign, PLAIN),
-    Row("factor", ("*",), scale.factor, PLAIN, ("lr", "loss", "dropout", "bptt", "batch_size")),
+    Row(
+        "factor",
+        ("*",),
+        scale.factor,
+        PLAIN,
+        ("lr", "loss", "dropout", "bptt", "batch_size"),
+        silent=clipping.idle,
+    ),
     Row("reduced-precision", ("*",), precision.reduced_precision, PLAIN, ("dtype",)),
     Row("zero", ("inputs/*", "state/*", "forward/*", "optimizer/*"), region.zero, GENERIC),
-    Row("constant", ("*",), scale.constant, GENERIC),
-    Row("missing-term", (*GRADIENTS, "params/*"), region.missing_term, GENERIC),
+    Row("constant", ("*",), scale.constant, GENERIC, free=1),
+    Row("missing-term", (*GRADIENTS, "params/*"), region.missing_term, GENERIC, free=1),
     Row("permuted-rows", ("*",), structure.permuted_rows, GENERIC),
     Row("nonfinite", ("*",), region.nonfinite, GENERIC),
     Row("confined", ("*",), region.confined, HINT),
@@ -164,23 +205,56 @@ IMPLIED: dict[str, frozenset[str]] = {
 }
 
 
-def explain(case: Case) -> list[Cause]:
-    """What may explain the difference of a case, best first; empty where nothing does."""
+class Fit(NamedTuple):
+    """A cause that fits at its place, and the row that found it."""
+
+    row: Row
+    cause: Cause
+
+
+def explain(case: Case, others: Sequence[Case] = ()) -> list[Cause]:
+    """What may explain the difference of a case, best first; empty where nothing does.
+
+    `others` are other places where its stage ran, at which what seems certain is tried as well.
+    """
+    found = fitting(case)
+    return best(refuted(case, found, others) if others else [fit.cause for fit in found])
+
+
+def fitting(case: Case) -> list[Fit]:
+    """All that fits a case; a claim that says too little for its certainty is only likely."""
     if case.a.shape != case.b.shape or case.a.dtype != case.b.dtype or not case.b.size:
         return []
-    if case.b.dtype.kind not in "fiub":
+    if case.b.dtype.kind not in "fiub" or not case.gap() > case.level:
         return []
-    if not case.gap() > case.level:
-        return []
-    case = case._replace(lookup=Memory(case.lookup))
-    found: list[Cause] = []
+    # The subject of a sentence is side a: so that is the side which is off, where that is known.
+    case = case.turned() if case.off == "b" else case
+    memory = Memory(case.lookup)
+    case = case._replace(lookup=memory)
+    found: list[Fit] = []
     for row in CAUSES:
         if any(fnmatchcase(case.tensor, glob) for glob in row.globs):
-            found += [_with_settings(case, row, cause) for cause in _try(row, case)]
-    return _best(found)
+            found += [Fit(row, cause) for cause in try_row(row, case)]
+    tried = math.log10(max(memory.claims, LEAST_CLAIMS))
+    kept = []
+    for row, cause in found:
+        if case.off and cause.side not in (None, case.labels[0]):
+            continue  # the referee is against the other side
+        weighed = _weighed(cause, tried + case.chance(row.free))
+        if weighed:
+            kept.append(Fit(row, _with_settings(case, row, weighed)))
+    return kept
 
 
-def _try(row: Row, case: Case) -> list[Cause]:
+def _weighed(cause: Cause, chance: float) -> Cause | None:
+    """A cause as sure as it may be where 10^chance claims of an unrelated difference would fit."""
+    cause = replace(cause, claim=cause.claim or cause.name)
+    if cause.sure == "hint" or chance <= CHANCE:
+        return cause
+    return replace(cause, sure="likely") if chance <= NO_CLAIM else None
+
+
+def try_row(row: Row, case: Case) -> list[Cause]:
     """What a row finds. A stranger's trace may hold anything under a name that we know."""
     try:
         with np.errstate(all="ignore"):
@@ -200,11 +274,10 @@ def _with_settings(case: Case, row: Row, cause: Cause) -> Cause:
     ]
     if not words:
         return cause
-    sentence = f"{cause.sentence}; the settings differ: {'; '.join(words)}"
-    return Cause(cause.name, sentence, cause.residual_eps, cause.sure, cause.format)
+    return replace(cause, sentence=f"{cause.sentence}; the settings differ: {'; '.join(words)}")
 
 
-def _best(found: list[Cause]) -> list[Cause]:
+def best(found: list[Cause]) -> list[Cause]:
     """The causes best first, without those that a better one implies or fits far better than."""
     certain = [cause.residual_eps for cause in found if cause.sure == "certain"]
     least = min(certain, default=0.0)
@@ -221,3 +294,24 @@ def _best(found: list[Cause]) -> list[Cause]:
         if not any(cause.name in IMPLIED.get(better.name, ()) for better in kept):
             kept.append(cause)
     return kept[:MOST]
+
+
+def refuted(case: Case, found: Sequence[Fit], others: Sequence[Case]) -> list[Cause]:
+    """The causes, each as sure as other places leave it; without those that they contradict."""
+    places = [other.turned() if case.off == "b" else other for other in others]
+    places = [place._replace(lookup=Memory(place.lookup)) for place in places]
+    kept = []
+    for row, cause in found:
+        if cause.sure != "certain":
+            kept.append(cause)
+            continue
+        record = Record()
+        for place in places:
+            if any(fnmatchcase(place.tensor, glob) for glob in row.globs):
+                again = try_row(row, place._replace(asked=cause.claim))
+                holds = any((one.claim or one.name) == cause.claim for one in again)
+                silent = row.silent(place) or not (place.a.any() or place.b.any())
+                record.add(place, holds, silent, case.tensor)
+        ruled = record.rule(cause)
+        kept += [ruled] if ruled else []
+    return kept

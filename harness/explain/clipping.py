@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from harness.explain.trial import (
 )
 
 TORCH = 1e-6  # what torch adds to the norm
+ONE_NUMBER = 1e-6  # the chance up to which a coefficient may be named after the run's numbers
 PREFIX = "update/clipped/"
 
 
@@ -117,6 +118,14 @@ def _pair(case: Case, one: str, two: str) -> tuple[Side, float] | None:
     return None
 
 
+def idle(case: Case) -> bool:
+    """Whether a clipped gradient is under the limit, so that no way of clipping shows in it."""
+    if not case.tensor.startswith(PREFIX):
+        return False
+    norm, limit = scalar(case, "update/global_norm", "b"), number(case, "clip_limit")
+    return norm is None or limit is None or norm <= limit
+
+
 def clip_elementwise(case: Case) -> Cause | None:
     """One side clips by global norm, the other element by element."""
     found = _pair(case, "elementwise", "global")
@@ -125,9 +134,8 @@ def clip_elementwise(case: Case) -> Cause | None:
     side, left = found
     limit = number(case, "clip_limit") or 0.0
     settings = case.settings_a if side == "a" else case.settings_b
-    idle = not _any_clamped(case, side, limit)
-    if idle and settings.get("clip") == "none":
-        return None
+    if not _any_clamped(case, side, limit) and settings.get("clip") != "elementwise":
+        return None  # not clipping at all fits as well
     norm = scalar(case, "update/global_norm", other(side)) or 0.0
     scale = limit / max(norm, limit)
     words = (
@@ -136,9 +144,9 @@ def clip_elementwise(case: Case) -> Cause | None:
         f"(limit {figure(limit)}, norm {figure(norm)}), "
         f"{label(case, side)} clamps at {figure(limit)}"
     )
-    if idle:
-        words += ", which changes nothing here: or it does not clip at all"
-    return Cause("clip-elementwise", f"{words}; both recomputed {eps_words(left)}", left)
+    sentence = f"{words}; both recomputed {eps_words(left)}"
+    claim = f"{label(case, side)} clips element by element"
+    return Cause("clip-elementwise", sentence, left, claim=claim, side=label(case, side))
 
 
 def _any_clamped(case: Case, side: Side, limit: float) -> bool:
@@ -161,13 +169,21 @@ def clip_per_tensor(case: Case) -> Cause | None:
         does = {"global": "by the global norm", "none": "nothing", "elementwise": "each element"}
         words = f"{label(case, side)} clips each tensor by its own norm (as Keras' clipnorm does)"
         sentence = f"{words}, {label(case, other(side))} {does[theirs]}; both {eps_words(left)}"
-        return Cause("clip-per-tensor", sentence, left)
+        claim = f"{label(case, side)} clips each tensor by its own norm"
+        return Cause("clip-per-tensor", sentence, left, claim=claim, side=label(case, side))
     return None
 
 
+class Coefficient(NamedTuple):
+    """What a side scales its gradients by: in words, and how it is made, without its numbers."""
+
+    words: str
+    made: str
+
+
 def clip_one_side(case: Case) -> Cause | None:
-    """Both sides scale all gradients by one number, but not by the same one."""
-    scales: dict[Side, tuple[float, str]] = {}
+    """Both sides scale gradients by one number, but not by the same one."""
+    scales: dict[Side, Coefficient] = {}
     left = 0.0
     for side in SIDES:
         gradient = case.get(f"grads/{case.tensor.removeprefix(PREFIX)}", side)
@@ -178,38 +194,78 @@ def clip_one_side(case: Case) -> Cause | None:
         if rest is None:
             return None
         left = max(left, rest)
-        tolerance = 8 * fit.error + 16 * case.eps
-        scales[side] = fit.factor, _coefficient_words(case, side, fit.factor, tolerance)
+        scales[side] = _coefficient(case, side, fit.factor, 8 * fit.error + 16 * case.eps)
+    made = {side: scales[side].made for side in SIDES}
+    if made["a"] == made["b"]:
+        return None  # each takes its own norm: that is where they differ
+    sure: Literal["certain", "likely"] = "likely" if "" in made.values() else "certain"
+    claim = ", ".join(f"{label(case, side)} {made[side]}" for side in SIDES)
+    sentence = _one_side_words(case, scales, left)
     if not _one_ratio(case):
-        return None
-    words = ", ".join(f"{label(case, side)} {scales[side][1]}" for side in SIDES)
-    sentence = f"one constant over all clipped gradients {eps_words(left)}: {words}"
-    return Cause("clip-one-side", sentence, left)
+        if not _alone(case):
+            return None
+        name = case.tensor.removeprefix(PREFIX)
+        sentence = f"{name} alone, all other gradients agree: {sentence}"
+    return Cause("clip-one-side", sentence, left, sure, claim=claim)
 
 
-def _coefficient_words(case: Case, side: Side, scale: float, tolerance: float) -> str:
-    """Where a coefficient comes from, as far as the run's numbers tell."""
+def _one_side_words(case: Case, scales: dict[Side, Coefficient], left: float) -> str:
+    """The sentence; a side that scales nothing may clip by a limit that no element reaches."""
+    for side in SIDES:
+        mine, theirs = scales[side].made, scales[other(side)]
+        if mine == NOTHING and theirs.made == GLOBAL:
+            limit = number(case, "clip_limit") or 0.0
+            words = (
+                f"{label(case, other(side))} clips by global norm ({theirs.words}), "
+                f"{label(case, side)} does not scale its gradients"
+            )
+            if not _any_clamped(case, side, limit):
+                words += (
+                    f": it does not clip, or clamps each element at {figure(limit)}, which none "
+                    "reaches here"
+                )
+            return f"{words}; both recomputed {eps_words(left)}"
+    words = ", ".join(f"{label(case, side)} {scales[side].words}" for side in SIDES)
+    return f"one constant over all clipped gradients {eps_words(left)}: {words}"
+
+
+NOTHING, GLOBAL = "does not scale", "scales by limit / norm"
+
+
+def _coefficient(case: Case, side: Side, scale: float, tolerance: float) -> Coefficient:
+    """Where a coefficient comes from, as far as the run's own numbers tell."""
     if abs(scale - 1) <= tolerance:
-        return "does not scale them"
+        return Coefficient("does not scale them", NOTHING)
     words = f"scales by {figure(scale)}"
     norm = scalar(case, "update/global_norm", side)
     if norm is None:
-        return words
+        return Coefficient(words, "")
     for limit in numbers(case, "clip_limit"):
         if abs(scale * norm / limit - 1) <= tolerance:
-            return f"{words} = limit {figure(limit)} / norm {figure(norm)}"
+            return Coefficient(f"{words} = limit {figure(limit)} / norm {figure(norm)}", GLOBAL)
         if abs(scale * (norm + TORCH) / limit - 1) <= tolerance:
-            return f"{words} = limit {figure(limit)} / (norm {figure(norm)} + 1e-6), as torch does"
+            ratio = f"limit {figure(limit)} / (norm {figure(norm)} + 1e-6)"
+            return Coefficient(f"{words} = {ratio}, as torch does", "adds 1e-6 to the norm")
         if abs(scale * (norm / limit) ** 2 - 1) <= tolerance:
-            return (
-                f"{words} = (limit {figure(limit)} / norm {figure(norm)}) squared: it clips twice"
-            )
-        for known in known_numbers(case):
-            if abs(scale * norm / (limit * known.value) - 1) <= tolerance:
-                return f"{words}, a limit of {figure(scale * norm)}: the limit times {known.words}"
-            if abs(scale * norm * known.value / limit - 1) <= tolerance:
-                return f"{words}, a limit of {figure(scale * norm)}: the limit over {known.words}"
-    return f"{words} = {figure(scale * norm)} / norm {figure(norm)}"
+            ratio = f"(limit {figure(limit)} / norm {figure(norm)})"
+            return Coefficient(f"{words} = {ratio} squared: it clips twice", "clips twice")
+        known_ones = list(known_numbers(case))
+        # One number alone: by chance it must not be near any of those that it is held against.
+        for known in known_ones if 2 * len(known_ones) * tolerance <= ONE_NUMBER else ():
+            for value in (known.value, 1 / known.value):
+                if abs(scale * norm / (limit * value) - 1) <= tolerance:
+                    named = f" ({known.words})" if known.words else ""
+                    made = f"has {figure(value)} times the limit"
+                    size = figure(limit * value)
+                    return Coefficient(f"{words}, a limit of {size}: it {made}{named}", made)
+    return Coefficient(words, "")
+
+
+def _alone(case: Case) -> bool:
+    """Whether the sides agree on every other clipped gradient."""
+    names = (PREFIX + name for name in parameter_names(case))
+    others = [at(case, name) for name in names if name != case.tensor]
+    return all(one is None or one.gap() <= one.level for one in others)
 
 
 def _one_ratio(case: Case) -> bool:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
+import numpy as np
 from numpy.typing import NDArray
 
 from harness.compare import Comparison, DiffResult, Tolerance, compare
 from harness.compare.diff import Difference
 from harness.explain.case import Case, Side
-from harness.trace import Trace, open_trace
+from harness.trace import Step, TensorEntry, Trace, open_trace
+
+T = TypeVar("T")
+_LAYER = re.compile(r"layer\d+")
 
 # Tensors of one kind that do not feed one another: a follower's own are used for all of them.
 SIBLINGS = ("state/in/", "state/out/", "grads/", "update/clipped/", "optimizer/", "params/")
@@ -43,6 +49,23 @@ class Evidence(NamedTuple):
     lacking: tuple[str, ...] = ()
 
 
+Label = Literal["identical", "close", "rounding", "precision", "bug", "structure", "undecided"]
+
+
+class Finding(NamedTuple):
+    """A verdict's label and place, the diff that shows it, and the sentences that prove it.
+
+    In a sentence, "{other}" stands for who makes what ("pt makes another", "pt and tf make
+    different"): which side is off is known later.
+    """
+
+    label: Label
+    place: Difference | None
+    shown: Following | None
+    proof: tuple[str, ...]
+    places: tuple[Difference, ...] = ()
+
+
 class Vote(msgspec.Struct, frozen=True):
     """How far each side is from the referee, which was given the same inputs; in K of the rule."""
 
@@ -60,11 +83,23 @@ class Vote(msgspec.Struct, frozen=True):
 
 
 class Gap(NamedTuple):
-    """How far two tensors are apart: the K of the tolerance's rule, and relative L2."""
+    """How far two tensors are apart: the K of the tolerance's rule, and relative L2.
+
+    `factor` is the K that is allowed, `eps` what it counts in, `close` whether the pair is within.
+    """
 
     needed: float
     rel_l2: float
     rel_l2_eps: float
+    close: bool = False
+    factor: float = 64.0
+    eps: float = math.nan
+
+    def words(self) -> str:
+        """The distance in a sentence."""
+        if not math.isfinite(self.rel_l2):
+            return "not to be measured"
+        return f"{self.rel_l2_eps:.3g} eps (relative L2 {self.rel_l2:.3g})"
 
 
 class Pair:
@@ -76,51 +111,110 @@ class Pair:
         """Open both; `follower` names the side that was fed by the other, if one was."""
         self.traces: dict[Side, Trace] = {"a": open_trace(found.a), "b": open_trace(found.b)}
         self.labels, self.follower = labels, follower
-        self._steps: dict[tuple[Side, int], dict[str, Any]] = {}
+        self._steps: dict[tuple[Side, int], tuple[Step | None, dict[str, TensorEntry]]] = {}
 
     def read(self, side: Side, step: int, name: str) -> NDArray[Any] | None:
         """A tensor; None where it is not traced, or not kept."""
-        trace = self.traces[side]
-        if step not in trace.steps:
+        opened, entries = self._entries(side, step)
+        if opened is None or name not in entries or not opened.holds(entries[name]):
             return None
-        if (side, step) not in self._steps:
-            opened = trace.step(step)
-            self._steps[side, step] = {"step": opened} | {e.name: e for e in opened.entries}
-        found = self._steps[side, step]
-        if name not in found or name == "step" or not found["step"].holds(found[name]):
-            return None
-        array: NDArray[Any] = found["step"].read(found[name])
-        return array
+        return opened.read(entries[name])
+
+    def steps(self) -> tuple[int, ...]:
+        """The steps that both hold."""
+        held = set(self.traces["a"].steps)
+        return tuple(step for step in self.traces["b"].steps if step in held)
+
+    def names(self, step: int) -> list[str]:
+        """The tensors of a step that both hold, in the reference's order of execution."""
+        others = self._entries("a", step)[1]
+        return [name for name in self._entries("b", step)[1] if name in others]
+
+    def both(self, step: int, name: str) -> tuple[NDArray[Any], NDArray[Any]] | tuple[None, None]:
+        """A tensor of both sides; None where they do not hold it in one shape and dtype."""
+        a, b = self.read("a", step, name), self.read("b", step, name)
+        if a is None or b is None or a.shape != b.shape or a.dtype != b.dtype:
+            return None, None
+        return a, b
 
     def gap(self, step: int, name: str) -> Gap | None:
         """How far apart a tensor is; None where it is not on both sides in one shape."""
-        a, b = self.read("a", step, name), self.read("b", step, name)
-        if a is None or b is None or a.shape != b.shape or a.dtype != b.dtype:
+        first, second = (self._entries(side, step)[1].get(name) for side in self.traces)
+        if first is None or second is None:
             return None
-        return gap_of(compare(a, b, self._allowed(step, name)))
+        allowed = self._allowed(step, name)
+        if first.identity == second.identity:
+            return Gap(0.0, 0.0, 0.0, True, allowed.factor or 0.0, _eps(second.dtype))
+        a, b = self.both(step, name)
+        if a is None or b is None:
+            return None
+        found = compare(a, b, allowed)
+        return gap_of(found)._replace(
+            close=found.close, factor=allowed.factor or 0.0, eps=_eps(str(b.dtype))
+        )
 
-    def case(self, place: Difference) -> Case | None:
-        """The tensor of a place with what its causes need; None where they cannot be tried."""
-        a, b = (self.read(side, place.step, place.tensor) for side in self.traces)
-        if a is None or b is None or a.shape != b.shape or a.dtype != b.dtype:
+    def forget(self, before: int) -> None:
+        """Let go of the steps before one, and of their files."""
+        self._steps = {key: kept for key, kept in self._steps.items() if key[1] >= before}
+
+    def _entries(self, side: Side, step: int) -> tuple[Step | None, dict[str, TensorEntry]]:
+        """A step of one side, and its tensors by name; none where it is not traced."""
+        trace = self.traces[side]
+        if (side, step) not in self._steps:
+            opened = trace.step(step) if step in trace.steps else None
+            entries = opened.entries if opened else ()
+            self._steps[side, step] = opened, {entry.name: entry for entry in entries}
+        return self._steps[side, step]
+
+    def case(self, step: int, tensor: str) -> Case | None:
+        """A tensor with what its causes need; None where they cannot be tried."""
+        a, b = self.both(step, tensor)
+        if a is None or b is None:
             return None
-        allowed = self._allowed(place.step, place.tensor)
+        allowed = self._allowed(step, tensor)
         header_a, header_b = (trace.header for trace in self.traces.values())
         return Case(
-            place.step,
-            place.tensor,
+            step,
+            tensor,
             a,
             b,
-            self._lookup(place.step, place.tensor),
+            self._lookup(step, tensor),
             self.labels,
             flat_settings(header_a.spec),
             flat_settings(header_b.spec),
             allowed.factor or 64.0,
             allowed.scale,
+            traced=self.read,
+            fed=self.follower is not None,
         )
 
+    def elsewhere(self, case: Case, most: int) -> list[Case]:
+        """Other places where the stage of a case ran: other steps, then other layers or parameters.
+
+        At most `most`, spread over the steps; those at which the sides differ come first.
+        """
+        steps = [step for step in self.steps() if step != case.step and self._holds(step, case)]
+        parted = [step for step in steps if not self._alike(step, case.tensor)]
+        agreed = [step for step in steps if step not in parted]
+        chosen = _spread(parted, most // 2)
+        chosen += _spread(agreed, most * 3 // 4 - len(chosen))
+        places = [(step, case.tensor) for step in sorted(chosen)]
+        names = [
+            n for n in self.names(case.step) if n != case.tensor and same_stage(n, case.tensor)
+        ]
+        places += [(case.step, name) for name in _spread(names, most - len(places))]
+        return [found for place in places if (found := self.case(*place))]
+
+    def _holds(self, step: int, case: Case) -> bool:
+        entries = [self._entries(side, step)[1].get(case.tensor) for side in self.traces]
+        return all(entry is not None and entry.stored is not None for entry in entries)
+
+    def _alike(self, step: int, tensor: str) -> bool:
+        gap = self.gap(step, tensor)
+        return gap is None or gap.close
+
     def _allowed(self, step: int, name: str) -> Any:
-        entries = {e.name: e for e in self.traces["b"].step(step).entries}
+        entries = self._entries("b", step)[1]
         tolerance = Tolerance.local() if self.follower else Tolerance()
         return tolerance.allowance(entries[name], entries)
 
@@ -135,6 +229,25 @@ class Pair:
             return self.read(side if own or side != self.follower else followed[side], step, name)
 
         return lookup
+
+
+def same_stage(one: str, two: str) -> bool:
+    """Whether two tensors are made by one stage: of other layers, or for other parameters."""
+    if one.startswith(("forward/", "backward/")):
+        return _LAYER.sub("layer", one) == _LAYER.sub("layer", two)
+    for prefix in ("params/", "update/clipped/", "optimizer/"):
+        if one.startswith(prefix) and two.startswith(prefix):
+            slots = one.rpartition("/")[2] == two.rpartition("/")[2]
+            return prefix != "optimizer/" or slots
+    return False
+
+
+def _spread(items: list[T], most: int) -> list[T]:
+    """At most so many of them, evenly spread."""
+    if len(items) <= most:
+        return items
+    places = np.linspace(0, len(items) - 1, max(most, 0)).round().astype(int)
+    return [items[i] for i in dict.fromkeys(places.tolist())]
 
 
 def gap_of(figures: Comparison | Difference) -> Gap:
@@ -152,6 +265,11 @@ def gap_of(figures: Comparison | Difference) -> Gap:
     rel = infinite if figures.rel_l2 is None else figures.rel_l2
     eps = infinite if figures.rel_l2_eps is None else figures.rel_l2_eps
     return Gap(needed, rel, eps)
+
+
+def _eps(dtype: str) -> float:
+    """Machine epsilon of a floating dtype; NaN for what does not round."""
+    return float(np.finfo(dtype).eps) if dtype.startswith("float") else math.nan
 
 
 def flat_settings(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -302,10 +302,11 @@ def bias_correction(case: Case) -> Cause | None:
         ("corrects no bias", how._replace(correct_m=False, correct_v=False)),
         ("corrects the bias of v alone", how._replace(correct_m=False)),
         ("corrects the bias of m alone", how._replace(correct_v=False)),
-        (f"counts step {case.step + 1}", how._replace(step=case.step + 1)),
+        (f"counts one step more (step {case.step + 1})", how._replace(step=case.step + 1)),
     ]
     if case.step > 1:
-        ways.append((f"counts step {case.step - 1}", how._replace(step=case.step - 1)))
+        words = f"counts one step less (step {case.step - 1})"
+        ways.append((words, how._replace(step=case.step - 1)))
         ways.append(("counts step 1 still", how._replace(step=1)))
     base = f"corrects the bias of both moments at step {case.step}", how
     return tried(case, "bias-correction", base, iter(ways))
@@ -392,7 +393,8 @@ def _decayed_gradient(case: Case) -> Cause | None:
     words = (
         f"{odd} has {figure(abs(share))}{named} times the parameter in its gradient, {plain} not"
     )
-    return Cause("weight-decay", f"{case.tensor}: {words} (to {left:.2g} eps)", left)
+    claim = f"{odd} has {abs(share):.3g} times the parameter in its gradient"
+    return Cause("weight-decay", f"{case.tensor}: {words} (to {left:.2g} eps)", left, claim=claim)
 
 
 def optimizer_formula(case: Case) -> Cause | None:

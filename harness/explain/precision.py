@@ -18,11 +18,12 @@ import numpy as np
 from harness.explain.case import SAMPLE, Array, Case, Cause, Side
 from harness.explain.cells import first, stages, usual_cell
 from harness.explain.stage import CELL, Stage, part, product, stage, usual
-from harness.explain.trial import ALL, SIDES, eps_words, label, largest, other, own
+from harness.explain.trial import ALL, SIDES, count, eps_words, label, largest, other, own
 
 NUDGE = 8.0  # eps by which the other side's number may be off before it is rounded
 TOUCHED = 0.5  # share of the elements that rounding of operands must reach
 FAR = 0.1  # relative L2 distance from the full products that no format explains
+TELLING = 4  # different numbers that a claim about a format needs
 ASIDE = 48  # rows, and columns, of a stage that are tried before all of them are
 
 
@@ -70,6 +71,8 @@ def reduced_precision(case: Case) -> Cause | None:
     """One side's numbers, or the operands of its products, are in a narrower format."""
     if case.b.dtype not in (np.float32, np.float64):
         return None
+    if not np.array_equal(np.isfinite(case.a), np.isfinite(case.b)):
+        return None  # a number that is not finite on one side alone comes from no rounding
     held = _held(case)
     if held:
         return held
@@ -112,10 +115,13 @@ def _rounded_left(case: Case, mine: Array, full: Array) -> tuple[Format, float] 
     """The format that `mine` is `full` rounded to, and what remains."""
     # Numbers are kept in float16, not in TF32, where both have the bits.
     for to in sorted(_formats(case), key=lambda f: f.name == "tf32"):
+        count(case, 1)
         some = mine.reshape(-1)[:: max(1, mine.size // SAMPLE)]
         if to.toward_zero or not np.array_equal(rounded(some, to), some, equal_nan=True):
             continue
         if not np.array_equal(rounded(mine, to), mine, equal_nan=True):
+            continue
+        if not _telling(mine, full, to):
             continue
         # A number near the middle of two may be rounded either way, as its last bits are.
         nudge = NUDGE * case.eps * (np.abs(full) + largest(full))
@@ -127,10 +133,22 @@ def _rounded_left(case: Case, mine: Array, full: Array) -> tuple[Format, float] 
     return None
 
 
+def _telling(mine: Array, full: Array, to: Format) -> bool:
+    """Whether enough numbers say that `mine` was rounded: those that `full` does not have exactly.
+
+    A number that is exact in the narrower format says nothing, nor do the same numbers twice, and
+    one number alone supports no claim about a format.
+    """
+    flat, exact = mine.reshape(-1), full.reshape(-1)
+    moved = (rounded(exact, to) != exact) & (flat != exact)
+    return np.unique(flat[moved][:SAMPLE]).size >= TELLING
+
+
 def _held_words(case: Case, side: Side, words: str, to: Format, left: float) -> Cause:
     more = {"float32": " (computed in float32)", "float16": " (or tf32: as many bits)"}
-    words = f"{case.tensor}: {label(case, side)} is {words} {to.name}{more.get(to.name, '')}"
-    return Cause("reduced-precision", f"{words} {eps_words(left)}", left, "certain", to.name)
+    said = f"{label(case, side)} is {words} {to.name}"
+    sentence = f"{case.tensor}: {said}{more.get(to.name, '')} {eps_words(left)}"
+    return Cause("reduced-precision", sentence, left, "certain", to.name, said, label(case, side))
 
 
 def _multiplied(case: Case) -> Cause | None:
@@ -158,7 +176,16 @@ def _multiplied(case: Case) -> Cause | None:
             if left is not None:
                 full = f"{label(case, good[0])} multiplies in full precision"
                 sentence = f"{case.tensor}: {label(case, side)} {words}, {full} {eps_words(left)}"
-                return Cause("reduced-precision", sentence, left, "certain", to.name)
+                claim = f"{label(case, side)} {words}"
+                return Cause(
+                    "reduced-precision",
+                    sentence,
+                    left,
+                    "certain",
+                    to.name,
+                    claim,
+                    label(case, side),
+                )
     return _alike(case, side, small, _at(noise, some))
 
 
@@ -245,5 +272,6 @@ def _alike(case: Case, side: Side, of: Stage, noise: Array) -> Cause | None:
                 f"{found / size:.2g} of its size; rounding the operands to {to.name} gives "
                 f"{expected / size:.2g}: looks like products in {to.name}"
             )
-            return Cause("reduced-precision", words, case.gap(), "likely", to.name)
+            claim = f"{label(case, side)} differs as products in {to.name}"
+            return Cause("reduced-precision", words, case.gap(), "likely", to.name, claim)
     return None

@@ -37,7 +37,8 @@ def zero_gradient(case: Case) -> Cause | None:
                 return None
             who = f"{label(case, other(side))} has up to {figure(largest(theirs))}"
             words = f"{label(case, side)} has no gradient at all where {who}: detached?"
-            return Cause("zero-gradient", f"{case.tensor}: {words}", 0.0)
+            claim = f"{label(case, side)} has no gradient"
+            return Cause("zero-gradient", f"{case.tensor}: {words}", 0.0, claim=claim)
         found = _zero_rows(case, side)
         if found:
             return found
@@ -51,7 +52,7 @@ def zero(case: Case) -> Cause | None:
         if not own(case, side).any() and np.isfinite(theirs).all() and theirs.any():
             who = f"{label(case, other(side))} has up to {figure(largest(theirs))}"
             words = f"{case.tensor}: {label(case, side)} has nothing but zeros where {who}"
-            return Cause("zero", words, 0.0)
+            return Cause("zero", words, 0.0, claim=f"{label(case, side)} has zeros")
     return None
 
 
@@ -75,7 +76,8 @@ def _zero_rows(case: Case, side: Side) -> Cause | None:
         words = f"{label(case, side)} has no gradient at {where}, the rest agrees {eps_words(left)}"
         if name == "token" and blank[0] and blank.sum() == 1:
             words += ": a padding row?"
-        return Cause("zero-gradient", f"{case.tensor}: {words}", left)
+        claim = f"{label(case, side)} has no gradient at some {name}s"
+        return Cause("zero-gradient", f"{case.tensor}: {words}", left, claim=claim)
     return None
 
 
@@ -111,10 +113,11 @@ def missing_term(case: Case) -> Cause | None:
             continue
         left = case.settled(b + along / square * term, case.a)
         if left is not None:
-            sentence = (
-                f"{label(case, 'a')} - {label(case, 'b')} is {figure(along / square)} {words}"
-            )
-            return Cause("missing-term", f"{case.tensor}: {sentence} {eps_words(left)}", left)
+            share = along / square
+            gap_words = f"{label(case, 'a')} - {label(case, 'b')} is"
+            sentence = f"{case.tensor}: {gap_words} {figure(share)} {words} {eps_words(left)}"
+            claim = f"{gap_words} {share:.3g} {words}"
+            return Cause("missing-term", sentence, left, claim=claim)
     return None
 
 

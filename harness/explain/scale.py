@@ -12,30 +12,33 @@ from harness.compare.axes import GATES
 from harness.explain.case import Array, Case, Cause, Side
 from harness.explain.trial import (
     SIDES,
+    count,
     eps_words,
     figure,
     label,
     number,
     numbers,
+    other,
     own,
+    setting,
     wide,
 )
 
-KNOWN = (
+SIZES = (
     ("bptt", "the BPTT length T"),
     ("batch_size", "the batch size B"),
     ("hidden_size", "the hidden size H"),
     ("embed_size", "the embedding size E"),
     ("vocab_size", "the vocabulary size V"),
-    ("num_layers", "the number of layers"),
-    ("clip_limit", "the clip limit"),
-    ("lr", "the learning rate"),
-    ("lr_decay", "lr_decay"),
-    ("momentum", "the momentum"),
 )
-COUNTS = ("bptt", "batch_size", "hidden_size", "embed_size", "vocab_size")
-POWERS = 20  # powers of lr_decay that are named
-LARGEST_COUNT = 100  # 1.001 is hardly ever meant as 1000 / 999
+UNNAMED = -30.0  # log10 of the chance from which a factor needs no name to be one
+TIMES = {
+    2.0: "twice",
+    0.5: "half of",
+    3.0: "three times",
+    1 / 3: "a third of",
+    0.25: "a quarter of",
+}
 
 
 class Named(NamedTuple):
@@ -53,65 +56,67 @@ class Slope(NamedTuple):
 
 
 def known_numbers(case: Case) -> Iterator[Named]:
-    """The run's own numbers, simplest first: single ones, then squares, products and quotients."""
-    single = [Named(v, words) for key, words in KNOWN for v in numbers(case, key) if v > 0]
+    """The numbers that this run uses and that may act on the tensor, simplest first.
+
+    Not their products and quotients: of those one is, by chance, near nearly every number.
+    """
+    yield from (Named(2.0, ""), Named(3.0, ""), Named(4.0, ""))
+    sizes = [Named(v, words) for key, words in SIZES for v in numbers(case, key) if v > 1]
+    yield from sizes
+    counts = [numbers(case, key) for key in ("bptt", "batch_size")]
+    yield from (
+        Named(t * b, "T times B, the tokens of a batch") for t in counts[0] for b in counts[1]
+    )
+    # A mean over one too few.
+    yield from (Named(v / (v - 1), f"{words} over one less") for v, words in sizes[:4])
     for rate in numbers(case, "dropout"):
         if 0 < rate < 1:
-            single.append(Named(1 - rate, "the keep probability"))
-            single.append(Named(rate, "the dropout rate"))
-    single += [Named(1 - v, "1 - momentum") for v in numbers(case, "momentum") if 0 < v < 1]
-    yield from (Named(2.0, "2"), Named(4.0, "4"))
-    yield from single
-    yield Named(math.log(2), "the natural logarithm of 2")
-    sizes = [Named(v, words) for key, words in KNOWN for v in numbers(case, key) if key in COUNTS]
-    # A mean that is off by one; of quotients of two sizes many are, by chance, the same number.
-    yield from (Named(v / (v - 1), f"{words} over one less") for v, words in sizes if v > 1)
-    yield from (Named(v * v, f"the square of {words}") for v, words in single)
-    yield from (Named(math.sqrt(v), f"the square root of {words}") for v, words in sizes)
-    for place, x in enumerate(single):
-        for y in single[place + 1 :]:
-            yield Named(x.value * y.value, f"{x.words} times {y.words}")
-            yield Named(x.value / y.value, f"{x.words} divided by {y.words}")
-    if case.tensor.startswith(("update/", "params/")):
-        for decay in numbers(case, "lr_decay"):
-            for k in range(2, POWERS):
-                yield Named(decay**k, f"lr_decay to the power {k}")
+            yield Named(1 - rate, "the keep probability")
+            yield Named(rate, "the dropout rate")
+            yield Named((1 - rate) ** 2, "the square of the keep probability")
+    if setting(case, "optimizer") == "momentum":
+        for mu in (v for v in numbers(case, "momentum") if 0 < v < 1):
+            yield from (Named(mu, "the momentum"), Named(1 - mu, "1 - momentum"))
+    if case.tensor.startswith(("params/", "optimizer/")):
+        yield from (Named(v, "the learning rate") for v in numbers(case, "lr") if v > 0)
+    if case.tensor.startswith("update/") and setting(case, "clip") not in (None, "none"):
+        yield from (Named(v, "the clip limit") for v in numbers(case, "clip_limit") if v > 0)
+    if case.tensor in ("forward/loss", "evaluate/loss", "backward/logits"):
+        yield Named(math.log(2), "the natural logarithm of 2")
 
 
 def name_of(case: Case, factor: float, error: float) -> Named | None:
     """The simplest of the run's numbers that `factor` >= 1 or its inverse is, within `error`."""
     words: list[str] = []
     value = 0.0
-    for candidate in known_numbers(case):
-        size = max(candidate.value, 1 / candidate.value) if candidate.value else 0.0
+    candidates = [named for named in known_numbers(case) if named.value not in (0.0, 1.0)]
+    count(case, len(candidates))
+    for candidate in candidates:
+        size = max(candidate.value, 1 / candidate.value)
         if abs(size - factor) <= error * factor and (not words or size == value):
             value = size
-            words.append(candidate.words if candidate.value >= 1 else f"1 / {candidate.words}")
+            inverse = candidate.words and f"1 / {candidate.words}"
+            words.append(candidate.words if candidate.value >= 1 else inverse)
     if not words:
         return _one_too_many(case, factor, error)
-    simple = [w for w in words if not any(s in w for s in ("times", "divided", "square"))]
-    return Named(value, " and ".join((simple or words)[:2]))
+    return Named(value, " and ".join([w for w in words if w][:2]))
 
 
 def _one_too_many(case: Case, factor: float, error: float) -> Named | None:
-    """A factor (n + 1) / n: a count, as in a mean over tokens, that is off by one.
+    """A factor (n + 1) / n, n the tokens of whole windows: a mean that counts one too many.
 
-    Nearly every factor is near such a one for a large n: then n must be a number of whole windows.
+    Nearly every factor is near such a one for a large n, so only of an evaluation is it believed.
     """
-    if factor <= 1 + 1e-9:
+    if factor <= 1 + 1e-9 or case.tensor != "evaluate/loss":
         return None
     n = 1 / (factor - 1)
-    if case.b.size == 1:
-        error = 4 * case.eps  # one number, but of roundings that average out
-    spread = error * n * (n + 1)
+    spread = 4 * case.eps * n * (n + 1)  # one number, but of roundings that average out
     window = int((number(case, "bptt") or 1) * (number(case, "batch_size") or 1))
-    for step, words in ((1, ""), (window, f", a number of whole windows of {window} tokens")):
-        count = step * round(n / step)
-        known = 2 <= count <= LARGEST_COUNT or step > 1
-        if known and count and spread < 0.02 * step and abs(n - count) <= spread:
-            named = f"{count + 1} / {count}, as of a count that is one too large{words}"
-            return Named(1 + 1 / count, named)
-    return None
+    tokens = window * round(n / window)
+    if not tokens or spread >= 0.02 * window or abs(n - tokens) > spread:
+        return None
+    words = f"as of a count that is one too large: {tokens} tokens are {tokens // window} windows"
+    return Named(1 + 1 / tokens, f"{tokens + 1} / {tokens}, {words}")
 
 
 def slope(case: Case, a: Array, b: Array) -> Slope | None:
@@ -182,12 +187,21 @@ def factor(case: Case) -> Cause | None:
         named, left = None, _left(case, a, b, fit.factor) if free else None
     if left is None:
         return None
+    subject: Side = "a" if case.off or fit.factor >= 1 else "b"
+    size = fit.factor if subject == "a" else 1 / fit.factor
     return Cause(
         "factor",
-        _factor_words(case, fit.factor, named, left),
+        _factor_words(case, subject, _shown(size, error), named, left),
         left,
-        "certain" if named else "likely",
+        "certain" if named or case.chance(1) <= UNNAMED else "likely",
+        claim=f"{label(case, subject)} is {size:.4g} times {label(case, other(subject))}",
     )
+
+
+def _shown(size: float, error: float) -> float:
+    """A factor in as many digits as it is known to."""
+    digits = min(6, max(2, int(-math.log10(max(error, 1e-16)))))
+    return float(f"{size:.{digits}g}")
 
 
 def _left(case: Case, a: Array, b: Array, exact: float) -> float | None:
@@ -199,23 +213,24 @@ def _left(case: Case, a: Array, b: Array, exact: float) -> float | None:
     return case.settled(before + scaled, case.a)
 
 
-def _factor_words(case: Case, factor: float, named: Named | None, left: float) -> str:
-    """The sentence: the side that is larger, the factor, what it is, and what that suggests."""
-    big: Side = "a" if factor >= 1 else "b"
-    large, small = label(case, big), label(case, "b" if big == "a" else "a")
-    size = max(factor, 1 / factor)
+def _factor_words(case: Case, subject: Side, size: float, named: Named | None, left: float) -> str:
+    """The sentence: the side that is off (or larger), the factor, and what that is in this run."""
+    mine, theirs = label(case, subject), label(case, other(subject))
     what = "step of this parameter" if case.tensor.startswith("params/") else case.tensor
-    words = f"{what}: {large} = {figure(size)} x {small} {eps_words(left)}"
+    plain = min(TIMES, key=lambda times: abs(times - size))
+    times = TIMES[plain] if named and abs(size / plain - 1) < 1e-6 else f"{figure(size)} times"
+    words = f"{what}: {mine} is {times} {theirs} {eps_words(left)}"
     if named is None:
         return f"{words}: one factor over all elements, none of the run's own numbers"
-    if named.words[:1].isdigit() and named.words == figure(size):
+    if not named.words:
         return words
-    words = f"{words}: {figure(size)} is {named.words}"
+    words = f"{words}: {figure(max(size, 1 / size))} is {named.words}"
+    large, small = (mine, theirs) if size >= 1 else (theirs, mine)
     if case.tensor.startswith(("forward/loss", "backward/", "grads/")):
         if "BPTT" in named.words:
-            words += f"; {small} averages the loss over time and {large} does not"
+            words += f", as where {small} averages the loss over time and {large} does not"
         elif "batch" in named.words:
-            words += f"; {small} averages the loss over the batch and {large} does not"
+            words += f", as where {small} averages the loss over the batch and {large} does not"
     if "keep probability" in named.words:
         words += "; look at how dropout scales what it keeps"
     return words
@@ -231,7 +246,7 @@ def sign(case: Case) -> Cause | None:
         return None
     moved = "moves " if case.tensor.startswith("params/") else ""
     words = f"{case.tensor}: {label(case, 'a')} {moved}= - {label(case, 'b')} {eps_words(left)}"
-    return Cause("sign", words, left)
+    return Cause("sign", words, left, claim="turned sign")
 
 
 def _starts(case: Case) -> bool:
@@ -252,7 +267,8 @@ def constant(case: Case) -> Cause | None:
     left = case.settled(b + offset, case.a) if offset else None
     if left is not None:
         words = f"{label(case, 'a')} - {label(case, 'b')} = {figure(offset)} in every element"
-        return Cause("constant", f"{case.tensor}: {words} {eps_words(left)}", left)
+        sentence = f"{case.tensor}: {words} {eps_words(left)}"
+        return Cause("constant", sentence, left, claim=f"a - b = {offset:.3g}")
     if not case.tensor.endswith(("/gates", "/w_i", "/w_h", "/b_i", "/b_h")) or a.shape[-1] % 4:
         return None
     width = a.shape[-1] // 4
@@ -266,7 +282,12 @@ def constant(case: Case) -> Cause | None:
             words = (
                 f"{label(case, 'a')} - {label(case, 'b')} = {figure(offset)} in gate {gate} alone"
             )
-            return Cause("constant", f"{case.tensor}: {words} {eps_words(left)}", left)
+            return Cause(
+                "constant",
+                f"{case.tensor}: {words} {eps_words(left)}",
+                left,
+                claim=f"{offset:.3g} in gate {gate}",
+            )
     return None
 
 
@@ -292,7 +313,8 @@ def learning_rate(case: Case) -> Cause | None:
         hint = "its schedule decays more often, or compounds (decays the decayed rate again)"
     words = f"{more} has divided the learning rate by lr_decay = {figure(decay)} {times} more"
     sides = f"{label(case, 'a')} {figure(a)}, {label(case, 'b')} {figure(b)}"
-    return Cause("learning-rate", f"{words} ({sides}, {eps_words(left)}): {hint}", left)
+    sentence = f"{words} ({sides}, {eps_words(left)}): {hint}"
+    return Cause("learning-rate", sentence, left, claim=words)
 
 
 def _earlier(case: Case, more: str) -> bool:

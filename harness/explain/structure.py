@@ -17,10 +17,12 @@ from harness.explain.trial import (
     ALL,
     SIDES,
     Guess,
+    count,
     eps_words,
     label,
     other,
     own,
+    parameter_names,
     tell,
     wide,
 )
@@ -47,10 +49,12 @@ def best_way(case: Case, name: str, ways: Iterator[Way]) -> Cause | None:
     """The way that leaves least between the sides."""
     best: Cause | None = None
     for words, value in ways:
+        count(case, 1)
         left = case.settled(value, case.a)
         if left is not None and (best is None or left < best.residual_eps):
             sentence = f"{case.tensor}: {label(case, 'a')} is {label(case, 'b')} {words}"
-            best = Cause(name, f"{sentence} {eps_words(left)}", left)
+            claim = f"{label(case, 'a')} is {label(case, 'b')} {words}"
+            best = Cause(name, f"{sentence} {eps_words(left)}", left, claim=claim)
     return best
 
 
@@ -114,7 +118,8 @@ def shift(case: Case) -> Cause | None:
             if left is not None and (found is None or left < found.residual_eps):
                 where = names[axis] + (" (axis -1)" if names[axis] == "gate" else "")
                 words = f"{label(case, 'a')} is {label(case, 'b')} moved by {by:+d} {where}"
-                found = Cause("shift", f"{case.tensor}: {words} {eps_words(left)}", left)
+                sentence = f"{case.tensor}: {words} {eps_words(left)}"
+                found = Cause("shift", sentence, left, claim=words)
     if found is None and case.tensor == "inputs/y":
         found = _targets(case)
     if found is None and case.tensor == "forward/embedding":
@@ -147,7 +152,7 @@ def _targets(case: Case) -> Cause | None:
         x = case.get("inputs/x", side)
         if x is not None and x.shape == case.b.shape and case.settled(x, own(case, side)) == 0:
             words = f"the targets of {label(case, side)} are its inputs, not the tokens after them"
-            return Cause("shift", f"inputs/y: {words}", 0.0)
+            return Cause("shift", f"inputs/y: {words}", 0.0, claim=words)
     return None
 
 
@@ -168,39 +173,71 @@ def _row_guesses(case: Case) -> list[Guess]:
 
 def stale(case: Case) -> Cause | None:
     """One side still has the value of the step before, or computed with its weights."""
-    for side in SIDES:
-        mine, name = own(case, side), label(case, side)
-        for of in (side, other(side)):
-            old = _last(case, of)
-            left = None if old is None else case.settled(old, mine)
-            # A learning rate may well stay: it is stale only where it moves, a step behind.
-            if case.tensor == "update/learning_rate" and (of == side or not _moves(case, side)):
-                continue
-            if left is not None and _moves(case, other(side)):
-                words = f"{name} still has the value of step {case.step - 1}"
-                if case.tensor.startswith("params/") and of == side:
-                    words = f"{name} does not update it (frozen, or not registered?): it agrees"
-                elif of != side:
-                    words += f" of {label(case, of)}"
-                return Cause("stale", f"{case.tensor}: {words} {eps_words(left)}", left)
-        ahead = case.get(case.tensor, other(side), back=-1)
-        moved = case.tensor != "update/learning_rate" or _moves(case, side)
-        left = None if ahead is None or not moved else case.settled(ahead, mine)
+    sides: tuple[Side, ...] = ("a",) if case.off else SIDES
+    for side in sides:
+        found = _behind(case, side)
+        if found:
+            return found
+    for side in sides:
+        ahead = case.made(case.tensor, other(side), -1)
+        left = (
+            None
+            if ahead is None or not _moves(case, side)
+            else case.settled(ahead, own(case, side))
+        )
         if left is not None:
-            words = (
-                f"{name} already has what {label(case, other(side))} has at step {case.step + 1}"
-            )
-            return Cause("stale", f"{case.tensor}: {words} {eps_words(left)}", left)
+            mine, theirs = label(case, side), label(case, other(side))
+            words = f"{mine} already has what {theirs} has at the step after"
+            sentence = f"{case.tensor}: {words} {eps_words(left)}"
+            return Cause("stale", sentence, left, claim=words)
     if case.step > 1 and case.tensor.startswith("forward/") and stage(case, "b"):
         return tell(case, "stale", _old_weights(case))
     return None
+
+
+def _behind(case: Case, side: Side) -> Cause | None:
+    """A side that has what it, or the other, had at the step before."""
+    mine, name = own(case, side), label(case, side)
+    for of in (side, other(side)):
+        old = _last(case, of)
+        # A learning rate may well stay: it is stale only where it moves, a step behind.
+        if case.tensor == "update/learning_rate" and (of == side or not _moves(case, side)):
+            continue
+        left = None if old is None else case.settled(old, mine)
+        if left is None or not _moves(case, other(side)):
+            continue
+        words = f"{name} has the value of the step before"
+        if case.tensor.startswith("params/") and of == side:
+            words = f"{name} does not move it: it is as it was before the step"
+            if all(_unmoved(case, side, one) for one in parameter_names(case)):
+                words = f"{name} does not apply the step: no parameter moves"
+        elif of != side:
+            words = f"{name} has what {label(case, of)} had at the step before"
+        return Cause("stale", f"{case.tensor}: {words} {eps_words(left)}", left, claim=words)
+    return None
+
+
+def _unmoved(case: Case, side: Side, name: str) -> bool:
+    """Whether a parameter is, to the bit, what it was before the step."""
+    before, after = case.before(name, side), case.made(f"params/{name}", side, 0)
+    return before is not None and after is not None and np.array_equal(before, after)
+
+
+def still(case: Case) -> bool:
+    """Whether a tensor does not move from step to step, so that being late cannot show."""
+    return not (_moves(case, "a") and _moves(case, "b"))
+
+
+def first_step(case: Case) -> bool:
+    """Whether nothing came before this step."""
+    return case.made(case.tensor, "b", 1) is None
 
 
 def _last(case: Case, side: Side) -> Array | None:
     """The tensor at the step before; of a parameter also before the first step."""
     if case.tensor.startswith("params/"):
         return case.before(case.tensor.removeprefix("params/"), side)
-    return case.get(case.tensor, side, back=1)
+    return case.made(case.tensor, side, 1)
 
 
 def _moves(case: Case, side: Side) -> bool:
@@ -228,7 +265,7 @@ def accumulated(case: Case) -> Cause | None:
         return None
     for side in SIDES:
         for of in (side, other(side)):
-            old = case.get(case.tensor, of, back=1)
+            old = case.made(case.tensor, of, 1)
             if old is None or old.shape != case.b.shape or not old.any():
                 continue
             mine, fresh = own(case, side), wide(own(case, other(side)))
@@ -240,7 +277,8 @@ def accumulated(case: Case) -> Cause | None:
                         f"{label(case, side)} is {label(case, other(side))} {words} the value of"
                     )
                     sentence = f"{case.tensor}: {words} step {case.step - 1} {eps_words(left)}"
-                    return Cause("accumulated", f"{sentence}: gradients not zeroed?", left)
+                    sentence += ": gradients not zeroed?"
+                    return Cause("accumulated", sentence, left, claim=words)
     return None
 
 
@@ -260,7 +298,8 @@ def permuted_rows(case: Case) -> Cause | None:
             words = (
                 f"the {name}s of {label(case, 'a')} are those of {label(case, 'b')} in the order"
             )
-            return Cause("permuted-rows", f"{case.tensor}: {words} {some} {eps_words(left)}", left)
+            sentence = f"{case.tensor}: {words} {some} {eps_words(left)}"
+            return Cause("permuted-rows", sentence, left, claim=words)
     return None
 
 
@@ -300,7 +339,7 @@ def state_swapped(case: Case) -> Cause | None:
                 if left is not None:
                     words = f"{label(case, side)} has what {label(case, other(side))} has in {name}"
                     sentence = f"{case.tensor}: {words} {eps_words(left)}"
-                    return Cause("state-swapped", sentence, left)
+                    return Cause("state-swapped", sentence, left, claim=words)
     return None
 
 
@@ -332,5 +371,5 @@ def _state(case: Case, name: str, reset: bool) -> Cause | None:
         words = f"{carry} starts from the state that step {case.step - 1} ended with"
         words += f" {eps_words(left)}, {zero} from zero"
         words += ", though it carried its state before" if reset else ""
-        return Cause(name, f"{case.tensor}: {words}", left)
+        return Cause(name, f"{case.tensor}: {words}", left, claim=f"{zero} starts from zero")
     return None

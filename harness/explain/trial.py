@@ -25,7 +25,8 @@ SIDES: tuple[Side, Side] = ("a", "b")
 class Guess(NamedTuple):
     """One way to compute the tensor of a case.
 
-    `words` say it after a side's name ("averages the loss over time"). `value(side, rows)` gives
+    `words` say it after a side's name ("averages the loss over time"); what stands in brackets at
+    their end is of this place alone, and no part of what is claimed. `value(side, rows)` gives
     rows `rows` (of the first axis) of the tensor, recomputed from that side's inputs; None where
     the trace does not hold them.
     """
@@ -52,6 +53,7 @@ class Memory:
     def __init__(self, lookup: Lookup) -> None:
         """Nothing is read yet."""
         self._lookup = cache(lookup)
+        self.claims = 0  # that were tried: the more, the easier one fits by chance
         self.kept: dict[tuple[object, ...], object] = {}
 
     def __call__(self, side: Side, step: int, name: str) -> Array | None:
@@ -67,6 +69,12 @@ def remembered(case: Case, key: tuple[object, ...], make: Callable[[], R]) -> R:
     if key not in kept:
         kept[key] = make()
     return cast(R, kept[key])
+
+
+def count(case: Case, claims: int) -> None:
+    """Keep count of the claims that are tried on a case."""
+    if isinstance(case.lookup, Memory):
+        case.lookup.claims += claims
 
 
 def once(make: Callable[[Side], R]) -> Callable[[Side], R]:
@@ -143,6 +151,9 @@ def tell(
 
     The first guess is the usual one, and one of the sides must fit it unless `both` may be unusual.
     """
+    if case.asked:
+        return _asked(case, name, guesses)
+    count(case, 2 * len(guesses))
     fits: dict[Side, Fit] = {}
     rows = _worst_rows(case)
     for side in SIDES:
@@ -166,7 +177,24 @@ def tell(
         f"{label(case, odd)} {words[odd]}, {label(case, other(odd))} {words[other(odd)]}: "
         f"recomputed so, {case.tensor} agrees {eps_words(left)}"
     )
-    return Cause(name, sentence, left, sure, format)
+    claim = _claim(case, odd, guesses[fits[odd].guess])
+    return Cause(name, sentence, left, sure, format, claim, label(case, odd))
+
+
+def _claim(case: Case, side: Side, guess: Guess) -> str:
+    """What is claimed of a side, without what is of one place alone."""
+    return f"{label(case, side)} {guess.words.partition(' (')[0]}"
+
+
+def _asked(case: Case, name: str, guesses: Sequence[Guess]) -> Cause | None:
+    """Whether a claim that was made at another place holds here, where the sides may agree."""
+    for guess in guesses[1:]:
+        for side in SIDES:
+            value = guess.value(side, ALL) if _claim(case, side, guess) == case.asked else None
+            left = None if value is None else case.settled(value, own(case, side))
+            if left is not None:
+                return Cause(name, "", left, claim=case.asked)
+    return None
 
 
 def _fit(case: Case, side: Side, guesses: Sequence[Guess], rows: slice) -> Fit | None:

@@ -10,26 +10,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, NamedTuple
+from glob import escape as glob_escape
 
 import msgspec
 import numpy as np
 
-from harness.compare import DiffResult
+from harness.compare import DiffResult, diff
 from harness.compare.diff import Difference
-from harness.explain.case import Cause
-from harness.explain.causes import explain
-from harness.explain.evidence import Evidence, Following, Pair, Vote, gap_of
+from harness.explain.case import Cause, Side
+from harness.explain.causes import best, fitting, refuted
+from harness.explain.evidence import (
+    Evidence,
+    Finding,
+    Following,
+    Label,
+    Pair,
+    Vote,
+    gap_of,
+)
+from harness.explain.following import follow, stages
+from harness.explain.precisions import FAR, Walk, unheard
 
-Label = Literal["identical", "close", "rounding", "precision", "bug", "structure", "undecided"]
-
-# Between the precisions a distance in epsilons is the same for rounding, and 5.4e8 times larger in
-# float64 for a bug (the ratio of the epsilons). Half way in orders of magnitude, and what lies
-# within a factor 20 counts as the same.
-FAR, SAME = 1e4, 20.0
-JUMP = 1e3  # how much further apart than anything before it a place must be to be a jump
-NARROWER = 2.0**-7  # a relative difference that no format of 8 bits and more explains
-LESS_PRECISE = 128.0  # eps; a format with fewer bits than float32's is thousands of eps away
+ELSEWHERE = 8  # other places at which a cause is tried before it is called certain
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -50,15 +52,10 @@ class Verdict(msgspec.Struct, frozen=True):
     doublings: float | None = None
     next: str = ""
 
-
-class Finding(NamedTuple):
-    """A verdict's label and place, the diff that shows it, and the sentences that prove it."""
-
-    label: Label
-    place: Difference | None
-    shown: Following | None
-    proof: tuple[str, ...]
-    places: tuple[Difference, ...] = ()
+    def exit_code(self, strict: bool = False) -> int:
+        """0 identical, close, rounding (1 where `strict`); 1 for all else."""
+        fine = ("identical", "close") if strict else ("identical", "close", "rounding")
+        return 0 if self.label in fine else 1
 
 
 Referee = Callable[[Following, Difference], Vote | None]
@@ -74,14 +71,15 @@ def judge(evidence: Evidence, referee: Referee | None = None) -> Verdict:
         if referee and finding.shown and finding.shown.follower and finding.place
         else None
     )
-    causes = _causes(finding, free)
-    label = _with_cause(finding.label, causes[0]) if causes else finding.label
     side = vote.against(labels) if vote else None
+    fitting, causes = _causes(finding, free, side)
+    label = _with_cause(finding.label, fitting[0]) if fitting else finding.label
     doublings = amplification(free.distances)
-    lines = [*_first_words(free), *finding.proof]
+    who = f"{side} makes another" if side else f"{labels[0]} and {labels[1]} make different"
+    lines = [*_first_words(free), *(line.replace("{other}", who) for line in finding.proof)]
     if vote:
         lines.append(_voice(vote, labels, side))
-    lines += [line for line in [_growth(doublings, free)] if line]
+    lines += [line for line in (_parted(finding, free), _growth(doublings, free)) if line]
     lines += evidence.lacking
     return Verdict(
         label=label,
@@ -92,13 +90,13 @@ def judge(evidence: Evidence, referee: Referee | None = None) -> Verdict:
         causes=tuple(causes),
         places=finding.places,
         doublings=doublings,
-        next=_next(label, finding, free, side),
+        next=_next(label, finding, evidence, side),
     )
 
 
 def _with_cause(label: Label, cause: Cause) -> Label:
     """The label once a cause is known: a narrower format is no bug, and a certain cause decides."""
-    if cause.format and label in ("bug", "undecided"):
+    if cause.format and (label == "bug" or (label == "undecided" and cause.sure == "certain")):
         return "precision"
     return "bug" if label == "undecided" and cause.sure == "certain" else label
 
@@ -111,124 +109,63 @@ def _find(evidence: Evidence) -> Finding:
         what = f"{found.kind} {found.tensor or ''}".strip()
         line = f"{what} at step {found.step}: {found.a} | {found.b}"
         return Finding("structure", free.first_divergence, None, (line,))
-    if free.status in ("identical", "close") and not (evidence.wide or evidence.narrow):
-        return Finding(free.status, None, None, _agreement(free))
     if evidence.wide or evidence.narrow:
-        return _follow(evidence)
-    return _compare_precisions(evidence)
+        return follow(evidence) or _followed(evidence)
+    if free.status == "diverged":
+        return _free(evidence)
+    if evidence.free64 is not None and not evidence.free64.equivalent:
+        return _both(free, evidence.free64) or Finding(free.status, None, None, _agreement(free))
+    return Finding(free.status, None, None, _agreement(free))
 
 
-def _follow(evidence: Evidence) -> Finding:
-    """What following shows: hits in float64 are bugs, those in float32 alone are of precision."""
-    wide = [hit for hit in _hits(evidence.wide) if not _scales(hit, evidence.narrow)]
-    narrow = [hit for hit in _hits(evidence.narrow) if not _scales(hit, evidence.wide)]
-    if evidence.wide:
-        narrow = [hit for hit in narrow if gap_of(hit.place).needed >= LESS_PRECISE]
-    if wide:
-        return _hit("bug", wide, evidence)
-    overflown = [hit for hit in narrow if hit.place.nonfinite_mismatches]
-    if overflown and overflown[0] is narrow[0]:
-        return _hit("bug", narrow, evidence)  # no narrower format: a formula that overflows
-    if narrow and evidence.wide:
-        return _hit("precision", narrow, evidence)
-    if narrow:
-        place = narrow[0].place
-        large = gap_of(place).rel_l2 > NARROWER or place.tensor.startswith("inputs/")
-        return _hit("bug" if large else "undecided", narrow, evidence)
-    if evidence.free.status in ("identical", "close"):
-        return Finding(evidence.free.status, None, None, _stages(evidence))
-    shrunk = _shrunk(evidence)
-    return Finding("rounding", evidence.free.first_divergence, None, (*shrunk, *_stages(evidence)))
+def _followed(evidence: Evidence) -> Finding:
+    """What is left where no stage differs by more than its own rounding."""
+    free = evidence.free
+    if free.status in ("identical", "close"):
+        return Finding(free.status, None, None, stages(evidence))
+    return Finding("rounding", free.first_divergence, None, (*_shrunk(evidence), *stages(evidence)))
 
 
-class _Hit(NamedTuple):
-    place: Difference
-    shown: Following
-    order: tuple[int, int]
-
-
-def _hits(runs: Sequence[Following]) -> list[_Hit]:
-    """Every stage that differs by more than its own rounding, in the order of the run."""
-    hits = []
-    for run in runs:
-        orders: dict[int, dict[str, int]] = {}
-        trace = Pair(run.found, run.found.labels).traces["b"] if run.found.divergences else None
-        for place in run.found.divergences:
-            if trace and place.step not in orders:
-                names = [entry.name for entry in trace.step(place.step).entries]
-                orders[place.step] = {name: i for i, name in enumerate(names)}
-            hits.append(_Hit(place, run, (place.step, orders[place.step][place.tensor])))
-    return sorted(hits, key=lambda hit: hit.order)
-
-
-def _scales(hit: _Hit, others: Sequence[Following]) -> bool:
-    """Whether the other precision shows the same distance at that tensor, in its own epsilons."""
-    needed = gap_of(hit.place).needed
-    far = [
-        gap_of(place).needed
-        for run in others
-        for place in run.found.divergences
-        if place.tensor == hit.place.tensor
-    ]
-    return any(one <= needed * SAME and needed <= one * SAME for one in far if math.isfinite(one))
-
-
-def _hit(label: Label, hits: list[_Hit], evidence: Evidence) -> Finding:
-    first = hits[0]
-    places = list({hit.place.tensor: hit.place for hit in reversed(hits)}.values())[::-1]
-    a, b = evidence.free.labels
-    follower, followed = (a, b) if first.shown.follower == "a" else (b, a)
-    steps = sorted({hit.place.step for hit in hits if hit.place.tensor == first.place.tensor})
-    place = first.place
-    proof = [
-        f"given the very inputs of {followed}, stage by stage, {follower} makes another "
-        f"{place.tensor} of step {place.step}: {_eps(place.rel_l2_eps)} away in {place.dtype} "
-        f"({_times(steps)}), where rounding of one stage stays under {place.factor or 0:g}"
-    ]
-    if label == "bug" and place.dtype == "float64":
-        proof.append(_ratio(place, evidence.narrow))
-    elif label == "precision":
-        proof.append(
-            "in float64 every stage agrees: the programs compute the same, and one of them "
-            "computes this in less than float32"
+def _free(evidence: Evidence) -> Finding:
+    """Free runs that diverge, and nothing that was followed."""
+    free, place = evidence.free, evidence.free.first_divergence
+    assert place is not None
+    if place.tensor.startswith("inputs/"):
+        line = f"the sides were given different {place.tensor} at step {place.step}"
+        return Finding("bug", place, Following(None, free), (line,), (place,))
+    found = _both(free, evidence.free64) if evidence.free64 else None
+    if found:
+        return found
+    before = free.tightest
+    path = "nothing before it differed"
+    if before and before.needed is not None:
+        path = (
+            f"the sides are {gap_of(place).needed:.3g} eps of the largest element apart there, and "
+            f"were at most {before.needed:.3g} before ({before.tensor} of step {before.step})"
         )
-    return Finding(label, place, first.shown, tuple(proof), tuple(places))
+    lines = (path, *unheard(free, place))
+    return Finding("undecided", place, Following(None, free), lines, (place,))
 
 
-def _ratio(place: Difference, narrow: Sequence[Following]) -> str:
-    """The same place in both precisions: a gap that stays the same is no rounding."""
-    gap = gap_of(place)
-    same = [
-        found
-        for run in narrow
-        for found in run.found.divergences
-        if (found.step, found.tensor) == (place.step, place.tensor)
-    ]
-    if same:
-        return (
-            f"that gap is {gap.rel_l2:.3g} of the tensor (relative L2) in float64 and "
-            f"{gap_of(same[0]).rel_l2:.3g} in float32: rounding would be 5e8 times smaller in "
-            "float64, a bug is as large"
-        )
-    return (
-        f"that gap is {gap.rel_l2:.3g} of the tensor (relative L2): far over the rounding of "
-        "float64, and not to be seen beside that of float32"
-    )
+def _both(free: DiffResult, free64: DiffResult) -> Finding | None:
+    """What the free runs of both precisions say; None where all that differs is below float32."""
+    ruling = Walk(free, free64).ruling()
+    if ruling is None:
+        return None
+    shown = Following(None, free64 if ruling.wide else free)
+    place = _place(shown.found, ruling.step, ruling.tensor) or free.first_divergence
+    if ruling.kind == "rounding":
+        return Finding("rounding", place, None, ruling.proof)
+    return Finding(ruling.kind, place, shown, ruling.proof, (place,) if place else ())
 
 
-def _stages(evidence: Evidence) -> tuple[str, ...]:
-    """How close the stages are when each is given the other side's inputs."""
-    lines = []
-    for runs, dtype in ((evidence.narrow, "float32"), (evidence.wide, "float64")):
-        tight = [run.found.tightest for run in runs if run.found.tightest]
-        if tight:
-            worst = max(tight, key=lambda t: t.needed or 0)
-            steps = runs[0].found.steps_compared
-            lines.append(
-                f"given the same inputs, no stage of {steps} steps differs in {dtype} by more than "
-                f"{worst.needed or 0:.3g} eps ({worst.tensor} of step {worst.step}; allowed: 32)"
-            )
-    return tuple(lines)
+def _place(found: DiffResult, step: int, tensor: str) -> Difference | None:
+    """One tensor of a diff that may have stopped before it; None where it is not apart."""
+    first = found.first_divergence
+    if first and (first.step, first.tensor) == (step, tensor):
+        return first
+    again = diff(found.a, found.b, include=(glob_escape(tensor),), steps=(step, step))
+    return again.first_divergence or again.onset
 
 
 def _shrunk(evidence: Evidence) -> tuple[str, ...]:
@@ -248,88 +185,6 @@ def _shrunk(evidence: Evidence) -> tuple[str, ...]:
             if _divide(gap.rel_l2_eps, gap_of(place).rel_l2_eps) < FAR
             else "they have grown apart too, so what decides is how far each stage is off by itself"
         ),
-    )
-
-
-def _compare_precisions(evidence: Evidence) -> Finding:
-    """Without following: do the runs part in a jump, and does the gap scale with epsilon?"""
-    free, free64 = evidence.free, evidence.free64
-    place = free.first_divergence
-    if place is None:
-        return Finding("undecided", None, None, ())
-    if place.tensor.startswith("inputs/"):
-        line = f"the sides were given different {place.tensor} at step {place.step}"
-        return Finding("bug", place, Following(None, free), (line,), (place,))
-    shown = Following(None, free)
-    if free64 is None:
-        return Finding("undecided", place, shown, (_path(free, place),), (place,))
-    return _against_epsilon(free, free64, place)
-
-
-def _against_epsilon(free: DiffResult, free64: DiffResult, place: Difference) -> Finding:
-    sharp = free64.first_divergence
-    first, shown = (sharp, Following(None, free64)) if sharp else (place, Following(None, free))
-    pair, pair64 = Pair(free, free.labels), Pair(free64, free64.labels)
-    gap, gap64 = pair.gap(first.step, first.tensor), pair64.gap(first.step, first.tensor)
-    if not gap or not gap64:
-        line = f"{first.tensor} of step {first.step} is not in both pairs of traces"
-        return Finding("undecided", first, shown, (line,), (first,))
-    ratio = _divide(gap64.needed, gap.needed)
-    jump = _jump(free64, first) if sharp else _jump(free, first)
-    words = (
-        f"at {first.tensor} of step {first.step} the sides are {_eps(gap.rel_l2_eps)} apart in "
-        f"{place.dtype} (relative L2 {gap.rel_l2:.3g}) and {_eps(gap64.rel_l2_eps)} in float64 "
-        f"({gap64.rel_l2:.3g})"
-    )
-    path = _path(free64 if sharp else free, first)
-    if ratio >= FAR and jump:
-        proof = (f"{words}: the gap does not scale with epsilon, so it is no rounding", path)
-        return Finding("bug", first, shown, proof, (first,))
-    if ratio >= FAR:
-        return Finding("undecided", first, shown, (words, path), (first,))
-    if _divide(gap.needed, gap64.needed) >= FAR / SAME and _jump(free, place):
-        return _narrower(free, free64, place, words)
-    if jump and ratio > SAME:
-        return Finding("undecided", first, shown, (words, path), (first,))
-    return Finding("rounding", place, None, (f"{words}: the gap scales with epsilon", path))
-
-
-def _narrower(free: DiffResult, free64: DiffResult, place: Difference, words: str) -> Finding:
-    """One side's float32 run far from its own float64 run, where the other's is not."""
-    pair, pair64 = Pair(free, free.labels), Pair(free64, free64.labels)
-    own = []
-    for side in ("a", "b"):
-        low, high = (p.read(side, place.step, place.tensor) for p in (pair, pair64))
-        if low is None or high is None or low.shape != high.shape:
-            return Finding("undecided", place, Following(None, free), (words,), (place,))
-        own.append(float(np.linalg.norm((low - high).ravel())))
-    far = max(own) / max(min(own), 1e-300)
-    guilty = free.labels[own.index(max(own))]
-    line = (
-        f"{words}: the programs agree in float64, and {guilty}'s {place.dtype} run is {far:.3g} "
-        "times further from its own float64 run than the other's"
-    )
-    label: Label = "precision" if far >= 8 else "undecided"
-    return Finding(label, place, Following(None, free), (line,), (place,))
-
-
-def _jump(found: DiffResult, place: Difference) -> bool:
-    """Whether a place is far further apart than everything before it."""
-    if found.first_divergence is None or found.first_divergence.tensor != place.tensor:
-        return False
-    before = found.tightest.needed if found.tightest and found.tightest.needed else 1.0
-    return gap_of(place).needed >= JUMP * max(before, 1.0)
-
-
-def _path(found: DiffResult, place: Difference) -> str:
-    """How the distance came about: at once or little by little."""
-    before = found.tightest
-    if before is None or before.needed is None:
-        return "nothing before it differed"
-    how = "at once" if _jump(found, place) else "little by little"
-    return (
-        f"the distance came {how}: {gap_of(place).needed:.3g} eps of the largest element there, at "
-        f"most {before.needed:.3g} before ({before.tensor} of step {before.step})"
     )
 
 
@@ -358,13 +213,24 @@ def _first_words(free: DiffResult) -> Iterable[str]:
             yield note
 
 
-def _causes(finding: Finding, free: DiffResult) -> list[Cause]:
-    """Why the tensor at the place differs; nothing for what is no fault."""
+def _causes(
+    finding: Finding, free: DiffResult, side: str | None
+) -> tuple[list[Cause], list[Cause]]:
+    """Why the tensor at the place differs: what fits there, and what is left once it is refuted.
+
+    Nothing for what is no fault.
+    """
     if finding.place is None or finding.shown is None:
-        return []
+        return [], []
     pair = Pair(finding.shown.found, free.labels, finding.shown.follower)
-    case = pair.case(finding.place)
-    return explain(case) if case else []
+    off: Side | None = None if side is None else ("a" if side == free.labels[0] else "b")
+    case = pair.case(finding.place.step, finding.place.tensor)
+    if case is None:
+        return [], []
+
+    found = fitting(case._replace(off=off))
+    others = pair.elsewhere(case, ELSEWHERE) if found else []
+    return best([cause for _, cause in found]), best(refuted(case._replace(off=off), found, others))
 
 
 def amplification(distances: Sequence[tuple[int, float]]) -> float | None:
@@ -418,34 +284,48 @@ def _sentence(label: Label, finding: Finding, labels: tuple[str, str], side: str
     }[label]
 
 
-def _next(label: Label, finding: Finding, free: DiffResult, side: str | None) -> str:
+def _parted(finding: Finding, free: DiffResult) -> str | None:
+    """Where the free runs part, if that is not the place that decides."""
+    place, parted = finding.place, free.first_divergence
+    if not place or not parted or (place.step, place.tensor) == (parted.step, parted.tensor):
+        return None
+    return (
+        f"the free runs leave the tolerance at step {parted.step}, {parted.tensor}: what the place "
+        "above makes wrong shows there, or rounding that grew"
+    )
+
+
+def _next(label: Label, finding: Finding, evidence: Evidence, side: str | None) -> str:
     """The one thing to do next."""
-    place, found = finding.place, finding.shown.found if finding.shown else free
+    free, place = evidence.free, finding.place
+    found = finding.shown.found if finding.shown else free
     if label in ("bug", "precision") and place:
+        trace = found.a if side == free.labels[0] else found.b
         return (
             f"read what makes {place.tensor}{f' in {side}' * bool(side)}; its values: harness show "
-            f"{found.b} {place.tensor} --step {place.step}"
+            f"{trace} {place.tensor} --step {place.step}"
         )
     if label == "rounding":
         return "nothing to mend; to compare the steps after this one, run with --follow=stage"
     if label == "structure":
         return f"trace the same names and shapes on both sides: harness show {free.a}; {free.b}"
+    if label == "close" and not (evidence.wide or evidence.narrow):
+        return "--verdict looks closer: faults of a few epsilons are seen only there"
+    if label == "undecided" and evidence.free64 is None:
+        return (
+            "run both programs once more in float64, traced alike, and give those traces too: "
+            f"harness explain {free.a} {free.b} --referee-a A64 --referee-b B64"
+        )
     if label == "undecided":
         return (
-            "run both sides in float64 too: harness explain A B --referee-a A64 --referee-b B64; "
-            "what decides is following: harness run --follow=stage"
+            "what decides is following: one program run again with each step (or stage) started "
+            "from the other's trace; for the twins harness run --follow=stage does that"
         )
     return "nothing"
 
 
 def _eps(value: float | None) -> str:
     return "- eps" if value is None else f"{value:.3g} eps"
-
-
-def _times(steps: list[int]) -> str:
-    if len(steps) == 1:
-        return f"at step {steps[0]} alone"
-    return f"at {len(steps)} steps: {', '.join(map(str, steps[:6]))}{', ...' * (len(steps) > 6)}"
 
 
 def _divide(x: float, y: float) -> float:

@@ -1,0 +1,58 @@
+"""Trying to refute a cause: does it hold at the other places where its stage ran?
+
+A claim that fits one place may fit it by chance, or say of all steps what is true of one. It stays
+certain only where it explains the difference at other places too and is contradicted by none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from harness.explain.case import Case, Cause
+
+
+class Record:
+    """What other places say of one claim: it holds there, is absent, or is contradicted."""
+
+    def __init__(self) -> None:
+        """Nothing was tried."""
+        self.held: list[str] = []
+        self.absent: list[str] = []
+        self.against: list[str] = []
+
+    def add(self, case: Case, found: bool, silent: bool, here: str) -> None:
+        """Take in one place; `here` is the tensor that the cause was found at."""
+        place = f"step {case.step}" if case.tensor == here else case.tensor
+        if case.gap() > case.level:
+            if found:
+                self.held.append(place)
+            elif case.fed:  # else later differences come from earlier ones
+                self.against.append(place)
+        elif not found and not silent and case.tensor == here:
+            self.absent.append(place)
+
+    def rule(self, cause: Cause) -> Cause | None:
+        """The cause as sure as it may be; None where it explains nothing elsewhere."""
+        if self.against and not self.held:
+            return None
+        if self.against or self.absent:
+            places = listed([*self.against, *self.absent])
+            return _likely(cause, f"it does not hold at {places}")
+        if not self.held:
+            return _likely(cause, "seen at this place alone")
+        return replace(cause, sentence=f"{cause.sentence}; so also at {listed(self.held)}")
+
+
+def _likely(cause: Cause, why: str) -> Cause:
+    return replace(cause, sure="likely", sentence=f"{cause.sentence} ({why})")
+
+
+def listed(places: Sequence[str]) -> str:
+    """Places in a sentence: "steps 2, 3, params/w"."""
+    steps = [place.removeprefix("step ") for place in places if place.startswith("step ")]
+    words = [place for place in places if not place.startswith("step ")]
+    if steps:
+        words.insert(0, f"step{'s' * (len(steps) > 1)} {', '.join(steps)}")
+    return ", ".join(words)
