@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from harness.compare import diff as diff
     from harness.errors import HarnessError as HarnessError
     from harness.explain import Cause as Cause
+    from harness.explain import Explanation as Explanation
     from harness.explain import Verdict as Verdict
-    from harness.judge import explain_traces as explain_traces
+    from harness.explain import explain_traces as explain
+    from harness.explain import explain_traces as explain_traces
     from harness.observer import Observer as Observer
     from harness.run import RunResult as RunResult
     from harness.run import run_sides as run_sides
@@ -47,6 +49,7 @@ _HOMES = {
     "CheckResult": ("harness.trace", "CheckResult"),
     "Comparison": ("harness.compare", "Comparison"),
     "DiffResult": ("harness.compare", "DiffResult"),
+    "Explanation": ("harness.explain", "Explanation"),
     "HarnessError": ("harness.errors", "HarnessError"),
     "ModelSpec": ("harness.spec", "ModelSpec"),
     "Observer": ("harness.observer", "Observer"),
@@ -61,7 +64,8 @@ _HOMES = {
     "convert_weights": ("harness.weights", "convert"),
     "diff": ("harness.compare", "diff"),
     "draw_weights": ("harness.weights", "draw"),
-    "explain_traces": ("harness.judge", "explain_traces"),
+    "explain": ("harness.explain", "explain_traces"),
+    "explain_traces": ("harness.explain", "explain_traces"),
     "load_weights": ("harness.weights", "load"),
     "open_trace": ("harness.trace", "open_trace"),
     "run_sides": ("harness.run", "run_sides"),

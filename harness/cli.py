@@ -24,6 +24,7 @@ from harness.options import (
     DIVERGENT,
     EQUIVALENT,
     EXCLUDE,
+    FACTOR,
     INCLUDE,
     JSON,
     LEVEL,
@@ -31,6 +32,7 @@ from harness.options import (
     PLOT,
     RTOL,
     STEPS,
+    STRICT,
     TOKENS,
     TROUBLE,
     example,
@@ -92,7 +94,9 @@ def _trouble(text: str, debug: bool, code: int = TROUBLE) -> int:
 def harness(debug: bool) -> None:
     """Find where, and why, two programs that should compute the same training run part.
 
-    Exit codes: 0 equivalent, 1 divergent, 2 trouble (bad input, a side died, nothing to compare).
+    Exit codes of diff: 0 equivalent, 1 divergent. Of run and explain: 0 where the verdict is
+    identical, close or rounding (--strict: not rounding), 1 for any other. Of all: 2 trouble (bad
+    input, a side died, nothing to compare).
     """
 
 
@@ -184,6 +188,7 @@ def harness(debug: bool) -> None:
     default=None,
     help="Judge always, or never. [default: where the sides diverge]",
 )
+@STRICT
 @RTOL
 @ATOL
 @ALL
@@ -205,6 +210,7 @@ def run_command(
     compiled: bool,
     all_: bool,
     plot: str | None,
+    strict: bool,
     **options: Any,
 ) -> int:
     """Run both sides from the same weights, trace every step, compare, and judge.
@@ -246,6 +252,8 @@ def run_command(
         _print_run(result)
     if plot and result.diff:
         _plot(result.diff, plot)
+    if result.verdict:
+        return result.verdict.exit_code(strict)
     return EQUIVALENT if result.equivalent else DIVERGENT
 
 
@@ -265,8 +273,7 @@ def _print_run(result: RunResult) -> None:
     terminal.show_losses(out, result.losses, parted)
     terminal.show_valid(out, result.valid, result.entropy)
     if found:
-        said = result.verdict is not None and result.verdict.label == found.status
-        terminal.show_diff(out, found, headline=not said)
+        terminal.show_diff(out, found, result.verdict.label if result.verdict else None)
 
 
 def _plot(result: DiffResult, path: str) -> None:
@@ -281,6 +288,7 @@ def _plot(result: DiffResult, path: str) -> None:
 @click.argument("b")
 @RTOL
 @ATOL
+@FACTOR
 @ALL
 @PLOT
 @INCLUDE
@@ -292,8 +300,8 @@ def diff_command(
 ) -> int:
     """Compare trace A with trace B, the reference: where do they first part?
 
-    The default tolerance scales with each tensor and its dtype (see the README); --rtol and --atol
-    compare exactly as numpy.allclose does.
+    The default tolerance scales with each tensor and its dtype (see the README); --factor changes
+    its K, and --rtol and --atol compare exactly as numpy.allclose does.
     """
     from harness.compare import diff
     from harness.report import terminal
@@ -322,26 +330,48 @@ def diff_command(
 @click.option("--referee-b", metavar="TRACE", help="The run of B again, in float64.")
 @click.option("--followed-a", metavar="TRACE", help="A again, each stage given B's inputs.")
 @click.option("--followed-b", metavar="TRACE", help="B again, each stage given A's inputs.")
+@STRICT
+@RTOL
+@ATOL
+@FACTOR
+@ALL
+@PLOT
+@INCLUDE
+@EXCLUDE
+@STEPS
 @JSON
-def explain_command(a: str, b: str, as_json: bool, **traces: str | None) -> int:
+def explain_command(
+    a: str,
+    b: str,
+    steps: str,
+    all_: bool,
+    plot: str | None,
+    strict: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
     """Say whether traces A and B (the reference) differ by rounding or by a bug, and why.
 
     Every further trace makes the answer surer; what would decide is said where one is missing.
     """
-    from harness.judge import explain_traces
+    from harness.explain import explain_traces
     from harness.report import terminal
     from harness.report.progress import LiveObserver
     from harness.report.verdict import show_verdict
 
     with LiveObserver() as observer:
-        found, verdict = explain_traces(a, b, observer=observer, **traces)
+        every = all_ or plot is not None
+        options |= {"steps": parse_steps(steps), "all": every, "observer": observer}
+        found, verdict = explain_traces(a, b, **options)
     if as_json:
         print_json({"diff": found, "verdict": verdict})
     else:
         out = terminal.console()
         show_verdict(out, verdict, found)
-        terminal.show_diff(out, found)
-    return EQUIVALENT if found.equivalent and verdict.label in ("identical", "close") else DIVERGENT
+        terminal.show_diff(out, found, verdict.label)
+    if plot:
+        _plot(found, plot)
+    return verdict.exit_code(strict)
 
 
 @harness.command(

@@ -20,7 +20,6 @@ from harness.errors import HarnessError
 from harness.explain.case import Side, distance
 from harness.explain.evidence import Evidence, Following, Vote
 from harness.explain.verdict import Verdict, judge
-from harness.observer import Observer
 from harness.session import Session
 from harness.spec import SLOTS, Capture, Dtype, Follow, Resume, RunSpec, parameters
 from harness.trace import open_trace, remove_trace
@@ -242,64 +241,3 @@ def step_bytes(run: RunSpec) -> int:
     units = model.embed_size + 6 * model.hidden_size * model.num_layers + model.vocab_size
     activations = 2 * train.batch_size * train.bptt * units  # and their gradients
     return 4 * (weights * copies + activations)
-
-
-def explain_traces(
-    a: str | Path,
-    b: str | Path,
-    *,
-    referee_a: str | Path | None = None,
-    referee_b: str | Path | None = None,
-    followed_a: str | Path | None = None,
-    followed_b: str | Path | None = None,
-    observer: Observer | None = None,
-) -> tuple[DiffResult, Verdict]:
-    """The diff of two traces made anywhere, and the verdict from whatever else there is of them.
-
-    Args:
-        a: a trace.
-        b: the trace of the reference.
-        referee_a: the run of `a` again in float64.
-        referee_b: the run of `b` again in float64.
-        followed_a: the run of `a` again, each stage given the inputs that `b` holds.
-        followed_b: the run of `b` again, each stage given the inputs that `a` holds.
-        observer: told about progress.
-
-    Raises HarnessError for traces that cannot be compared, or one referee without the other.
-    """
-    watcher = observer or Observer()
-    if (referee_a is None) != (referee_b is None):
-        raise HarnessError("--referee-a and --referee-b: give both, or neither")
-    found = diff(a, b, progress=watcher.part("diff"))
-    free64 = None
-    if referee_a is not None and referee_b is not None:
-        free64 = diff(referee_a, referee_b, progress=watcher.part("float64 diff"))
-    runs = []
-    kinds: tuple[tuple[Side, str | Path | None, str | Path | None], ...] = (
-        ("a", followed_a, b),
-        ("b", a, followed_b),
-    )
-    for side, x, y in kinds:
-        if x is not None and y is not None:
-            told = watcher.part(f"following, {side}")
-            local = diff(x, y, all=True, tolerance=Tolerance.local(), progress=told)
-            runs.append(Following(side, local))
-    wide = open_trace(b).header.dtype == "float64"
-    evidence = Evidence(
-        found,
-        free64,
-        () if wide else tuple(runs),
-        tuple(runs) if wide else (),
-        _missing(free64, runs),
-    )
-    return found, judge(evidence)
-
-
-def _missing(free64: DiffResult | None, runs: list[Following]) -> tuple[str, ...]:
-    """What could be told with more."""
-    lines = []
-    if free64 is None:
-        lines.append("not given: both runs in float64 (--referee-a, --referee-b), to tell rounding")
-    if not runs:
-        lines.append("not given: a following run (--followed-a, --followed-b), which decides")
-    return tuple(lines)

@@ -46,6 +46,13 @@ LEVEL = click.option(
 MODEL = click.option("--model", type=click.Choice(list(PRESETS)), help="A published model.")
 INCLUDE = click.option("--include", multiple=True, metavar="GLOB", help="Only tensors like this.")
 EXCLUDE = click.option("--exclude", multiple=True, metavar="GLOB", help="No tensors like this.")
+FACTOR = click.option(
+    "--factor",
+    type=float,
+    metavar="K",
+    help="K of the default tolerance, for all tensors but inputs/*. [default: 64; see the README]",
+)
+STRICT = click.option("--strict", is_flag=True, help="End with 1 where the verdict is rounding.")
 ALL = click.option("--all", "all_", is_flag=True, help="Do not stop at the first divergence.")
 PLOT = click.option(
     "--plot", metavar="FILE", help="Draw losses and distances step by step (implies --all)."

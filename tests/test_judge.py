@@ -10,8 +10,9 @@ import pytest
 from harness.cli import main
 from harness.compare import diff
 from harness.errors import HarnessError
+from harness.explain import explain_traces
 from harness.faults.lab import Lab
-from harness.judge import Investigation, explain_traces, step_bytes
+from harness.judge import Investigation, step_bytes
 from harness.observer import Observer
 from harness.spec import Capture, Follow
 from harness.trace import open_trace

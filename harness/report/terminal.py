@@ -30,14 +30,16 @@ def console() -> Console:
     return out
 
 
-def show_diff(out: Console, result: DiffResult, headline: bool = True) -> None:
+def show_diff(out: Console, result: DiffResult, verdict: str | None = None) -> None:
     """How the traces compare, the place, the figures, and the steps around it.
 
-    `headline`: not where the verdict above has said the same.
+    Under a `verdict` (its label) there is no second headline.
     """
     a, b = result.labels
-    if headline:
+    if verdict is None:
         out.print(Text(_headline(result), STYLES.get(result.status, "bold red")))
+    elif verdict != result.status:
+        out.print(Text(f"The traces as compared, before anything was run again: {_parted(result)}"))
     rows: list[tuple[str, str]] = []
     if result.first_divergence:
         rows += _figures(result, result.first_divergence)
@@ -90,6 +92,14 @@ def _headline(result: DiffResult) -> str:
         also = f"; values part{where}" if first else ""
         return f"STRUCTURE: {a} and {b} do not hold the same tensors{also}"
     return f"DIVERGED{where}"
+
+
+def _parted(result: DiffResult) -> str:
+    """Where the traces part, in a sentence under a verdict."""
+    first = result.first_divergence
+    if first is None:
+        return f"{result.status}"
+    return f"over the tolerance from step {first.step}, {first.tensor} on"
 
 
 def _about(found: Difference) -> str:

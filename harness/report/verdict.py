@@ -26,6 +26,8 @@ def show_verdict(out: Console, verdict: Verdict, found: DiffResult) -> None:
     style = STYLES.get(verdict.label, "bold red")
     out.print(Text(f"{verdict.label.upper()}: {verdict.sentence}", style))
     if verdict.label in ("identical", "close"):
+        if verdict.label == "close":
+            out.print(pairs([("next", verdict.next)]))
         return
     rows = []
     where = verdict.where

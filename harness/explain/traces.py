@@ -1,0 +1,100 @@
+"""The diff of two traces made anywhere, and the verdict from whatever else there is of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from harness.compare import DiffResult, Tolerance, diff
+from harness.errors import HarnessError
+from harness.explain.case import Side
+from harness.explain.evidence import Evidence, Following
+from harness.explain.referees import check_referees
+from harness.explain.verdict import Verdict, judge
+from harness.observer import Observer
+from harness.trace import open_trace
+
+
+class Explanation(NamedTuple):
+    """How two traces differ, and why."""
+
+    diff: DiffResult
+    verdict: Verdict
+
+
+def explain_traces(
+    a: str | Path,
+    b: str | Path,
+    *,
+    referee_a: str | Path | None = None,
+    referee_b: str | Path | None = None,
+    followed_a: str | Path | None = None,
+    followed_b: str | Path | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    factor: float | None = None,
+    all: bool = False,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    steps: tuple[int, int | None] = (1, None),
+    observer: Observer | None = None,
+) -> Explanation:
+    """The diff of two traces made anywhere, and whether they differ by rounding or by a bug.
+
+    Args:
+        a: a trace.
+        b: the trace of the reference.
+        referee_a: the run of `a` again in float64.
+        referee_b: the run of `b` again in float64.
+        followed_a: the run of `a` again, each stage given the inputs that `b` holds.
+        followed_b: the run of `b` again, each stage given the inputs that `a` holds.
+        rtol, atol, factor, all, include, exclude, steps: as for `harness.diff`; what is left out
+            is not judged.
+        observer: told about progress.
+
+    Raises HarnessError for traces that cannot be compared, for one referee without the other, and
+    for a referee that is no float64 run of its side.
+    """
+    watcher = observer or Observer()
+    if (referee_a is None) != (referee_b is None):
+        raise HarnessError("--referee-a and --referee-b: give both, or neither")
+    looked_at = {"include": include, "exclude": exclude, "steps": steps}
+    rule = {"rtol": rtol, "atol": atol} | ({} if factor is None else {"factor": factor})
+    told = watcher.part("diff")
+    found = diff(a, b, **rule, **looked_at, all=all, progress=told)  # type: ignore[arg-type]
+    free64 = None
+    if referee_a is not None and referee_b is not None:
+        referees = open_trace(referee_a), open_trace(referee_b)
+        check_referees((open_trace(a), open_trace(b)), referees, found)
+        told = watcher.part("float64 diff")
+        free64 = diff(*referees, **looked_at, progress=told)  # type: ignore[arg-type]
+    runs = []
+    kinds: tuple[tuple[Side, str | Path | None, str | Path | None], ...] = (
+        ("a", followed_a, b),
+        ("b", a, followed_b),
+    )
+    for side, x, y in kinds:
+        if x is not None and y is not None:
+            told = watcher.part(f"following, {side}")
+            local = diff(x, y, all=True, tolerance=Tolerance.local(), **looked_at, progress=told)  # type: ignore[arg-type]
+            runs.append(Following(side, local))
+    wide = open_trace(b).header.dtype == "float64"
+    evidence = Evidence(
+        found,
+        free64,
+        () if wide else tuple(runs),
+        tuple(runs) if wide else (),
+        _missing(free64, runs),
+    )
+    return Explanation(found, judge(evidence))
+
+
+def _missing(free64: DiffResult | None, runs: list[Following]) -> tuple[str, ...]:
+    """What could be told with more."""
+    lines = []
+    if free64 is None:
+        lines.append("not given: both runs in float64 (--referee-a, --referee-b), to tell rounding")
+    if not runs:
+        lines.append("not given: a following run (--followed-a, --followed-b), which decides")
+    return tuple(lines)
