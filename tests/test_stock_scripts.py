@@ -1,0 +1,172 @@
+"""Scripts of stock layers, PyTorch against Keras: no clean pair is accused, every fault is.
+
+The clean pairs are odd in ways that correct programs are: gradients that are zero but for rounding
+(the bias of a convolution before batch normalization, that of attention's keys), constants that
+Keras rounds to float32 in float64 runs too, and ReLUs whose sign is rounding's to choose.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.judge import explain_traces
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = ROOT / "tests" / "stock_scripts"
+CLEAN = {
+    "cnn": {
+        "odd": (),
+        "plain": ("--plain",),
+        "flips in float32": ("--plain", "--flip", "float32"),
+        "flips in both": ("--plain", "--flip", "float64"),
+    },
+    "transformer": {"odd": (), "plain": ("--plain",)},
+}
+# Which fault is made of what, and the tensor that it touches first, at step 1.
+FAULTS = {
+    "cnn": {
+        "batchnorm-momentum": "buffers/bn1/mean",
+        "loss-sum": "forward/loss",
+        "kernel-transposed": "inputs/params/conv2/kernel",
+        "conv-bfloat16": "forward/conv2",
+        "bias-dropped": "forward/logits",
+        "gradient-doubled": "grads/conv2/kernel",
+        "leaky-relu": "forward/relu1",
+    },
+    "transformer": {
+        "layernorm-epsilon": "forward/block0/norm1",
+        "gelu-tanh": "forward/block0/gelu",
+        "loss-sum": "forward/loss",
+        "kernel-transposed": "inputs/params/block0/output/kernel",
+        "bias-dropped": "forward/block0/narrow",
+        "scale-missing": "forward/block0/attention",
+        "gradient-doubled": "grads/block0/wide/kernel",
+    },
+}
+INNOCENT = ("identical", "close", "rounding", "undecided")
+
+
+class Scripts:
+    """Every script in a process of its own, started when first asked for a trace."""
+
+    def __init__(self, folder):
+        self.folder, self.processes = folder, {}
+
+    def start(self, script):
+        environment = dict(os.environ, PYTHONPATH=str(ROOT), TF_CPP_MIN_LOG_LEVEL="3")
+        with open(self.folder / f"{script}.log", "w") as log:
+            self.processes[script] = subprocess.Popen(
+                [sys.executable, str(SCRIPTS / "several.py"), script],
+                env=environment,
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+
+    def trace(self, model, framework, dtype, *options):
+        """The trace of one run, made at the first call."""
+        script = f"{model}_{framework}"
+        path = self.folder / "_".join([script, dtype, *options])
+        if not path.exists():
+            for each in (f"{model}_torch", f"{model}_keras"):  # both import at the same time
+                if each not in self.processes:
+                    self.start(each)
+            process = self.processes[script]
+            line = ["--dtype", dtype, "--out", str(path), *options]
+            process.stdin.write(json.dumps(line) + "\n")
+            process.stdin.flush()
+            log = self.folder / f"{script}.log"
+            assert process.stdout.readline() == "done\n", log.read_text()[-2000:]
+        return path
+
+    def verdict(self, a, b, precision):
+        """The verdict over runs (model, framework, *options) in float32, float64, or both."""
+        pairs = {d: [self.trace(*run[:2], d, *run[2:]) for run in (a, b)] for d in DTYPES}
+        if precision == "both":
+            referees = dict(zip(("referee_a", "referee_b"), pairs["float64"], strict=True))
+            return explain_traces(*pairs["float32"], **referees)[1]
+        return explain_traces(*pairs[precision])[1]
+
+    def close(self):
+        for process in self.processes.values():
+            process.stdin.close()
+            process.wait()
+            process.stdout.close()
+
+
+DTYPES = ("float32", "float64")
+FRAMEWORKS = ("torch", "keras")
+
+
+@pytest.fixture(scope="session")
+def scripts(tmp_path_factory):
+    made = Scripts(tmp_path_factory.mktemp("stock"))
+    yield made
+    made.close()
+
+
+def seeds(fast):
+    """Seeds 1 to 6, all but the first ones slow."""
+    return [n if n <= fast else pytest.param(n, marks=pytest.mark.slow) for n in range(1, 7)]
+
+
+def places(models):
+    return [(model, name) for model, names in models.items() for name in names]
+
+
+@pytest.mark.parametrize("reference", FRAMEWORKS)
+@pytest.mark.parametrize("precision", ["float32", "float64", "both"])
+@pytest.mark.parametrize("seed", seeds(2))
+@pytest.mark.parametrize(("model", "variant"), places(CLEAN))
+def test_a_clean_pair_is_not_accused(scripts, model, variant, seed, precision, reference):
+    options = (*CLEAN[model][variant], "--seed", str(seed))
+    a, b = sorted(FRAMEWORKS, key=lambda name: name == reference)
+    found = scripts.verdict((model, a, *options), (model, b, *options), precision)
+    assert found.label in INNOCENT, f"{found.sentence}: {found.causes[:1]}"
+
+
+@pytest.mark.parametrize("variant", ["plain", "odd"])
+@pytest.mark.parametrize(("model", "fault"), places(FAULTS))
+def test_a_fault_is_accused_at_the_tensor_that_it_touches_first(scripts, model, fault, variant):
+    accused(scripts, model, fault, CLEAN[model][variant], ("torch", "keras"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 4))
+@pytest.mark.parametrize("faulty", FRAMEWORKS)
+@pytest.mark.parametrize("reference", FRAMEWORKS)
+@pytest.mark.parametrize(
+    ("model", "variant"), [at for at in places(CLEAN) if at[1] != "flips in both"]
+)
+def test_every_fault_is_accused_of_either_side_beside_every_oddity(
+    scripts, model, variant, reference, faulty, seed
+):
+    for fault in FAULTS[model]:
+        if (fault, faulty) != ("conv-bfloat16", "keras"):
+            options = (*CLEAN[model][variant], "--seed", str(seed))
+            order = sorted(FRAMEWORKS, key=lambda name: name == reference)
+            accused(scripts, model, fault, options, order, faulty)
+
+
+def accused(scripts, model, fault, options, order, faulty="torch"):
+    """See a fault of the `faulty` script accused, the sides in this order, at its place."""
+    runs = [(model, f, *options, *(("--fault", fault) * (f == faulty))) for f in order]
+    found = scripts.verdict(*runs, "both")
+    expected = "precision" if fault == "conv-bfloat16" else "bug"
+    assert found.label == expected, f"{fault}: {found.sentence}: {found.causes[:1]}"
+    assert (found.where.step, found.where.tensor) == (1, FAULTS[model][fault]), fault
+
+
+@pytest.mark.parametrize("model", CLEAN)
+def test_a_script_run_by_itself_leaves_the_same_trace(scripts, model):
+    served = scripts.trace(model, "torch", "float32", "--seed", "1")
+    alone = served.with_name(f"{model}_alone")
+    command = [sys.executable, str(SCRIPTS / f"{model}_torch.py"), "--out", str(alone)]
+    subprocess.run(command, check=True, env=dict(os.environ, PYTHONPATH=str(ROOT)))
+    index = (served / "index.jsonl").read_bytes()
+    assert (alone / "index.jsonl").read_bytes() == index
