@@ -28,9 +28,8 @@ def arguments(argv, faults):
 def cnn(seed, plain, flip):
     """Weights by name, and the batches (x, y) of all steps.
 
-    Under `flip` the first batch holds each image with both signs, and two have a blank patch: what
-    batch normalization makes of it is its beta and rounding. The beta is 0, or so small that
-    float64 tells it from 0 and float32 does not.
+    Under `flip` each channel of the first normalization has one element, the greatest of its pool,
+    that is zero at step 1 but for rounding: of float32 alone, or of either precision.
     """
     draw = np.random.default_rng(seed)
     weights = {}
@@ -42,14 +41,23 @@ def cnn(seed, plain, flip):
         weights[f"bn{k}/beta"] = draw.normal(0, 0.2, outward)
     weights["head/kernel"] = draw.normal(0, 0.3, (48, 3))
     weights["head/bias"] = draw.normal(0, 0.3, 3)
-    x = draw.normal(0, 1, (STEPS, 6, 8, 6, 2))  # [steps, B, H, W, C]
-    y = draw.integers(0, 3, (STEPS, 6))
+    x = draw.normal(0, 1, (STEPS, 6, 8, 6, 2)).astype(np.float32)  # [steps, B, H, W, C]
+    y = draw.integers(0, 3, (STEPS, 6)).astype(np.int32)
+    weights = _narrow(weights)
     if flip:
-        weights["bn1/beta"] *= 0
-        weights["bn1/beta"] += 2e-8 if flip == "float32" else 0
-        x[0, 0, 2:5, 2:5] = 0
-        x[0, 3:] = -x[0, :3]
-    return _narrow(weights), list(zip(x.astype(np.float32), y.astype(np.int32), strict=True))
+        beta = _flipping(x[0], weights["conv1/kernel"], weights["bn1/gamma"])
+        weights["bn1/beta"] = beta.astype(flip)
+    return weights, list(zip(x, y, strict=True))
+
+
+def _flipping(x, kernel, gamma):
+    """Beta [C] for which an element of each channel that its pool picks is zero, in float64."""
+    padded = np.pad(np.float64(x), [(0, 0), (1, 1), (1, 1), (0, 0)])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+    z = np.einsum("bhwcij,ijco->bhwo", windows, np.float64(kernel))
+    z = (z - z.mean((0, 1, 2))) * (gamma / np.sqrt(z.var((0, 1, 2)) + EPSILON))
+    pooled = z.reshape(6, 4, 2, 3, 2, 5).max((2, 4)).reshape(-1, 5)
+    return -np.sort(pooled, axis=0)[len(pooled) // 3]
 
 
 def transformer(seed, plain):
