@@ -229,7 +229,7 @@ ALL = slice(None)
         ("forward/layer0/gates", (2,), "only batch row 2"),
         ("forward/layer1/h", (ALL, 0), "only timestep 0"),
         ("forward/layer1/h", (ALL, slice(2, None)), "timesteps from 2 on"),
-        ("forward/layer1/h", (ALL, ALL, slice(3, 5)), "units 3 to 4"),
+        ("forward/layer1/h", (ALL, ALL, slice(3, 5)), "units 3 and 4"),
         ("forward/logits", (ALL, ALL, 7), "only token 7"),
         ("grads/layer0/w_h", (4,), "only hidden 4"),
     ],

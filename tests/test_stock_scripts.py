@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.judge import explain_traces
+from harness.explain import explain_traces
 from harness.trace import open_trace
 
 ROOT = Path(__file__).parent.parent

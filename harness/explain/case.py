@@ -143,17 +143,19 @@ class Case(NamedTuple):
             off=self.off and other[self.off],
         )
 
-    def chance(self, free: int = 0) -> float:
+    def chance(self, free: int = 0, same: bool = False) -> float:
         """log10 of the chance that an unrelated difference of this size would fit one claim.
 
         An element fits by chance with the share that what is allowed is of its gap. Elements vote
-        that differ by more than that, equal pairs of numbers once; each of `free` constants that a
-        claim was fitted with takes the vote that says most.
+        that differ by more than that, equal pairs of numbers once (all, where that they are the
+        `same` is the claim); each of `free` constants that a claim was fitted with takes the vote
+        that says most.
         """
         if not math.isfinite(self.gap()):
             return -math.inf  # NaN and infinity come from no rounding of any size
         a, b = (np.asarray(x).reshape(-1)[:: max(1, x.size // VOTERS)] for x in (self.a, self.b))
-        pairs = np.unique(np.stack([a, b], axis=1), axis=0).astype(np.float64)
+        pairs = np.stack([a, b], axis=1)
+        pairs = (pairs if same else np.unique(pairs, axis=0)).astype(np.float64)
         if self.b.dtype.kind != "f":
             kinds = max(2, len(np.unique(pairs)))
             votes = np.full(int(np.sum(pairs[:, 0] != pairs[:, 1])), -np.log10(kinds))

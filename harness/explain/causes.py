@@ -54,8 +54,9 @@ class Row(NamedTuple):
     """A cause: its name, the tensors it is tried on, its function, and how specific it is.
 
     `settings` are those whose difference between the sides would bring it about. `free` is how many
-    constants are fitted to the difference. `silent` says of a place at which the sides agree
-    whether they would there with this cause as well (as they do where the tensor is zero).
+    constants are fitted to the difference, `same` that all elements are said to differ alike.
+    `silent` says of a place at which the sides agree whether they would there with this cause as
+    well (as they do where the tensor is zero).
     """
 
     name: str
@@ -64,6 +65,7 @@ class Row(NamedTuple):
     rank: int
     settings: tuple[str, ...] = ()
     free: int = 0
+    same: bool = False
     silent: Callable[[Case], bool] = no
 
 
@@ -167,7 +169,7 @@ CAUSES: tuple[Row, ...] = (
     ),
     Row("reduced-precision", ("*",), precision.reduced_precision, PLAIN, ("dtype",)),
     Row("zero", ("inputs/*", "state/*", "forward/*", "optimizer/*"), region.zero, GENERIC),
-    Row("constant", ("*",), scale.constant, GENERIC, free=1),
+    Row("constant", ("*",), scale.constant, GENERIC, free=1, same=True),
     Row("missing-term", (*GRADIENTS, "params/*"), region.missing_term, GENERIC, free=1),
     Row("permuted-rows", ("*",), structure.permuted_rows, GENERIC),
     Row("nonfinite", ("*",), region.nonfinite, GENERIC),
@@ -240,7 +242,7 @@ def fitting(case: Case) -> list[Fit]:
     for row, cause in found:
         if case.off and cause.side not in (None, case.labels[0]):
             continue  # the referee is against the other side
-        weighed = _weighed(cause, tried + case.chance(row.free))
+        weighed = _weighed(cause, tried + case.chance(row.free, row.same))
         if weighed:
             kept.append(Fit(row, _with_settings(case, row, weighed)))
     return kept
@@ -298,7 +300,8 @@ def best(found: list[Cause]) -> list[Cause]:
 
 def refuted(case: Case, found: Sequence[Fit], others: Sequence[Case]) -> list[Cause]:
     """The causes, each as sure as other places leave it; without those that they contradict."""
-    places = [other.turned() if case.off == "b" else other for other in others]
+    places = [other._replace(off=case.off) for other in others]
+    places = [place.turned() if case.off == "b" else place for place in places]
     places = [place._replace(lookup=Memory(place.lookup)) for place in places]
     kept = []
     for row, cause in found:

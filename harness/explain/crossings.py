@@ -118,7 +118,7 @@ def _confined(gap: Array, crossing: Crossing) -> bool:
 
 
 def _same_slices(gap: Array, axis: int, crossed: Array | Sequence[int]) -> bool:
-    """Whether every slice along `axis` that has a gap crossed, and at most half of them did."""
+    """Whether every slice along `axis` that has a gap crossed, and some slice has none."""
     rest = tuple(k for k in range(gap.ndim) if k != axis)
     hit = np.flatnonzero(gap.any(axis=rest))
-    return len(crossed) <= gap.shape[axis] / 2 and bool(np.isin(hit, crossed).all())
+    return len(hit) < gap.shape[axis] and bool(np.isin(hit, crossed).all())

@@ -98,6 +98,19 @@ def _held(case: Case) -> Cause | None:
         left = _rounded_left(case, mine, own(case, other(side)))
         if left is not None:
             return _held_words(case, side, f"{to} rounded to", *left)
+        narrow = _nothing_but(mine, own(case, other(side)))
+        if narrow:
+            words = f"numbers of {narrow.name} alone, {to} is not"
+            sentence = f"{case.tensor}: {label(case, side)} has {words}: computed in {narrow.name}?"
+            claim = f"{label(case, side)} has {words}"
+            return Cause(
+                "reduced-precision",
+                sentence,
+                case.gap(),
+                format=narrow.name,
+                claim=claim,
+                side=label(case, side),
+            )
     for here in stages(case, "c", "h"):
         cell = usual_cell(here)
         for side in SIDES:
@@ -130,6 +143,23 @@ def _rounded_left(case: Case, mine: Array, full: Array) -> tuple[Format, float] 
         left = case.settled(np.clip(mine, low, high), mine)
         if left is not None:
             return to, left
+    return None
+
+
+def _nothing_but(mine: Array, full: Array) -> Format | None:
+    """The format that all numbers of a side are of and the other's are not, and that is as far off.
+
+    What made them may round more often than once, so they need not be the other's rounded.
+    """
+    size = float(np.linalg.norm(full))
+    apart = float(np.linalg.norm(np.asarray(mine, np.float64) - full))
+    for to in FORMATS:
+        width = 23 if mine.dtype == np.float32 else 52
+        if to.toward_zero or to.bits >= min(width, 23) or not apart <= 2.0 ** (3 - to.bits) * size:
+            continue
+        exact = np.array_equal(rounded(mine, to), mine) and _telling(mine, full, to)
+        if exact and np.mean(rounded(full, to) == full) < TOUCHED:
+            return to
     return None
 
 

@@ -52,7 +52,7 @@ def _likely(cause: Cause, why: str) -> Cause:
 def listed(places: Sequence[str]) -> str:
     """Places in a sentence: "steps 2, 3, params/w"."""
     steps = [place.removeprefix("step ") for place in places if place.startswith("step ")]
-    words = [place for place in places if not place.startswith("step ")]
-    if steps:
-        words.insert(0, f"step{'s' * (len(steps) > 1)} {', '.join(steps)}")
-    return ", ".join(words)
+    others = [place for place in places if not place.startswith("step ")]
+    words = [f"step{'s' * (len(steps) > 1)} {', '.join(steps)}"] if steps else []
+    words += [f"{len(others)} tensors more of this stage"] if len(others) > 1 else others
+    return " and ".join(words)

@@ -10,6 +10,7 @@ import numpy as np
 from harness.compare.axes import GATES, describe_index
 from harness.explain.case import Array, Case, Cause, Side
 from harness.explain.cells import no_flow
+from harness.explain.stage import weight
 from harness.explain.structure import axis_names
 from harness.explain.trial import (
     SIDES,
@@ -38,7 +39,8 @@ def zero_gradient(case: Case) -> Cause | None:
             who = f"{label(case, other(side))} has up to {figure(largest(theirs))}"
             words = f"{label(case, side)} has no gradient at all where {who}: detached?"
             claim = f"{label(case, side)} has no gradient"
-            return Cause("zero-gradient", f"{case.tensor}: {words}", 0.0, claim=claim)
+            sentence = f"{case.tensor}: {words}"
+            return Cause("zero-gradient", sentence, 0.0, claim=claim, side=label(case, side))
         found = _zero_rows(case, side)
         if found:
             return found
@@ -52,7 +54,8 @@ def zero(case: Case) -> Cause | None:
         if not own(case, side).any() and np.isfinite(theirs).all() and theirs.any():
             who = f"{label(case, other(side))} has up to {figure(largest(theirs))}"
             words = f"{case.tensor}: {label(case, side)} has nothing but zeros where {who}"
-            return Cause("zero", words, 0.0, claim=f"{label(case, side)} has zeros")
+            name = label(case, side)
+            return Cause("zero", words, 0.0, claim=f"{name} has zeros", side=name)
     return None
 
 
@@ -90,10 +93,17 @@ def _places(name: str, places: Array, size: int) -> str:
         if len(units) <= min(SHOWN, width // 2):
             words += f", unit{'s' * (len(units) > 1)} {', '.join(map(str, sorted(units)))}"
         return words
-    if len(places) > 1 and int(places[-1]) - int(places[0]) == len(places) - 1:
-        return f"{name}s {places[0]} to {places[-1]}"
-    some = ", ".join(map(str, places[:SHOWN])) + (", .." if len(places) > SHOWN else "")
-    return f"{name}{'s' * (len(places) > 1)} {some}"
+    after = ""
+    if name.startswith("axis "):  # what it counts is not known
+        name, after = ("row", "") if name == "axis 0" else ("place", f" along {name}")
+    if len(places) > 2 and int(places[-1]) - int(places[0]) == len(places) - 1:
+        return f"{name}s {places[0]} to {places[-1]}{after}"
+    some = [str(place) for place in places[:SHOWN]]
+    if len(places) > SHOWN:
+        words = f"{', '.join(some)} and {len(places) - SHOWN} more"
+    else:
+        words = " and ".join([", ".join(some[:-1]), some[-1]] if len(some) > 1 else some)
+    return f"{name}{'s' * (len(places) > 1)} {words}{after}"
 
 
 def missing_term(case: Case) -> Cause | None:
@@ -213,9 +223,45 @@ def confined(case: Case) -> list[Cause]:
     parts = [late] if late else [*_tokens(case, bad), *_slices(case, bad)]
     if not parts:
         return []
-    count = f"{int(bad.sum())} of {bad.size} elements"
-    words = f"{case.tensor}: only {'; only '.join(parts)} (differ: {count}, by up to {gap:.3g} eps)"
+    count = f"differ: {int(bad.sum())} of {bad.size} elements"
+    count += f", by up to {gap:.3g} eps" if math.isfinite(gap) else ""
+    words = f"{case.tensor}: only {'; only '.join(parts)} ({count}){_looked_up(case, bad)}"
     return [Cause("confined", words, gap, "hint")]
+
+
+def _looked_up(case: Case, bad: Array) -> str:
+    """Which token was looked up where embedded tokens differ, and what stands there instead."""
+    x = case.get("inputs/x")
+    if case.tensor != "forward/embedding" or x is None or x.shape != bad.shape[:-1]:
+        return ""
+    spots = np.argwhere(bad.any(axis=-1))
+    tokens = np.unique(np.asarray(x, np.int64)[tuple(spots.T)])
+    at = tuple(spots[0])
+    words = f"; there the token is {', '.join(map(str, tokens[:SHOWN]))}" + ", .." * (
+        len(tokens) > SHOWN
+    )
+    for side in SIDES:
+        table = weight(case, side, "embedding")
+        if table is None or not 0 <= int(x[at]) < len(table):
+            return words
+        row, right = np.asarray(own(case, side)[at], np.float64), table[int(x[at])]
+        if case.distance(row, np.asarray(right, np.float64)) > case.level:
+            return f"{words}, and {label(case, side)} has {_instead(case, row, table, int(x[at]))}"
+    return words
+
+
+def _instead(case: Case, row: Array, table: Array, token: int) -> str:
+    """What a row is that is not the token's own."""
+    if not row.any():
+        return "zeros"
+    same = np.flatnonzero(np.abs(table - row).max(axis=1) <= case.level * case.eps * largest(table))
+    if same.size:
+        return f"the row of token {same[0]}"
+    right = np.asarray(table[token], np.float64)
+    times = float(row @ right) / float(right @ right) if right.any() else 0.0
+    if case.distance(times * right, row) <= case.level:
+        return f"{figure(times)} times its row"
+    return "no token's row"
 
 
 def _beyond(case: Case) -> Array:

@@ -203,7 +203,7 @@ def _behind(case: Case, side: Side) -> Cause | None:
         # A learning rate may well stay: it is stale only where it moves, a step behind.
         if case.tensor == "update/learning_rate" and (of == side or not _moves(case, side)):
             continue
-        left = None if old is None else case.settled(old, mine)
+        left = None if old is None or not old.any() else case.settled(old, mine)
         if left is None or not _moves(case, other(side)):
             continue
         words = f"{name} has the value of the step before"
@@ -213,7 +213,9 @@ def _behind(case: Case, side: Side) -> Cause | None:
                 words = f"{name} does not apply the step: no parameter moves"
         elif of != side:
             words = f"{name} has what {label(case, of)} had at the step before"
-        return Cause("stale", f"{case.tensor}: {words} {eps_words(left)}", left, claim=words)
+        sentence = f"{case.tensor}: {words} {eps_words(left)}"
+        claim = words if case.tensor.startswith("params/") else f"{name} is a step behind"
+        return Cause("stale", sentence, left, claim=claim)
     return None
 
 
@@ -225,7 +227,7 @@ def _unmoved(case: Case, side: Side, name: str) -> bool:
 
 def still(case: Case) -> bool:
     """Whether a tensor does not move from step to step, so that being late cannot show."""
-    return not (_moves(case, "a") and _moves(case, "b"))
+    return first_step(case) or not (_moves(case, "a") and _moves(case, "b"))
 
 
 def first_step(case: Case) -> bool:
@@ -362,7 +364,7 @@ def _state(case: Case, name: str, reset: bool) -> Cause | None:
         out = case.tensor.replace("state/in/", "state/out/", 1)
         mine, theirs = (case.get(out, s, back=1) for s in (side, other(side)))
         left = None if theirs is None else case.settled(theirs, full)
-        before = case.get(case.tensor, side, back=1)
+        before = case.made(case.tensor, side, 1)
         if mine is None or left is None or not mine.any():
             continue
         if reset != (before is not None and bool(before.any())):

@@ -79,7 +79,9 @@ def judge(evidence: Evidence, referee: Referee | None = None) -> Verdict:
     lines = [*_first_words(free), *(line.replace("{other}", who) for line in finding.proof)]
     if vote:
         lines.append(_voice(vote, labels, side))
-    lines += [line for line in (_parted(finding, free), _growth(doublings, free)) if line]
+    lines += [
+        line for line in (_token(finding), _parted(finding, free), _growth(doublings, free)) if line
+    ]
     lines += evidence.lacking
     return Verdict(
         label=label,
@@ -157,6 +159,17 @@ def _both(free: DiffResult, free64: DiffResult) -> Finding | None:
     if ruling.kind == "rounding":
         return Finding("rounding", place, None, ruling.proof)
     return Finding(ruling.kind, place, shown, ruling.proof, (place,) if place else ())
+
+
+def _token(finding: Finding) -> str | None:
+    """The token that was looked up at the place, where the place is one of embedded tokens."""
+    place = finding.place
+    if not place or not finding.shown or place.tensor != "forward/embedding" or not place.index:
+        return None
+    x = Pair(finding.shown.found, finding.shown.found.labels).read("b", place.step, "inputs/x")
+    if x is None or x.ndim != len(place.index) - 1:
+        return None
+    return f"the token looked up there is {int(x[place.index[:-1]])}"
 
 
 def _place(found: DiffResult, step: int, tensor: str) -> Difference | None:
