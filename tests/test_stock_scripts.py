@@ -2,7 +2,8 @@
 
 The clean pairs are odd in ways that correct programs are: gradients that are zero but for rounding
 (the bias of a convolution before batch normalization, that of attention's keys), constants that
-Keras rounds to float32 in float64 runs too, and ReLUs whose sign is rounding's to choose.
+Keras rounds to float32 in float64 runs too, and ReLUs whose sign is rounding's to choose. Adam
+moves a weight as far for a gradient that is noise as for any other.
 """
 
 import json
@@ -23,6 +24,7 @@ CLEAN = {
     "cnn": {
         "odd": (),
         "plain": ("--plain",),
+        "adam": ("--adam",),
         "flips in float32": ("--plain", "--flip", "float32"),
         "flips in both": ("--plain", "--flip", "float64"),
     },
@@ -191,6 +193,13 @@ def test_some_gradients_are_zero_but_for_rounding(scripts, dtype, model, layer):
     (x, kernel), (y, _) = (step(p, f"grads/{layer}/bias", f"grads/{layer}/kernel") for p in pair)
     assert np.abs(x - y).max() > np.abs(y).max() / 10
     assert np.abs(x).max() < 100 * np.finfo(dtype).eps * np.abs(kernel).max()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_adam_moves_a_bias_by_noise_alone_in_either_precision(scripts, dtype):
+    pair = [scripts.trace("cnn", name, dtype, "--adam", "--seed", "1") for name in FRAMEWORKS]
+    (x,), (y,) = (step(path, "params/conv1/bias") for path in pair)
+    assert np.abs(x - y).max() > 1e-3
 
 
 def test_attention_and_gelu_of_keras_are_not_those_of_float64(scripts):

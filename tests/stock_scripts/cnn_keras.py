@@ -2,7 +2,7 @@
 
 import keras
 import tensorflow as tf
-from given import EPSILON, RATE, arguments, cnn
+from given import ADAM_EPSILON, ADAM_RATE, EPSILON, RATE, arguments, cnn
 from keras import layers
 
 import harness
@@ -72,6 +72,8 @@ def main(argv=None):
             array = array.swapaxes(0, 1)
         variable.assign(array)
     optimizer = keras.optimizers.SGD(RATE)
+    if given.adam:
+        optimizer = keras.optimizers.Adam(ADAM_RATE, epsilon=ADAM_EPSILON)
     mean = keras.losses.SparseCategoricalCrossentropy(
         from_logits=True, reduction="sum" if given.fault == "loss-sum" else "sum_over_batch_size"
     )

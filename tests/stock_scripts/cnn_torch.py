@@ -1,7 +1,7 @@
 """A small CNN of stock PyTorch layers, traced; images are [B, C, H, W]."""
 
 import torch
-from given import EPSILON, RATE, arguments, cnn
+from given import ADAM_EPSILON, ADAM_RATE, EPSILON, RATE, arguments, cnn
 from torch import nn
 from torch.nn import functional
 
@@ -90,6 +90,8 @@ def main(argv=None):
             array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
             parameter.copy_(torch.from_numpy(array))
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    if given.adam:
+        optimizer = torch.optim.Adam(model.parameters(), lr=ADAM_RATE, eps=ADAM_EPSILON)
     with harness.TraceWriter(given.out, label="torch", dtype=given.dtype) as trace:
         for step, (x, y) in enumerate(batches, start=1):
             points = {"inputs/x": x, "inputs/y": y}

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 
 STEPS, RATE, EPSILON = 20, 0.1, 1e-5
+# So small that nothing depends on where a framework adds it, and noise moves weights as much.
+ADAM_RATE, ADAM_EPSILON = 0.003, 1e-30
 
 
 def arguments(argv, faults):
@@ -19,6 +21,7 @@ def arguments(argv, faults):
     parser.add_argument("--seed", type=int, default=1, help="of weights and batches")
     parser.add_argument("--fault", choices=faults, help="what this script does wrong")
     parser.add_argument("--plain", action="store_true", help="no parameter whose gradient is zero")
+    parser.add_argument("--adam", action="store_true", help="of the CNN: noise moves weights")
     parser.add_argument(
         "--flip", choices=["float32", "float64"], help="ReLUs at the mercy of rounding, step 1"
     )
