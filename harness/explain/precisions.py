@@ -20,9 +20,10 @@ import numpy as np
 
 from harness.compare import DiffResult
 from harness.compare.diff import Difference
-from harness.explain.case import Array
+from harness.explain.case import Side
 from harness.explain.crossings import Crossing, explained
 from harness.explain.evidence import Gap, Pair
+from harness.explain.noise import Noise
 
 Kind = Literal["bug", "precision", "undecided", "rounding"]
 SINGLE = float(np.finfo(np.float32).eps)
@@ -31,7 +32,7 @@ SINGLE = float(np.finfo(np.float32).eps)
 # lies within a factor SAME counts as the same.
 FAR, SAME = 1e4, 20.0
 JUMP = 1e3  # how much further apart than anything before it a place must be to be a jump
-NOISE = 1e-4  # of its float32 numbers: a float64 tensor that is smaller is zero but for rounding
+NOISE = 1e-4  # of others of its kind: a tensor that is smaller may be zero but for rounding
 NARROWER = 8.0  # times further from its own float64 run than the other side from its
 MOST_NOTES = 3  # of one kind that are told
 
@@ -99,7 +100,7 @@ class Walk:
         self.free, self.free64 = free, free64
         self.narrow, self.wide = Pair(free, free.labels), Pair(free64, free64.labels)
         self.path, self.path64 = Path(), Path()
-        self.notes = _Notes()
+        self.notes, self.noise = _Notes(), Noise(self.narrow, self.wide)
         self.open: Ruling | None = None  # the first gap that the runs cannot decide
 
     def ruling(self) -> Ruling | None:
@@ -143,8 +144,9 @@ class Walk:
         if gap.close and gap64.close:
             self.path, self.path64 = before.further(gap, where), before64.further(gap64, where)
             return None
-        if self._noise(step, tensor):
-            self.notes.add("zero but for rounding, on both sides", tensor, step)
+        noise = self.noise.kind(step, tensor)
+        if noise:
+            self.notes.add(noise, tensor, step)
             return None
         found = self._over(step, tensor, gap, gap64)
         self.path, self.path64 = before.further(gap, where), before64.further(gap64, where)
@@ -195,8 +197,9 @@ class Walk:
 
     def _narrower(self, step: int, tensor: str, words: str) -> Ruling:
         """One side's float32 run far from its own float64 run, where the other's is not."""
-        own = []
-        for side in ("a", "b"):
+        own: list[float] = []
+        sides: tuple[Side, Side] = ("a", "b")
+        for side in sides:
             low, high = (p.read(side, step, tensor) for p in (self.narrow, self.wide))
             if low is None or high is None or low.shape != high.shape:
                 return Ruling("undecided", step, tensor, False, (words,))
@@ -218,26 +221,11 @@ class Walk:
         )
         return Ruling("rounding", step, tensor, False, (line,))
 
-    def _noise(self, step: int, tensor: str) -> bool:
-        """Whether the numbers of both sides shrink with epsilon, as those of a true zero do."""
-        for side in ("a", "b"):
-            low, high = (p.read(side, step, tensor) for p in (self.narrow, self.wide))
-            if low is None or high is None or low.dtype != np.float32 or high.dtype != np.float64:
-                return False
-            if not _largest(high) <= NOISE * _largest(low):
-                return False
-        return True
-
     def _words(self, step: int, tensor: str, gap: Gap, gap64: Gap) -> str:
         return (
             f"at {tensor} of step {step} the sides are {gap.words()} apart in float32 and "
             f"{gap64.words()} in float64"
         )
-
-
-def _largest(x: Array) -> float:
-    """The largest absolute value; NaN where one is."""
-    return float(np.abs(x).max(initial=0.0))
 
 
 def unheard(free: DiffResult, place: Difference) -> tuple[str, ...]:
