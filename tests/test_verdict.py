@@ -324,11 +324,19 @@ def test_without_following_a_gap_that_scales_with_epsilon_is_rounding(tmp_path):
 
 
 def test_without_following_a_side_far_from_its_own_float64_run_is_imprecise(tmp_path):
-    verdict = judge(
-        Evidence(pair(tmp_path, change=unexplained(size=1e-3)), pair(tmp_path, "float64"))
-    )
+    def always(step, tensors):
+        unexplained(at=step, size=1e-3)(step, tensors)
+
+    verdict = judge(Evidence(pair(tmp_path, change=always), pair(tmp_path, "float64")))
     assert verdict.label == "precision"
     assert "a-float32's float32 run is" in numbered(verdict)
+
+
+def test_a_tensor_that_agreed_at_earlier_steps_is_in_no_narrower_format(tmp_path):
+    once = pair(tmp_path, change=unexplained(at=3, size=1e-3))
+    verdict = judge(Evidence(once, pair(tmp_path, "float64")))
+    assert verdict.label == "undecided"
+    assert "a narrower format would show at every step" in numbered(verdict)
 
 
 def test_without_following_both_sides_far_from_their_float64_runs_is_undecided(tmp_path):

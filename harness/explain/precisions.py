@@ -1,8 +1,8 @@
 """Free runs in both precisions: where they part, and whether that scales with epsilon.
 
-Every tensor is looked at in the order of execution, from the first step that is not close in either
-precision. A bug is as large in float64 as in float32, and comes at once. What is no evidence of one
-is told and passed over, and the search goes on behind it:
+Every tensor is looked at in the order of execution. A bug is as large in float64 as in float32, and
+comes at once. What is no evidence of one is told and passed over, and the search goes on behind it:
+
 
 - a tensor that is zero but for rounding: its numbers themselves shrink with epsilon, on both sides;
 - a gap of the float64 runs below float32's epsilon, where the float32 runs agree: one program
@@ -13,6 +13,7 @@ is told and passed over, and the search goes on behind it:
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -31,9 +32,12 @@ SINGLE = float(np.finfo(np.float32).eps)
 # float64 for a bug (the ratio of the epsilons). FAR is half way in orders of magnitude, and what
 # lies within a factor SAME counts as the same.
 FAR, SAME = 1e4, 20.0
+# In float32 alone: a narrower format, of 10 bits and less, leaves at least so many times more.
+STEP_DOWN = 128.0
 JUMP = 1e3  # how much further apart than anything before it a place must be to be a jump
 NOISE = 1e-4  # of others of its kind: a tensor that is smaller may be zero but for rounding
 NARROWER = 8.0  # times further from its own float64 run than the other side from its
+BEFORE = 8  # steps, which are close, that show what is usual
 MOST_NOTES = 3  # of one kind that are told
 
 
@@ -100,6 +104,7 @@ class Walk:
         self.free, self.free64 = free, free64
         self.narrow, self.wide = Pair(free, free.labels), Pair(free64, free64.labels)
         self.path, self.path64 = Path(), Path()
+        self.agreed: dict[str, int] = {}  # at how many steps a tensor was close in both precisions
         self.notes, self.noise = _Notes(), Noise(self.narrow, self.wide)
         self.open: Ruling | None = None  # the first gap that the runs cannot decide
 
@@ -119,13 +124,15 @@ class Walk:
                 self.open = self.open or found
             rounded = rounded or found
         last = self.open or rounded
+        parted = self.free.first_divergence
+        if last is None and parted:  # all that differs was passed over
+            last = Ruling("rounding", parted.step, parted.tensor, False, ())
         return last and last._replace(proof=(*last.proof, *self.notes.lines()))
 
     def _places(self) -> Iterator[tuple[int, str]]:
-        """Every tensor from the first step that is not close on, in the order of execution."""
+        """Every tensor from a few steps before the first that is not close, in execution order."""
         first_ones = [found.first_divergence for found in (self.free, self.free64)]
-        parted = [place.step for place in first_ones if place]
-        first = min(parted, default=1)
+        first = min((place.step for place in first_ones if place), default=1) - BEFORE
         held = set(self.wide.steps())
         for step in (step for step in self.narrow.steps() if step >= first and step in held):
             for pair in (self.narrow, self.wide):
@@ -143,6 +150,7 @@ class Walk:
         before, before64 = self.path, self.path64
         if gap.close and gap64.close:
             self.path, self.path64 = before.further(gap, where), before64.further(gap64, where)
+            self.agreed[tensor] = self.agreed.get(tensor, 0) + 1
             return None
         noise = self.noise.kind(step, tensor)
         if noise:
@@ -184,7 +192,7 @@ class Walk:
         words = self._words(step, tensor, gap, gap64)
         if math.isinf(gap.needed) and not gap64.close:
             return None
-        if gap.needed < JUMP * self.path.needed:
+        if gap.needed < STEP_DOWN * self.path.needed:
             proof = (f"{words}: the gap scales with epsilon", self.path.words(gap.needed))
             return Ruling("rounding", step, tensor, False, proof)
         crossing = explained(self.narrow, step, tensor)
@@ -193,6 +201,12 @@ class Walk:
         if math.isinf(gap.needed):
             line = f"{words}: a formula that leaves the range of float32 on one side"
             return Ruling("bug", step, tensor, False, (line,))
+        if tensor in self.agreed:
+            line = (
+                f"{words}, and it agreed at {self.agreed[tensor]} steps before: a narrower format "
+            )
+            line += "would show at every step, so look for a discontinuity that is not traced"
+            return Ruling("undecided", step, tensor, False, (line,))
         return self._narrower(step, tensor, words)
 
     def _narrower(self, step: int, tensor: str, words: str) -> Ruling:
@@ -247,11 +261,15 @@ def unheard(free: DiffResult, place: Difference) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def _first_part(name: str) -> str:
+    return re.split(r"[/.:]", name, maxsplit=1)[0]
+
+
 def _magnitudes(pair: Pair, place: Difference) -> tuple[float | None, list[float]]:
     """The largest number of a place, and of each tensor of its kind in the same step."""
-    kind = place.tensor.split("/", 1)[0]
+    kind = _first_part(place.tensor)
     sizes: dict[str, float] = {}
     for entry in pair.traces["b"].step(place.step).entries:
-        if entry.name.split("/", 1)[0] == kind and entry.max is not None:
+        if _first_part(entry.name) == kind and entry.max is not None:
             sizes[entry.name] = max(abs(entry.min or 0.0), abs(entry.max))
     return sizes.pop(place.tensor, None), list(sizes.values())
