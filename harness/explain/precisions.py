@@ -3,7 +3,6 @@
 Every tensor is looked at in the order of execution. A bug is as large in float64 as in float32, and
 comes at once. What is no evidence of one is told and passed over, and the search goes on behind it:
 
-
 - a tensor that is zero but for rounding: its numbers themselves shrink with epsilon, on both sides;
 - a gap of the float64 runs below float32's epsilon, where the float32 runs agree: one program
   computes something there in float32 only (a constant, a scale), which float32 runs cannot see;
