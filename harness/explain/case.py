@@ -10,6 +10,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.trace.dtypes import epsilon
+
 Array = NDArray[Any]
 Side = Literal["a", "b"]
 Lookup = Callable[[Side, int, str], Array | None]
@@ -76,7 +78,7 @@ class Case(NamedTuple):
     @property
     def eps(self) -> float:
         """Machine epsilon of the tensor's dtype; 0 for integers and booleans: they do not round."""
-        return float(np.finfo(self.b.dtype).eps) if self.b.dtype.kind == "f" else 0.0
+        return epsilon(self.b.dtype) or 0.0
 
     def get(self, name: str, side: Side = "b", back: int = 0) -> Array | None:
         """Another tensor of this step, or of `back` steps before; None where it is not traced."""

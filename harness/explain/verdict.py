@@ -20,6 +20,7 @@ from harness.compare.diff import Difference
 from harness.explain.case import Cause
 from harness.explain.causes import explain
 from harness.explain.evidence import Evidence, Following, Pair, Vote, gap_of
+from harness.trace.dtypes import epsilon
 
 Label = Literal["identical", "close", "rounding", "precision", "bug", "structure", "undecided"]
 
@@ -388,7 +389,7 @@ def _growth(doublings: float | None, free: DiffResult) -> str | None:
         return "rounding does not grow from step to step here"
     step, eps = free.distances[-1]
     dtype = free.first_divergence.dtype if free.first_divergence else "float32"
-    left = math.log2(1 / float(np.finfo(dtype).eps)) - math.log2(max(eps, 1.0))
+    left = math.log2(1 / (epsilon(dtype) or 2.0**-52)) - math.log2(max(eps, 1.0))
     return (
         f"what parts the free runs doubles {doublings:.2g} times a step: at that rate {dtype} "
         f"traces have nothing in common from about step {step + max(0, round(left / doublings))} on"
