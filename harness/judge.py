@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from msgspec.structs import replace
 
 from harness.compare import DiffResult, Tolerance, diff
@@ -23,6 +22,7 @@ from harness.explain.verdict import Verdict, judge
 from harness.session import Session
 from harness.spec import SLOTS, Capture, Dtype, Follow, Resume, RunSpec, parameters
 from harness.trace import open_trace, remove_trace
+from harness.trace.dtypes import epsilon
 
 LARGE = 4 << 30  # bytes of further traces up to which all steps are judged, and nothing is removed
 # Traces that a verdict needs beside the run's own, as multiples of one float32 trace: two sides in
@@ -221,9 +221,8 @@ class Investigation:
         if len({t.shape for t in tensors}) > 1:
             return None
         x, y, judged = tensors
-        dtype = place.dtype if place.dtype.startswith("float") else "float64"
         scale = (place.atol / place.rtol) if place.rtol else 0.0
-        eps = float(np.finfo(dtype).eps)
+        eps = epsilon(place.dtype) or 2.0**-52
         near = (distance(x, judged, eps, scale), distance(y, judged, eps, scale))
         return Vote("NumPy, float64", *near)
 

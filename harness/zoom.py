@@ -29,6 +29,7 @@ from harness.instep import in_step
 from harness.judge import Investigation
 from harness.observer import Observer
 from harness.session import Session, Side
+from harness.sides import TWINS
 from harness.spec import CHECKPOINT, Capture, Resume, RunSpec, load_run
 from harness.trace import StepEntry, TensorEntry, Trace, open_trace
 from harness.trace.sketch import distance
@@ -202,11 +203,19 @@ def _told(trace: Trace) -> RunSpec:
 
 
 def _twin(trace: Trace) -> str:
-    """The twin that left a trace, by its framework."""
-    for twin, package in (("pt", "torch"), ("tf", "tensorflow"), ("np", "numpy")):
-        if package in trace.header.framework:
-            return twin
-    raise HarnessError(f"{trace.path}: no twin of ours left it, so it cannot be run again")
+    """The twin that left a trace; that of its framework where the header does not say."""
+    program, framework = trace.header.program, trace.header.framework
+    for name, twin in TWINS.items():
+        if program and (program.kind, program.name) == ("twin", twin.module):
+            return name
+    for name, package in (("pt", "torch"), ("tf", "tensorflow"), ("np", "numpy")):
+        if program is None and package in framework:
+            return name
+    raise HarnessError(
+        f"{trace.path}: made by {program.name if program else 'an unknown program'}, which is no "
+        f"twin of ours ({', '.join(twin.module for twin in TWINS.values())}), so it cannot be run "
+        "again"
+    )
 
 
 def suspects(

@@ -130,7 +130,7 @@ def train(run, report):
     with (
         np.errstate(all="ignore"),  # a run that explodes is not warned of
         planted(run.faults),
-        TraceWriter.for_run(run, framework, arrays, tokens) as trace,
+        TraceWriter.for_run(run, framework, arrays, tokens, __package__) as trace,
     ):
         params, slots, state, losses = begin(run, {n: np.array(a) for n, a in arrays.items()})
         for step in range(run.start, run.steps + 1):

@@ -201,7 +201,10 @@ def train(run, report):
     # The derivatives written out by hand are those of the step without faults.
     how = replace(run.train, autograd=run.train.autograd or bool(run.faults))
     whole = run.train.compile and run.capture.first <= run.steps  # see `compiled`
-    with planted(run.faults), TraceWriter.for_run(run, framework, arrays, tokens) as trace:
+    with (
+        planted(run.faults),
+        TraceWriter.for_run(run, framework, arrays, tokens, __package__) as trace,
+    ):
         params, slots, state, losses = begin(run, {n: torch.tensor(a) for n, a in arrays.items()})
         for step in range(run.start, run.steps + 1):
             window = batches.window(step)

@@ -294,7 +294,9 @@ def test_explain_ends_with_the_exit_code_of_the_verdict(tmp_path, capsys):
     assert command("explain", bug["a"], bug["b"], *referees(bug)) == 1
     assert command("explain", bug["a"], bug["b"], "--referee-a", bug["a"]) == 2
     capsys.readouterr()
-    assert command("explain", bug["a"], bug["b"], *referees(rounding), "--json") == 2
+    other = program(tmp_path / "o.trace", "float64", 3, doubled, weights=8)
+    given = ("--referee-a", other, "--referee-b", bug["referee_b"], "--json")
+    assert command("explain", bug["a"], bug["b"], *given) == 2
     assert "referee of A" in capsys.readouterr().err
 
 

@@ -97,7 +97,7 @@ def _check_filled(tmp_path, before, tensors, *wrapper):
     found = json.loads(done.stdout)
     assert 0 < found["done"] < 1000
     assert (
-        f"{found['done']} finished steps stay readable. Free space or trace less" in found["said"]
+        f"{found['done']} finished steps stay readable. Free space, or trace less" in found["said"]
     )
     assert found["steps"] == list(range(1, found["done"] + 1))
     assert (found["right"], found["faults"]) == (True, [])

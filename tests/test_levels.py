@@ -16,8 +16,7 @@ from test_trace_format import write
 import harness
 from harness.spec import Capture
 from harness.trace import Rows, Timesteps, TraceError, TraceWriter, check_trace, open_trace
-from harness.trace.sketch import sketch
-from harness.trace.statistics import describe
+from harness.trace.statistics import describe, sketch
 
 LEVELS = ["full", "stats", "hash"]
 
@@ -57,7 +56,7 @@ def test_the_index_says_at_each_level_what_it_promises(tmp_path, level):
     steps = {1: step_of(1), 2: step_of(2)}
     path = write(tmp_path / "a.trace", steps, capture=Capture(level=level))
     trace = open_trace(path)
-    assert (trace.header.level, trace.header.version) == (level, 2)
+    assert (trace.header.level, trace.header.version) == (level, 3)
     for number, tensors in steps.items():
         step = trace.step(number)
         assert [entry.name for entry in step.entries] == list(tensors)
@@ -86,7 +85,7 @@ def test_what_is_not_kept_cannot_be_read_and_the_error_says_what_would_keep_it(t
     path = write(tmp_path / "a.trace", {1: step_of(1)}, capture=Capture(level=level))
     step = open_trace(path).step(1)
     for ask in (step.read, step.view):
-        with pytest.raises(TraceError, match=rf'params/w were not kept .*"{level}".*--level full'):
+        with pytest.raises(TraceError, match=rf'params/w were not kept .*"{level}".*at level full'):
             ask(step.find("params/w"))
     assert step.names() == set()
 
@@ -330,14 +329,13 @@ def test_timesteps_handed_over_are_stacked_along_the_second_axis(tmp_path, level
 @pytest.mark.parametrize(
     ("tensor", "why"),
     [
-        (Rows(np.array([1, 1]), np.ones((2, 3)), (9, 3)), "twice"),
         (Rows(np.array([9]), np.ones((1, 3)), (9, 3)), "outside 0 to 8"),
         (Rows(np.array([-1]), np.ones((1, 3)), (9, 3)), "outside 0 to 8"),
         (Rows(np.array([1.0]), np.ones((1, 3)), (9, 3)), "float64"),
         (Rows(np.array([1]), np.ones((1, 4)), (9, 3)), "1 rows of 3"),
         (Rows(np.array([1]), np.ones((2, 3)), (9, 3)), "1 rows of 3"),
         (Rows(np.array([1]), np.ones((1, 3), complex), (9, 3)), "cannot be stored"),
-        (Timesteps([]), "cannot be stored"),
+        (Timesteps([]), "batch axis"),
         (Timesteps([np.float32(1), np.float32(2)]), "batch axis"),
         (Timesteps([np.zeros((2, 3)), np.zeros((3, 2))]), "more than one"),
         (Timesteps([np.zeros(2), np.zeros(2, np.float32)]), "more than one"),

@@ -9,13 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from harness import kernels
 from harness.compare.metrics import compare, is_close, ulps
 from harness.compare.tolerance import Allowance
-from harness.trace.schema import DTYPES
+from harness.trace.schema import INTEGERS
 from harness.trace.statistics import BLOCK
 
 FLOATS = ("float16", "float32", "float64")
-INTS = tuple(d for d in DTYPES if d.startswith(("int", "uint")))
+INTS = INTEGERS
+DTYPES = ("bool", *INTS, *FLOATS)
 EXACT = Allowance(0.0, 0.0)
 TOLERANCES = st.sampled_from([0.0, 1e-12, 1e-8, 1e-5, 1e-3, 0.3, 2.0, 1e6]) | st.floats(0, 4)
 # Machines that share cores stall: a slow example says nothing about the code.
@@ -76,9 +78,12 @@ def bits(array):
     return [int.from_bytes(data[i : i + n], "little") for i in range(0, len(data), n)]
 
 
+def both_of(a, b):
+    return list(zip(a.ravel().tolist(), b.ravel().tolist(), strict=True))
+
+
 def finite_pairs(a, b):
-    both = zip(a.ravel().tolist(), b.ravel().tolist(), strict=True)
-    return [(float(x), float(y)) for x, y in both if math.isfinite(x) and math.isfinite(y)]
+    return [(float(x), float(y)) for x, y in both_of(a, b) if math.isfinite(x) and math.isfinite(y)]
 
 
 def place_on_number_line(value, dtype):
@@ -157,13 +162,18 @@ def test_maxima_are_taken_over_finite_pairs(pair):
     a, b = pair
     found = compare(a, b, EXACT)
     both = finite_pairs(a, b)
+    if found.nonfinite_mismatches:
+        assert found.max_abs_diff is found.max_rel_diff is found.max_abs_index is None
+        return
+    if a.dtype.kind != "f":
+        both = [(int(x), int(y)) for x, y in both_of(a, b)]
     apart = [abs(x - y) for x, y in both]
-    relative = [abs(x - y) / abs(y) for x, y in both if y != 0]
+    relative = [float(abs(x - y)) / abs(float(y)) for x, y in both if y != 0]
     # A maximum that no double can hold is None too.
     assert found.max_abs_diff == (max(apart) if apart and max(apart) < math.inf else None)
     assert found.max_rel_diff == (max(relative) if relative and max(relative) < math.inf else None)
     if apart:
-        x, y = float(a[found.max_abs_index]), float(b[found.max_abs_index])
+        x, y = (side[found.max_abs_index].item() for side in (a, b))
         assert abs(x - y) == max(apart)
     else:
         assert found.max_abs_index is None
@@ -175,16 +185,20 @@ def test_the_ulp_figure_counts_numbers_on_the_number_line(pair):
     a, b = pair
     places = [[place_on_number_line(v, a.dtype) for v in pair] for pair in finite_pairs(a, b)]
     expected = max((abs(x - y) for x, y in places), default=None)
-    assert compare(a, b, EXACT).max_ulp_diff == expected
+    found = compare(a, b, EXACT)
+    assert found.max_ulp_diff == (None if found.nonfinite_mismatches else expected)
 
 
 @thorough
 @given(pairs(("bool", *INTS)))
-def test_the_ulp_figure_of_integers_is_their_exact_difference(pair):
+def test_the_distance_of_integers_is_their_exact_difference_and_they_have_no_ulps(pair):
     a, b = pair
-    both = zip(a.ravel().tolist(), b.ravel().tolist(), strict=True)
-    expected = max((abs(int(x) - int(y)) for x, y in both), default=None)
-    assert compare(a, b, EXACT).max_ulp_diff == expected
+    found = compare(a, b, EXACT)
+    assert found.max_abs_diff == max((abs(int(x) - int(y)) for x, y in both_of(a, b)), default=None)
+    assert isinstance(found.max_abs_diff, int | None)
+    assert found.max_ulp_diff is found.rel_l2_eps is None
+    if found.rel_l2 is not None:
+        assert (found.rel_l2 > 0) == (found.max_abs_diff > 0)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -231,10 +245,38 @@ def test_relative_l2_is_the_ratio_of_the_norms(dtype, data):
         assert found.rel_l2_eps == pytest.approx(expected / eps, rel=1e-12, abs=0)
 
 
-def test_relative_l2_leaves_out_pairs_that_are_not_finite():
-    b = np.array([3.0, np.nan, 4.0, np.inf, 7.0, 100.0])
-    a = np.array([3.0, np.nan, 3.0, np.inf, np.inf, np.nan])
+def test_relative_l2_leaves_out_pairs_that_are_not_finite_and_the_same():
+    b = np.array([3.0, np.nan, 4.0, np.inf])
+    a = np.array([3.0, np.nan, 3.0, np.inf])
     assert compare(a, b, EXACT).rel_l2 == pytest.approx(1 / 5, rel=1e-14)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("allowed", [EXACT, Allowance(1.0, 1.0), Allowance(1e-5, 0.0, 64.0, 1.0)])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("size", [1, 3, 5000])
+def test_no_figure_passes_where_one_side_alone_is_not_finite(odd, allowed, compiled, size):
+    kernels.choose(compiled)
+    b = np.ones(size, "float32")
+    for place in {0, size - 1}:
+        a = b.copy()
+        a[place] = odd
+        for found in (compare(a, b, allowed), compare(b, a, allowed)):
+            assert found.nonfinite_mismatches == 1
+            assert not found.close
+            assert found.max_abs_diff is found.max_rel_diff is found.max_ulp_diff is None
+            assert found.rel_l2 is found.rel_l2_eps is found.max_abs_index is None
+            assert found.used == math.inf
+    kernels.choose(None)
+
+
+def test_squares_that_leave_the_range_of_a_double_give_no_distance_instead_of_none_at_all():
+    b = np.array([1e-200, 1.0])
+    assert compare(b + np.array([1e-190, 0]), b, EXACT).rel_l2 is None  # it would be 0
+    b = np.array([1e200, 1.0])
+    assert compare(b + np.array([0, 1]), b, EXACT).rel_l2 is None
+    assert compare(b, b, EXACT).rel_l2 is None
+    assert compare(b[1:], b[1:], EXACT).rel_l2 == 0
 
 
 def test_integers_have_no_distance_in_eps():
@@ -296,7 +338,8 @@ def test_integers_that_doubles_cannot_tell_apart_must_be_equal_by_default(dtype)
     a, b = np.array([5, 2**53 + 1], dtype), np.array([5, 2**53], dtype)
     assert np.allclose(a, b, rtol=0, atol=0)  # what the default rule has to be stricter than
     found = compare(a, b, Allowance(0.0, 0.0, 0.0))
-    assert (found.mismatches, found.index, found.max_ulp_diff) == (1, (1,), 1)
+    assert (found.mismatches, found.index, found.max_abs_diff) == (1, (1,), 1)
+    assert found.least_rtol is found.least_atol is found.least_factor is None
     assert compare(b, b.copy(), Allowance(0.0, 0.0, 0.0)).close
 
 
@@ -412,7 +455,7 @@ def test_figures_of_many_blocks_are_those_of_the_whole(places):
     b = a.copy()
     flat_a, flat_b = a.reshape(-1), b.reshape(-1)
     flat_b[places] *= 1 + 10.0 ** random.integers(-14, 0, len(places))
-    flat_a[places[0]] = np.nan
+    flat_a[places[0]] += 1
     flat_a[places[1]] = flat_b[places[1]] = np.nan
     found = compare(a, b, Allowance(1e-6, 1e-9))
     close = np.isclose(a, b, rtol=1e-6, atol=1e-9, equal_nan=True)
@@ -425,7 +468,7 @@ def test_figures_of_many_blocks_are_those_of_the_whole(places):
     assert found.max_abs_diff == apart.max()
     assert found.max_rel_diff == (apart / np.abs(b[finite])).max()
     assert np.abs(a - b)[found.max_abs_index] == apart.max()
-    assert (found.nan_equal, found.nonfinite_mismatches) == (1, 1)
+    assert (found.nan_equal, found.nonfinite_mismatches) == (1, 0)
     assert found.rel_l2 == pytest.approx(
         np.linalg.norm(apart) / np.linalg.norm(b[finite]), rel=1e-9
     )
@@ -457,7 +500,7 @@ def test_other_shapes_and_dtypes_are_refused():
     with pytest.raises(ValueError, match=r"float64 \(3,\)"):
         compare(np.zeros((3, 1)), np.zeros(3), EXACT)
     with pytest.raises(ValueError, match="float32"):
-        compare(np.zeros(3, "float32"), np.zeros(3), EXACT)
+        compare(np.zeros(3, "float32"), np.zeros(3, "int32"), EXACT)
 
 
 @pytest.mark.parametrize("size", [1, 5, 3 * BLOCK + 7])

@@ -11,9 +11,8 @@ from harness.trace.sketch import (
     SIZE,
     distance,
     seed,
-    sketch,
 )
-from harness.trace.statistics import describe
+from harness.trace.statistics import describe, sketch
 
 SHAPE = (48, 128)  # a width that is a multiple of 64: a column lies at one place of every chunk
 

@@ -16,7 +16,7 @@ import xxhash
 import harness
 from harness.spec import Capture
 from harness.trace import TraceError, TraceWriter, check_trace, open_trace, reader, remove_trace
-from harness.trace.schema import DTYPES
+from harness.trace.schema import DTYPES, FLOATS
 
 SHAPES = [(), (0,), (2, 0, 3), (3, 5), (2, 40_000)]  # the last is longer than a block
 
@@ -37,7 +37,7 @@ def sample(dtype, shape):
     draw = np.random.default_rng(7)
     if dtype == "bool":
         return np.asarray(draw.random(shape) < 0.3)
-    if dtype.startswith("float"):
+    if dtype in FLOATS:
         return np.asarray(draw.standard_normal(shape) * 3).astype(dtype)
     limits = np.iinfo(dtype)
     return np.asarray(draw.integers(limits.min, limits.max, shape, dtype, endpoint=True))
@@ -62,7 +62,12 @@ def test_nan_payloads_infinities_and_signed_zeros_come_back_bit_for_bit(tmp_path
 
 def test_views_lists_and_numbers_are_stored_as_what_they_show(tmp_path):
     array = np.arange(24.0).reshape(2, 3, 4)
-    given = {"t": array.T, "part": array[:, ::2, 1:], "list": [[1, 2, 3]], "number": 2.5}
+    given = {
+        "t": array.T,
+        "part": array[:, ::2, 1:],
+        "list": [[1, 2, 3]],
+        "number": np.float64(2.5),
+    }
     back = read(write(tmp_path / "a.trace", {1: given}))[1]
     for name, tensor in given.items():
         np.testing.assert_array_equal(back[name], np.array(tensor), strict=True)
@@ -126,11 +131,11 @@ def test_steps_must_grow(tmp_path, later):
     assert read(tmp_path / "a.trace") == {4: {"x": 1.0}}
 
 
-@pytest.mark.parametrize("step", [0, -1])
-def test_steps_count_from_one(tmp_path, step):
+@pytest.mark.parametrize("step", [0, -1, True, False, 1.0, "1", None, 2**63, np.array([1])])
+def test_steps_are_integers_and_count_from_one(tmp_path, step):
     with (
         TraceWriter(tmp_path / "a.trace", label="a", dtype="float32") as trace,
-        pytest.raises(TraceError, match="steps must grow"),
+        pytest.raises(TraceError, match=r"a.trace: step .*: steps are integers and count from 1"),
     ):
         trace.write(step, {"x": 1.0})
 
@@ -203,7 +208,7 @@ def test_names_that_are_unsafe_to_read_back_are_refused(tmp_path, name):
     "tensor",
     [
         *(1j, "text", b"bytes", None, [object()], np.datetime64(0, "s"), np.longdouble(1)),
-        *(np.zeros(2, ">f4"), np.zeros(1, [("a", "f4")])),
+        np.zeros(1, [("a", "f4")]),
     ],
     ids=repr,
 )
@@ -300,12 +305,18 @@ def test_a_step_file_and_one_of_the_safetensors_package_are_read_alike(tmp_path,
     own, length = file.read_bytes(), struct.unpack("<Q", file.read_bytes()[:8])[0]
     assert length % 8 == 0
     for row in json.loads(own[8 : 8 + length]).values():  # aligned for whoever maps the file
-        assert row["data_offsets"][0] % (int(row["dtype"].strip("BOLUIF") or 8) // 8) == 0
-    found = safetensors.numpy.load_file(file)
+        size = int(re.search(r"\d+|$", row["dtype"])[0] or 8) // 8
+        assert row["data_offsets"][0] % size == 0
+    found = dict(safetensors.deserialize(own))
     assert set(found) == set(arrays)
-    assert all(found[name].tobytes() == array.tobytes() for name, array in arrays.items())
-    assert all(found[name].shape == array.shape for name, array in arrays.items())
-    safetensors.numpy.save_file(arrays, file, metadata={"by": "others"})
+    assert all(found[name]["data"] == array.tobytes() for name, array in arrays.items())
+    assert all(tuple(found[name]["shape"]) == array.shape for name, array in arrays.items())
+    # NumPy has no float8, and this part of the package does not ask ml_dtypes.
+    known = {name: x for name, x in arrays.items() if not str(x.dtype).startswith("float8")}
+    write(path, {1: known})
+    loaded = safetensors.numpy.load_file(file)
+    assert {n: x.tobytes() for n, x in loaded.items()} == {n: x.tobytes() for n, x in known.items()}
+    safetensors.numpy.save_file(known, file, metadata={"by": "others"})
     line = json.loads((path / "index.jsonl").read_text()) | {"bytes": file.stat().st_size}
     (path / "index.jsonl").write_text(json.dumps(line) + "\n")
     assert check_trace(path).faults == ()

@@ -199,7 +199,10 @@ def train(run, report):
     # Some faults are Python too.
     graph = run.steps - run.start >= GRAPH and not NO_GRAPH.intersection(run.faults)
     take = take_step if graph or run.train.compile else train_step
-    with planted(run.faults), TraceWriter.for_run(run, framework, arrays, tokens) as trace:
+    with (
+        planted(run.faults),
+        TraceWriter.for_run(run, framework, arrays, tokens, __package__) as trace,
+    ):
         params, slots, state, losses = begin(run, {n: tf.constant(a) for n, a in arrays.items()})
         for step in range(run.start, run.steps + 1):
             window = batches.window(step)

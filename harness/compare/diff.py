@@ -9,148 +9,45 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import msgspec
-
-from harness.compare.axes import describe_index
-from harness.compare.metrics import Comparison
+from harness.compare.metrics import differs
 from harness.compare.pairs import Found, Side, compare_pair
+from harness.compare.result import (
+    Difference,
+    DiffResult,
+    Kind,
+    Place,
+    Status,
+    StepSummary,
+    Structure,
+    Tightest,
+    Value,
+    difference,
+    summary,
+)
 from harness.compare.tolerance import Tolerance
 from harness.errors import HarnessError
-from harness.kernels import PIECE
+from harness.kernels import PIECE, advice, distrust, in_use
+from harness.kernels.floats import standard_floats
 from harness.spec import Capture, build
-from harness.trace import Step, TensorEntry, Trace, open_trace
+from harness.trace import Header, Step, TensorEntry, Trace, open_trace
+from harness.trace.dtypes import BETWEEN, is_float
 from harness.trace.sketch import GREATEST_ERROR, LIKELY_ERROR, ROUNDING
 
-Status = Literal["identical", "close", "diverged", "structure"]
-Value = float | int | bool | str
-Kind = Literal["missing step", "missing tensor", "shape", "dtype"]
+__all__ = ["Difference", "DiffResult", "StepSummary", "Structure", "Value", "diff"]
 
 CONTEXT = 2  # steps shown before and after the one at which the traces part
 
 
-class Difference(msgspec.Struct, frozen=True):
-    """One tensor of one step on both sides. Figures as in `Comparison`.
-
-    `where` is the index in words; `a` and `b` are the values at it, NaN and infinities as text.
-
-    Where a trace did not keep the elements, `estimated` is true: distances are estimates, what
-    would take elements is None (`mismatches` 0), `nonfinite_mismatches` is the least there can be.
-    """
-
-    step: int
-    tensor: str
-    index: tuple[int, ...] | None
-    where: str
-    a: Value | None
-    b: Value | None
-    max_abs_diff: float | None
-    max_abs_index: tuple[int, ...] | None
-    max_rel_diff: float | None
-    max_ulp_diff: int | None
-    rel_l2: float | None
-    rel_l2_eps: float | None
-    mismatch_ratio: float | None
-    mismatches: int
-    size: int
-    dtype: str
-    shape: tuple[int, ...]
-    nan_equal: int
-    nonfinite_mismatches: int
-    rtol: float
-    atol: float
-    factor: float | None
-    least_rtol: float | None
-    least_atol: float | None
-    least_factor: float | None
-    estimated: bool = False
-
-
-class Structure(msgspec.Struct, frozen=True):
-    """A difference that is not of numbers; first at `step`, and at `count` steps in all."""
-
-    kind: Kind
-    step: int
-    tensor: str | None
-    a: str
-    b: str
-    count: int
-
-
-class StepSummary(msgspec.Struct, frozen=True):
-    """One row of the table around the divergence; None where a figure was not found or computed.
-
-    Of the step at which the diff stopped, `not_close` counts up to there. `estimated`: of some
-    tensor the distance is.
-    """
-
-    step: int
-    loss_a: Value | None
-    loss_b: Value | None
-    norm_a: Value | None
-    norm_b: Value | None
-    tensors: int
-    unequal: int
-    not_close: int | None
-    worst_rel_l2_eps: float | None
-    estimated: bool = False
-
-
-class Place(msgspec.Struct, frozen=True):
-    """A tensor of a step."""
-
-    step: int
-    tensor: str
-
-
-class Tightest(msgspec.Struct, frozen=True):
-    """The close tensor that used the greatest share of its allowance: over 1 it would not be.
-
-    `needed` is the K of the tolerance's rule that it needed; None where two fixed numbers rule.
-    """
-
-    step: int
-    tensor: str
-    used: float
-    needed: float | None = None
-
-
-class DiffResult(msgspec.Struct, frozen=True):
-    """What a diff found. `b` is the reference. Encodes to the JSON of `harness diff --json`.
-
-    `distances` has every step that was compared to its end, with the worst rel_l2_eps of it.
-    """
-
-    status: Status
-    a: str
-    b: str
-    labels: tuple[str, str]
-    steps_compared: int
-    tensors_compared: int
-    tolerance: Tolerance
-    first_divergence: Difference | None
-    onset: Difference | None
-    last_agreeing: Place | None
-    tightest: Tightest | None
-    structure: tuple[Structure, ...]
-    divergences: tuple[Difference, ...]
-    steps: tuple[StepSummary, ...]
-    distances: tuple[tuple[int, float], ...]
-    notes: tuple[str, ...]
-
-    @property
-    def equivalent(self) -> bool:
-        """Whether the traces are identical or close."""
-        return self.status in ("identical", "close")
-
-
+@standard_floats()
 def diff(
     a: str | Path | Trace,
     b: str | Path | Trace,
     *,
     rtol: float | None = None,
     atol: float | None = None,
+    factor: float | None = None,
     all: bool = False,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -163,17 +60,23 @@ def diff(
     Tensor bytes are read only where hashes differ, those of large tensors several at a time; where
     a trace did not keep them, the sketches are compared. It stops at the end of the first tensor
     that is not close unless `all`. `rtol` and `atol` give numpy.allclose's rule; neither gives the
-    default (harness.compare.tolerance), `tolerance` any other. `include` and `exclude` are globs of
-    tensor names, `steps` the first and last step to compare. `progress` is called with steps done
-    and steps in all.
+    default (harness.compare.tolerance), with `factor` as the K of all tensors but `inputs/*`, and
+    `tolerance` any other. `include` and `exclude` are globs of tensor names, `steps` the first and
+    last step to compare. `progress` is called with steps done and steps in all.
 
-    Raises HarnessError if there is nothing to compare and TraceError for a damaged trace.
+    Floats of two dtypes are compared in the wider with the eps of the narrower, and a note says so.
+    The first tensor that is not close is compared once more without compiled code.
+
+    Raises HarnessError if there is nothing to compare, or for tolerances that cannot be, and
+    TraceError for a damaged trace.
     """
+    if tolerance and (rtol, atol, factor) != (None, None, None):
+        raise HarnessError("tolerance beside rtol, atol or factor: give the one or the others")
     first, last = steps
     wanted = build(Capture, include=include, exclude=exclude, first=first, last=last)
     trace_a = a if isinstance(a, Trace) else open_trace(a)
     trace_b = b if isinstance(b, Trace) else open_trace(b)
-    walk = _Walk(tolerance or Tolerance.given(rtol, atol), wanted, all)
+    walk = _Walk(tolerance or Tolerance.given(rtol, atol, factor), wanted, all)
     in_range = [[s for s in trace.steps if wanted.wants_step(s)] for trace in (trace_a, trace_b)]
     common = sorted(set(in_range[0]).intersection(in_range[1]))
     walk.missing_steps(*in_range)
@@ -190,18 +93,22 @@ def diff(
             pool.shutdown(cancel_futures=True)
     if not walk.tensors:
         raise HarnessError(
-            f"{trace_a.path} and {trace_b.path}: nothing to compare: {_why_empty(*in_range)}"
+            f"{trace_a.path} and {trace_b.path}: nothing to compare: "
+            f"{_why_empty(in_range[0], in_range[1], walk.names)}"
         )
     return walk.result(trace_a, trace_b, common)
 
 
 class _Plan(NamedTuple):
-    """What is to be compared of a step: entries by name, and how to compare those that differ."""
+    """What is to be compared of a step: entries by name, and how to compare those that differ.
+
+    Of each two ways: one that may have begun already, and one without compiled code.
+    """
 
     step: int
     a: dict[str, TensorEntry]
     b: dict[str, TensorEntry]
-    compare: dict[str, Callable[[], Found]]
+    compare: dict[str, tuple[Callable[[], Found], Callable[[], Found]]]
 
 
 def _ahead(plans: Iterator[_Plan], count: int) -> Iterator[_Plan]:
@@ -226,6 +133,10 @@ class _Walk:
         self.summaries: dict[int, StepSummary] = {}
         self.nan_equal: list[Place] = []
         self.estimated = self.unknown = False
+        self.dtypes: dict[str, list[Place]] = {}  # of two sides, where they are not the same
+        self.largest = 0  # elements of the largest tensor compared
+        self.disagreed: str | None = None  # in what compiled code was wrong
+        self.names: tuple[set[str], set[str]] = set(), set()  # where nothing could be compared yet
 
     @property
     def finished(self) -> bool:
@@ -239,14 +150,16 @@ class _Walk:
     def plan(self, a: Step, b: Step, pool: Executor) -> _Plan:
         """The comparison of one step; that of large tensors is begun."""
         entries_a, entries_b = self._entries(a), self._entries(b)
-        tasks: dict[str, Callable[[], Found]] = {}
+        tasks: dict[str, tuple[Callable[[], Found], Callable[[], Found]]] = {}
         for name, entry in entries_b.items():
             other = entries_a.get(name)
-            if other is None or other.hash == entry.hash or not _alike(other, entry):
+            if other is None or not _alike(other, entry):
+                continue
+            if (other.hash, other.dtype) == (entry.hash, entry.dtype):
                 continue
             task = partial(compare_pair, Side(a, other), Side(b, entry), self.tolerance, entries_b)
-            large = entry.size >= PIECE
-            tasks[name] = pool.submit(task).result if large else task
+            begun = pool.submit(task).result if entry.size >= PIECE else task
+            tasks[name] = begun, partial(task, compiled=False)
         return _Plan(b.number, entries_a, entries_b, tasks)
 
     def compare_step(self, plan: _Plan) -> None:
@@ -257,39 +170,66 @@ class _Walk:
             self._differ("missing tensor", step, name, "present", "missing")
         for name in sorted(b.keys() - a.keys()):
             self._differ("missing tensor", step, name, "missing", "present")
+        if not self.tensors:
+            self.names[0].update(a)
+            self.names[1].update(b)
         worst, not_close, estimated = 0.0, 0, False
         for name in b:
             if name in a:
                 found = self._compare_tensor(plan, name)
                 if found:
-                    worst = max(worst, found.figures.rel_l2_eps or 0.0)
+                    odd = math.inf if found.figures.nonfinite_mismatches else 0.0
+                    worst = max(worst, found.figures.rel_l2_eps or odd)
                     not_close += not found.figures.close
                     estimated |= found.estimated
             if self.finished:
                 break
         ended = None if self.finished else worst
-        self.summaries[step] = _summary(step, a, b, not_close, ended, estimated)
+        self.summaries[step] = summary(step, a, b, not_close, ended, estimated)
 
     def _compare_tensor(self, plan: _Plan, name: str) -> Found | None:
         """What comparing a pair found, None where it is equal or no pair; it is kept."""
         step, a, b = plan.step, plan.a[name], plan.b[name]
         if not _alike(a, b):
-            if a.dtype != b.dtype:
-                self._differ("dtype", step, name, a.dtype, b.dtype)
-            else:
+            if a.shape != b.shape:
                 self._differ("shape", step, name, str(list(a.shape)), str(list(b.shape)))
+            else:
+                self._differ("dtype", step, name, a.dtype, b.dtype)
             return None
         self.tensors += 1
+        if a.dtype != b.dtype:
+            self.dtypes.setdefault(a.dtype + BETWEEN + b.dtype, []).append(Place(step, name))
         if a.nan and b.nan:
             self.nan_equal.append(Place(step, name))
-        found = plan.compare.pop(name)() if name in plan.compare else None
+        found = self._found(plan, name) if name in plan.compare else None
         if found:
-            self._take(step, b, found)
+            self._take(step, a, b, found)
         if not self.divergences:
             self.last_agreeing = Place(step, name)
         return found
 
-    def _take(self, step: int, entry: TensorEntry, found: Found) -> None:
+    def _found(self, plan: _Plan, name: str) -> Found:
+        """What comparing a pair finds. A first divergence is confirmed without compiled code."""
+        compare, again = plan.compare.pop(name)
+        self.largest = max(self.largest, plan.b[name].size)
+        if self.disagreed:
+            return again()
+        found = compare()
+        if (
+            found.figures.close
+            or found.estimated
+            or self.divergences
+            or not in_use(found.figures.size)
+        ):
+            return found
+        plain = again()
+        wrong = differs(found.figures, plain.figures)
+        if wrong:
+            distrust()
+            self.disagreed = f"{wrong} of {name} of step {plan.step}"
+        return plain
+
+    def _take(self, step: int, a: TensorEntry, b: TensorEntry, found: Found) -> None:
         """Keep what was found of a pair that is not equal."""
         figures, allowed = found.figures, found.allowed
         self.estimated |= found.estimated
@@ -297,11 +237,11 @@ class _Walk:
         used = figures.used
         if figures.close and used and (not self.tightest or used > self.tightest.used):
             needed = None if allowed.factor is None else used * allowed.factor
-            self.tightest = Tightest(step, entry.name, used, needed)
+            self.tightest = Tightest(step, b.name, used, needed)
         if self.onset is None:
-            self.onset = _difference(step, entry, found, figures.onset, found.at_onset)
+            self.onset = difference(step, a, b, found, figures.onset, found.at_onset)
         if not figures.close:
-            self.divergences.append(_difference(step, entry, found, figures.index, found.at_index))
+            self.divergences.append(difference(step, a, b, found, figures.index, found.at_index))
 
     def _entries(self, step: Step) -> dict[str, TensorEntry]:
         """The entries of a step that the globs want, by name, in execution order."""
@@ -338,10 +278,31 @@ class _Walk:
             distances=tuple(
                 (row.step, row.worst_rel_l2_eps)
                 for row in self.summaries.values()
-                if row.worst_rel_l2_eps is not None
+                if row.worst_rel_l2_eps is not None and math.isfinite(row.worst_rel_l2_eps)
             ),
-            notes=(*_accuracy(self.estimated, self.unknown), *_notes(a, b, self.nan_equal)),
+            notes=(
+                *self._how(),
+                *_accuracy(self.estimated, self.unknown),
+                *_notes(a, b, self.nan_equal),
+            ),
         )
+
+    def _how(self) -> Iterable[str]:
+        """What is to be said of the way in which was compared."""
+        for pair, places in self.dtypes.items():
+            first = places[0]
+            yield (
+                f"of two dtypes, {pair}: {len(places)} tensors, first {first.tensor} of step "
+                f"{first.step}; compared in the wider, with the eps of the narrower"
+            )
+        if self.disagreed:
+            yield (
+                f"compiled code and NumPy disagreed about {self.disagreed}: the figures are those "
+                "of NumPy, which compared the rest too"
+            )
+        said = advice(self.largest)
+        if said:
+            yield said
 
     def _context(self, a: Trace, b: Trace, common: list[int]) -> tuple[StepSummary, ...]:
         """The steps around the divergence (all of them with `all`; else the last ones)."""
@@ -352,89 +313,38 @@ class _Walk:
         for step in common[max(0, centre - CONTEXT) : centre + CONTEXT + 1]:
             if step not in self.summaries:
                 x, y = (self._entries(trace.step(step)) for trace in (a, b))
-                self.summaries[step] = _summary(step, x, y, None, None)
+                self.summaries[step] = summary(step, x, y, None, None)
             rows.append(self.summaries[step])
         return tuple(rows)
 
 
 def _alike(a: TensorEntry, b: TensorEntry) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape
+    """Whether two tensors can be compared: of one shape, and of one dtype or both floats."""
+    floats = is_float(a.dtype) and is_float(b.dtype)
+    return a.shape == b.shape and (a.dtype == b.dtype or floats)
 
 
-def _difference(
-    step: int,
-    entry: TensorEntry,
-    found: Found,
-    index: tuple[int, ...] | None,
-    values: tuple[Any, Any] | None,
-) -> Difference:
-    """The record of one pair, with the values at `index`."""
-    figures, allowed = found.figures, found.allowed
-    shared = {
-        name: getattr(figures, name)
-        for name in Comparison.__struct_fields__
-        if name in Difference.__struct_fields__ and name != "index"
-    }
-    share = figures.mismatches / figures.size if figures.size else 0.0
-    return Difference(
-        step=step,
-        tensor=entry.name,
-        index=index,
-        where="" if index is None else describe_index(entry.name, entry.shape, index),
-        a=None if values is None else _value(values[0]),
-        b=None if values is None else _value(values[1]),
-        mismatch_ratio=None if found.estimated else share,
-        dtype=entry.dtype,
-        shape=entry.shape,
-        rtol=allowed.rtol,
-        atol=allowed.atol,
-        factor=allowed.factor,
-        estimated=found.estimated,
-        **shared,
-    )
-
-
-def _summary(
-    step: int,
-    a: dict[str, TensorEntry],
-    b: dict[str, TensorEntry],
-    not_close: int | None,
-    worst: float | None,
-    estimated: bool = False,
-) -> StepSummary:
-    """A row of the table from the index alone: scalars are their own minimum."""
-    names = a.keys() & b.keys()
-    loss, norm = "forward/loss", "update/global_norm"
-    return StepSummary(
-        step=step,
-        loss_a=_scalar(a.get(loss)),
-        loss_b=_scalar(b.get(loss)),
-        norm_a=_scalar(a.get(norm)),
-        norm_b=_scalar(b.get(norm)),
-        tensors=len(names),
-        unequal=sum(a[name].hash != b[name].hash for name in names),
-        not_close=not_close,
-        worst_rel_l2_eps=worst,
-        estimated=estimated,
-    )
-
-
-def _scalar(entry: TensorEntry | None) -> Value | None:
-    if entry is None or entry.size != 1:
-        return None
-    return "nan" if entry.nan else "inf" if entry.inf else entry.min
-
-
-def _value(value: float | int | bool) -> Value:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _why_empty(a: list[int], b: list[int]) -> str:
+def _why_empty(a: list[int], b: list[int], names: tuple[set[str], set[str]]) -> str:
     if not a or not b:
         return f"{len(a)} steps on one side and {len(b)} on the other"
     if not set(a).intersection(b):
         return f"no step is in both (steps {a[0]} to {a[-1]}, and {b[0]} to {b[-1]})"
-    return "no tensor with the same name, dtype and shape is in both (see harness show)"
+    both = sorted(names[0] & names[1])
+    if both:
+        return (
+            f"the tensors named alike ({_some(both)}) differ in shape, or are integers on one side "
+            "and floats on the other"
+        )
+    if not names[0] or not names[1]:
+        return f"{len(names[0])} tensors on one side and {len(names[1])} on the other"
+    return (
+        f"no tensor has the same name on both sides: {_some(sorted(names[0]))} on one, "
+        f"{_some(sorted(names[1]))} on the other"
+    )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
 
 
 def _accuracy(estimated: bool, unknown: bool) -> Iterable[str]:
@@ -460,6 +370,7 @@ def _notes(a: Trace, b: Trace, nan_equal: list[Place]) -> Iterable[str]:
     if nan_equal:
         first = nan_equal[0]
         yield f"both sides hold NaN, first in {first.tensor} of step {first.step}"
+    yield from _programs(a.header, b.header)
     spec_a, spec_b = _flat(a.header.spec), _flat(b.header.spec)
     for key in sorted(spec_a.keys() | spec_b.keys()):
         if spec_a.get(key) != spec_b.get(key):
@@ -467,6 +378,16 @@ def _notes(a: Trace, b: Trace, nan_equal: list[Place]) -> Iterable[str]:
     for key in sorted(a.header.digests.keys() & b.header.digests.keys()):
         if a.header.digests[key] != b.header.digests[key]:
             yield f"the sides were given different {key}"
+
+
+def _programs(a: Header, b: Header) -> Iterable[str]:
+    """That a program was changed between the runs that it made."""
+    x, y = a.program, b.program
+    if x and y and (x.kind, x.name) == (y.kind, y.name) and x.digest != y.digest:
+        yield (
+            f"made by different code: {x.name} of digest {x.digest or 'unknown'} | "
+            f"{y.digest or 'unknown'}"
+        )
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -13,6 +15,8 @@ from numpy.typing import NDArray
 
 from harness.compare.tolerance import Allowance
 from harness.kernels import PIECE, kernels_for
+from harness.kernels.case import known_pair
+from harness.kernels.floats import standard_floats
 from harness.kernels.layout import (
     ABS,
     ABS_AT,
@@ -28,23 +32,31 @@ from harness.kernels.layout import (
     PAIRS,
     REFERENCE_SQUARES,
     REL,
+    RUN,
     USED,
 )
+from harness.trace.dtypes import common, epsilon, is_float
 from harness.trace.statistics import BLOCK, sum_of_squares
+
+SUMS = ("diff_squares", "reference_squares")  # figures that depend on the order of adding
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """The figures of one pair of arrays of the same shape and dtype; b is the reference.
+    """The figures of one pair of arrays of the same shape; b is the reference.
 
-    Maxima are over pairs of finite numbers, relative ones also only where b is not zero (as in
-    numpy.testing); None where there is no such pair, or where the maximum overflows. `index` is the
-    first element, in C order, that is not close, `onset` the first that is not equal bit for bit;
-    both None if there is none. `nan_equal` counts elements that are NaN on both sides (they count
-    as close), `nonfinite_mismatches` those that are NaN or infinite on one side and not the same on
-    the other. `least_rtol`, `least_atol` and `least_factor` are the smallest rtol (given this
-    atol), atol (given this rtol), and K of the default rule that would let the pair pass; None
-    where none would. `used` is the greatest share of its allowance that an element uses: over 1
-    where a finite one is not close; None where no pair is finite.
+    Maxima and `rel_l2` are over pairs of finite numbers, relative ones also only where b is not
+    zero (as in numpy.testing). All of them are None where there is no such pair, where the figure
+    overflows, and where `nonfinite_mismatches` is not 0: no number tells how far NaN is from 1.
+    `max_abs_diff` is an int, and exact, for integers and booleans, which have neither ULPs nor eps.
+    ULPs are None too for floats of two dtypes, and eps that of the narrower.
+
+    `index` is the first element, in C order, that is not close, `onset` the first that is not equal
+    bit for bit (of two dtypes: once both are in the wider); both None if there is none. `nan_equal`
+    counts elements that are NaN on both sides (they count as close), `nonfinite_mismatches` those
+    that are NaN or infinite on one side and not the same on the other. `least_rtol`, `least_atol`
+    and `least_factor` are the smallest rtol (given this atol), atol (given this rtol), and K of the
+    default rule that would let the pair pass; None where none would. `used` is the greatest share
+    of its allowance that an element uses: over 1 where one is not close; None where there are none.
     """
 
     close: bool
@@ -52,7 +64,7 @@ class Comparison(msgspec.Struct, frozen=True):
     mismatches: int
     index: tuple[int, ...] | None
     onset: tuple[int, ...] | None
-    max_abs_diff: float | None
+    max_abs_diff: float | int | None
     max_abs_index: tuple[int, ...] | None
     max_rel_diff: float | None
     max_ulp_diff: int | None
@@ -75,7 +87,7 @@ class _Sums(msgspec.Struct):
     nonfinite: int = 0
     first_mismatch: int | None = None
     first_difference: int | None = None
-    abs_diff: float = -1.0
+    abs_diff: float | int = -1
     abs_index: int = 0
     rel_diff: float = -1.0
     ulp_diff: int = -1
@@ -105,6 +117,7 @@ class _Sums(msgspec.Struct):
             setattr(self, name, float(np.maximum(getattr(self, name), getattr(later, name))))
 
 
+@standard_floats()
 def compare(
     a: NDArray[Any],
     b: NDArray[Any],
@@ -112,36 +125,42 @@ def compare(
     *,
     threads: int | None = None,
     seen: Callable[[NDArray[Any], NDArray[Any], int], None] | None = None,
+    compiled: bool = True,
 ) -> Comparison:
-    """Compare `a` with the reference `b`, arrays of one shape and dtype, under `allowed`.
+    """Compare `a` with the reference `b`, arrays of one shape, under `allowed`.
 
     Closeness is computed exactly as numpy.isclose(a, b, rtol, atol, equal_nan=True) computes it (a
-    factor of 0 asks for equality, which that rule blurs for integers beyond 2^53). Distances are
-    computed in float64; ULPs are exact for every dtype. Large arrays are shared out to `threads`
-    (None: one for every processor). `seen` is called with each piece of both before it is compared
-    and the number of elements before it: for what else is to be done while it lies in the cache. It
-    implies one thread.
-    Raises ValueError for arrays of different shape or dtype: that is for the caller to report.
+    factor of 0 asks for equality, which that rule blurs for integers beyond 2^53); floats of two
+    dtypes, and those that NumPy has not, are widened first (harness.trace.dtypes.common). Distances
+    are computed in float64, those of integers exactly; ULPs are exact. Large arrays are shared out
+    to `threads` (None: one for every processor). `seen` is called with each piece of both before it
+    is compared and the number of elements before it: for what else is to be done while it lies in
+    the cache. It implies one thread. `compiled` may be False: NumPy alone does the work.
+    Raises ValueError for arrays of different shape, and of dtypes that are different and not both
+    floating-point: that is for the caller to report.
     """
-    if a.shape != b.shape or a.dtype != b.dtype:
+    floats = is_float(a.dtype) and is_float(b.dtype)
+    if a.shape != b.shape or (a.dtype != b.dtype and not floats):
         raise ValueError(f"cannot compare {a.dtype} {a.shape} with {b.dtype} {b.shape}")
     flat_a, flat_b = np.ascontiguousarray(a).reshape(-1), np.ascontiguousarray(b).reshape(-1)
     pieces = range(0, flat_a.size, PIECE)
     workers = 1 if seen else min(threads or os.cpu_count() or 1, len(pieces))
+    alike = compiled and a.dtype == b.dtype and flat_a.flags.aligned and flat_b.flags.aligned
+    kernels = kernels_for(flat_a, proof) if alike else None
 
     def run(starts: range) -> _Sums:
-        return _pass(flat_a, flat_b, starts, allowed, seen)
+        return _pass(flat_a, flat_b, starts, allowed, seen, kernels)
 
     if workers <= 1:
         sums = run(pieces)
     else:
         share = -(-len(pieces) // workers)
         shares = [pieces[i : i + share] for i in range(0, len(pieces), share)]
-        with ThreadPoolExecutor(len(shares)) as pool:
+        with ThreadPoolExecutor(len(shares)) as pool:  # its threads inherit the standard mode
             sums, *others = pool.map(run, shares)
         for other in others:
             sums.join(other)
-    return _finish(sums, a, allowed)
+    return _finish(sums, a, b, allowed)
 
 
 def _pass(
@@ -150,9 +169,9 @@ def _pass(
     starts: range,
     allowed: Allowance,
     seen: Callable[[NDArray[Any], NDArray[Any], int], None] | None,
+    kernels: ModuleType | None,
 ) -> _Sums:
     """The figures of the pieces that begin at `starts`."""
-    kernels = kernels_for(a)
     compiled = kernels and kernels.Pass(allowed.rtol, allowed.atol, allowed.factor, allowed.scale)
     sums = _Sums()
     for start in starts:
@@ -164,6 +183,37 @@ def _pass(
         else:
             _add(sums, x, y, start, allowed)
     return _taken(compiled) if compiled else sums
+
+
+def proof(kernels: ModuleType, dtype: np.dtype[Any]) -> str | None:
+    """The first figure that the compiled pass gets wrong on a known case (None: all are right)."""
+    a, b = known_pair(dtype)
+    eps = float(np.finfo(dtype).eps)
+    for rtol, atol, factor in ((1e-3, 1e-5, None), (64 * eps, 640 * eps, 64.0), (0.0, 0.0, 0.0)):
+        for end in (RUN, a.size):  # finite throughout, and not
+            allowed = Allowance(rtol, atol, factor, 10.0)
+            made, plain = kernels.Pass(rtol, atol, factor, 10.0), _Sums()
+            for part in (slice(0, RUN), slice(RUN, end)):
+                made.add(a[part], b[part], part.start)
+            _add(plain, a[:end], b[:end], 0, allowed)
+            wrong = differs(plain, _taken(made))
+            if wrong:
+                return wrong
+    return None
+
+
+def differs(x: msgspec.Struct, y: msgspec.Struct) -> str | None:
+    """The first figure in which two passes over one pair disagree, by more than adding's order."""
+    for name in x.__struct_fields__:
+        one, other = getattr(x, name), getattr(y, name)
+        summed = name in SUMS or name.startswith("rel_l2")
+        if summed and None not in (one, other):
+            alike = math.isclose(one, other, rel_tol=1e-9)
+        else:
+            alike = one == other or (one != one and other != other)
+        if not alike:
+            return name
+    return None
 
 
 def _taken(found: Any) -> _Sums:
@@ -194,6 +244,10 @@ def _add(sums: _Sums, a: NDArray[Any], b: NDArray[Any], first: int, allowed: All
     with np.errstate(all="ignore"):
         for start in range(0, a.size, BLOCK):
             x, y = a[start : start + BLOCK], b[start : start + BLOCK]
+            _add_ulps(sums, x, y)
+            if is_float(a.dtype):
+                wide = common(a.dtype, b.dtype)
+                x, y = x.astype(wide, copy=False), y.astype(wide, copy=False)
             _add_closeness(sums, first + start, x, y, allowed)
             _add_distances(sums, first + start, x, y, allowed)
 
@@ -216,7 +270,7 @@ def ulps(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.uint64]:
 
     For integers the difference itself, for booleans 0 or 1.
     """
-    if a.dtype.kind == "f":
+    if is_float(a.dtype):
         a, b = _ordinal(a), _ordinal(b)
     else:
         # Moved to unsigned numbers in the same order, as _ordinal does for floats.
@@ -258,6 +312,16 @@ def _add_closeness(
             sums.first_difference = start + int(np.argmax(unequal))
 
 
+def _add_ulps(sums: _Sums, a: NDArray[Any], b: NDArray[Any]) -> None:
+    """The numbers of one dtype between two floats."""
+    if a.dtype != b.dtype or not is_float(a.dtype):
+        return
+    finite = np.isfinite(a) & np.isfinite(b)
+    if not finite.all():
+        a, b = a[finite], b[finite]
+    sums.ulp_diff = max(sums.ulp_diff, int(np.max(ulps(a, b)))) if a.size else sums.ulp_diff
+
+
 def _add_distances(
     sums: _Sums, start: int, a: NDArray[Any], b: NDArray[Any], allowed: Allowance
 ) -> None:
@@ -274,23 +338,25 @@ def _add_distances(
         a, b, x, y = a[both], b[both], x[both], y[both]
     else:
         places = None
-    diff, size = np.abs(x - y), np.abs(y)
+    blurred, size = np.abs(x - y), np.abs(y)  # of integers beyond 2^53, as NumPy's rule sees them
+    exact = blurred if a.dtype.kind == "f" else ulps(a, b)
+    diff = exact.astype(np.float64, copy=False)
     sums.pairs += diff.size
-    at = int(np.argmax(diff))
-    if diff[at] > sums.abs_diff:
-        sums.abs_diff = float(diff[at])
+    at = int(np.argmax(exact))
+    if exact[at].item() > sums.abs_diff:
+        sums.abs_diff = exact[at].item()
         sums.abs_index = start + (at if places is None else int(places[at]))
     nonzero = size > 0
-    over = np.maximum(diff - allowed.atol, 0)
+    ruled = diff if allowed.factor == 0 else blurred
+    over = np.maximum(ruled - allowed.atol, 0)
     if nonzero.any():
         sums.rel_diff = max(sums.rel_diff, float(np.max(diff[nonzero] / size[nonzero])))
         sums.least_rtol = max(sums.least_rtol, float(np.max(over[nonzero] / size[nonzero])))
     if np.any(over[~nonzero] > 0):
         sums.least_rtol = np.inf
     # np.maximum keeps a NaN (what overflowed has no least tolerance), where max drops it.
-    sums.least_atol = float(np.maximum(sums.least_atol, np.max(diff - allowed.rtol * size)))
-    sums.ulp_diff = max(sums.ulp_diff, int(np.max(ulps(a, b))))
-    shares = diff / (allowed.atol + allowed.rtol * size)
+    sums.least_atol = float(np.maximum(sums.least_atol, np.max(ruled - allowed.rtol * size)))
+    shares = ruled / (allowed.atol + allowed.rtol * size)
     sums.used = max(sums.used, float(np.fmax.reduce(shares, initial=0.0)))  # 0 / 0 counts not
     if allowed.factor:
         # Not finite where the reference holds zeros alone: nothing scales with them.
@@ -300,13 +366,17 @@ def _add_distances(
     sums.reference_squares += sum_of_squares(y)
 
 
-def _finish(sums: _Sums, a: NDArray[Any], allowed: Allowance) -> Comparison:
+def _finish(sums: _Sums, a: NDArray[Any], b: NDArray[Any], allowed: Allowance) -> Comparison:
     """The figures of a finished pass."""
-    any_pair = sums.abs_diff >= 0
-    rel_l2 = None
-    if any_pair:
-        rel_l2 = ratio(sums.diff_squares**0.5, sums.reference_squares**0.5)
-    passable = not sums.nonfinite
+    passable, any_pair = not sums.nonfinite, sums.abs_diff >= 0
+    told = passable and any_pair
+    # Squares may leave the range of a double at either end: then there is no such figure.
+    summed = told and math.isfinite(sums.reference_squares)
+    summed = summed and (sums.diff_squares > 0 or sums.abs_diff == 0)
+    rel_l2 = ratio(sums.diff_squares**0.5, sums.reference_squares**0.5) if summed else None
+    # Integers that have to be equal would not pass with any number.
+    least = passable and not (allowed.factor == 0 and not is_float(a.dtype))
+    used = sums.used if any_pair else None
 
     def place(flat: int | None) -> tuple[int, ...] | None:
         return None if flat is None else tuple(int(i) for i in np.unravel_index(flat, a.shape))
@@ -317,26 +387,27 @@ def _finish(sums: _Sums, a: NDArray[Any], allowed: Allowance) -> Comparison:
         mismatches=sums.mismatches,
         index=place(sums.first_mismatch),
         onset=place(sums.first_difference),
-        max_abs_diff=_finite(sums.abs_diff) if any_pair else None,
-        max_abs_index=place(sums.abs_index) if any_pair else None,
-        max_rel_diff=_finite(sums.rel_diff) if sums.rel_diff >= 0 else None,
-        max_ulp_diff=sums.ulp_diff if sums.ulp_diff >= 0 else None,
+        max_abs_diff=_finite(sums.abs_diff) if told else None,
+        max_abs_index=place(sums.abs_index) if told else None,
+        max_rel_diff=_finite(sums.rel_diff) if passable and sums.rel_diff >= 0 else None,
+        max_ulp_diff=sums.ulp_diff if passable and sums.ulp_diff >= 0 else None,
         rel_l2=rel_l2,
-        rel_l2_eps=in_eps(rel_l2, a.dtype),
+        rel_l2_eps=in_eps(rel_l2, a.dtype, b.dtype),
         nan_equal=sums.nan_equal,
         nonfinite_mismatches=sums.nonfinite,
-        least_rtol=_finite(sums.least_rtol) if passable else None,
-        least_atol=_finite(sums.least_atol) if passable else None,
-        least_factor=in_eps(_finite(sums.least_factor), a.dtype)
+        least_rtol=_finite(sums.least_rtol) if least else None,
+        least_atol=_finite(sums.least_atol) if least else None,
+        least_factor=in_eps(_finite(sums.least_factor), a.dtype, b.dtype)
         if passable and allowed.factor
         else None,
-        used=sums.used if any_pair else None,
+        used=used if passable else math.inf,
     )
 
 
-def in_eps(value: float | None, dtype: np.dtype[Any]) -> float | None:
-    """`value` in units of the machine epsilon of `dtype`; None for dtypes that do not round."""
-    return value / float(np.finfo(dtype).eps) if value is not None and dtype.kind == "f" else None
+def in_eps(value: float | None, *dtypes: str | np.dtype[Any]) -> float | None:
+    """`value` in machine epsilons of the narrowest of `dtypes`; None if one does not round."""
+    eps = epsilon(*dtypes)
+    return None if value is None or eps is None else value / eps
 
 
 def ratio(a: float, b: float) -> float | None:
@@ -346,5 +417,5 @@ def ratio(a: float, b: float) -> float | None:
     return _finite(a / b) if b else None
 
 
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+def _finite(value: float | int) -> float | int | None:
+    return value if math.isfinite(value) else None

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from harness.compare.metrics import Comparison, compare, in_eps, ratio
 from harness.compare.tolerance import Allowance, Tolerance
+from harness.kernels.floats import standard_floats
 from harness.trace import Step, TensorEntry, TraceError
 from harness.trace.sketch import distance
 from harness.trace.statistics import Digest, describe
@@ -60,23 +61,30 @@ class Found(NamedTuple):
     estimated: bool = False
 
 
-def compare_pair(a: Side, b: Side, tolerance: Tolerance, step: Mapping[str, TensorEntry]) -> Found:
+@standard_floats()
+def compare_pair(
+    a: Side,
+    b: Side,
+    tolerance: Tolerance,
+    step: Mapping[str, TensorEntry],
+    compiled: bool = True,
+) -> Found:
     """Compare by whatever both sides hold. `step` has the reference's entries of the step by name.
 
-    Raises TraceError for elements that are damaged.
+    `compiled` is False where NumPy alone is to do it. Raises TraceError for damaged elements.
     """
     if a.step.holds(a.entry) and b.step.holds(b.entry):
         # An entry of level "hash" does not know the scale that the tolerance may need.
         known = b.entry if b.entry.nan is not None else b.known() or b.entry
-        return _by_elements(a, b, tolerance.allowance(known, step))
+        return _by_elements(a, b, tolerance.allowance(known, step, a.entry.dtype), compiled)
     known_a, known_b = a.known(), b.known()
-    allowed = tolerance.allowance(known_b or b.entry, step)
+    allowed = tolerance.allowance(known_b or b.entry, step, a.entry.dtype)
     if known_a is None or known_b is None:
-        return _estimated(b.entry, False, 0, None, None, allowed)
+        return _estimated(a.entry, b.entry, False, 0, None, None, allowed)
     return _by_sketch(known_a, known_b, allowed)
 
 
-def _by_elements(a: Side, b: Side, allowed: Allowance) -> Found:
+def _by_elements(a: Side, b: Side, allowed: Allowance, compiled: bool) -> Found:
     """Compare the elements, and check their hashes, in one pass over both files.
 
     Raises TraceError for elements that are damaged.
@@ -90,7 +98,7 @@ def _by_elements(a: Side, b: Side, allowed: Allowance) -> Found:
             mapped.release(start * piece.itemsize)
             hasher.add(piece)
 
-    figures = compare(x, y, allowed, seen=seen)
+    figures = compare(x, y, allowed, seen=seen, compiled=compiled)
     for side, hasher in zip((a, b), hashes, strict=True):
         if hasher.text() != side.entry.hash:
             raise side.damage()
@@ -146,9 +154,10 @@ def _by_sketch(a: TensorEntry, b: TensorEntry, allowed: Allowance) -> Found:
             shares.append(_share(abs(end_a - end_b), room))
     odd = max(abs((a.nan or 0) - (b.nan or 0)), abs((a.inf or 0) - (b.inf or 0)))
     used = max(shares)
+    if odd:  # no number tells how far they are apart
+        return _estimated(a, b, False, odd, None, math.inf, allowed)
     rel_l2 = ratio(apart, norm) if math.isfinite(norm) else None
-    close = allowed.factor != 0 and not odd and used <= 1
-    return _estimated(a, close, odd, rel_l2, used, allowed)
+    return _estimated(a, b, allowed.factor != 0 and used <= 1, 0, rel_l2, used, allowed)
 
 
 def _share(value: float, room: float) -> float:
@@ -159,6 +168,7 @@ def _share(value: float, room: float) -> float:
 
 def _estimated(
     a: TensorEntry,
+    b: TensorEntry,
     close: bool,
     odd: int,
     rel_l2: float | None,
@@ -180,7 +190,7 @@ def _estimated(
         max_rel_diff=None,
         max_ulp_diff=None,
         rel_l2=rel_l2,
-        rel_l2_eps=in_eps(rel_l2, np.dtype(a.dtype)),
+        rel_l2_eps=in_eps(rel_l2, a.dtype, b.dtype),
         nan_equal=0,
         nonfinite_mismatches=odd,
         least_rtol=None,

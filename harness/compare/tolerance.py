@@ -15,9 +15,10 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 import msgspec
-import numpy as np
 
 from harness.errors import HarnessError
+from harness.kernels.floats import standard_floats
+from harness.trace.dtypes import epsilon, smallest_normal
 from harness.trace.schema import TensorEntry
 
 # The first row whose glob matches the tensor's name decides. K = 0: equal, as 0 and -0 are.
@@ -77,14 +78,24 @@ class Tolerance(msgspec.Struct, frozen=True):
     table: tuple[tuple[str, float], ...] | None = DEFAULT_TABLE
 
     @classmethod
-    def given(cls, rtol: float | None, atol: float | None) -> Tolerance:
+    def given(
+        cls, rtol: float | None, atol: float | None, factor: float | None = None
+    ) -> Tolerance:
         """The tolerance of a command: numpy.allclose's defaults fill in for one that is missing.
 
-        Raises HarnessError for numbers that are negative or not finite.
+        `factor` is the K of all tensors but `inputs/*`, in place of the table's. Raises
+        HarnessError for numbers that are negative or not finite, for a factor beside others.
         """
-        for name, value in (("rtol", rtol), ("atol", atol)):
+        for name, value in (("rtol", rtol), ("atol", atol), ("factor", factor)):
             if value is not None and not (0 <= value < float("inf")):
                 raise HarnessError(f"{name}={value}: a tolerance is a number from 0 up")
+        if factor is not None:
+            if rtol is not None or atol is not None:
+                raise HarnessError(
+                    f"factor={factor} beside rtol={rtol}, atol={atol}: a factor scales the default "
+                    "rule, rtol and atol are another: give the one or the others"
+                )
+            return cls(table=(DEFAULT_TABLE[0], ("*", factor)))
         if rtol is None and atol is None:
             return cls()
         return cls(
@@ -99,12 +110,17 @@ class Tolerance(msgspec.Struct, frozen=True):
         """For stages that were given the other side's inputs (`LOCAL_TABLE` and `FLOORS`)."""
         return cls("local", table=LOCAL_TABLE)
 
+    @standard_floats()
     def allowance(
-        self, reference: TensorEntry, step: Mapping[str, TensorEntry] | None = None
+        self,
+        reference: TensorEntry,
+        step: Mapping[str, TensorEntry] | None = None,
+        other: str | None = None,
     ) -> Allowance:
         """The numbers for one tensor, from the index entry of the reference side.
 
         `step` has the entries of its step by name: a local tolerance looks up its floors there.
+        `other` is the dtype on the other side: what counts is the eps of the narrower.
         """
         if self.rtol is not None and self.atol is not None:
             return Allowance(self.rtol, self.atol)
@@ -115,14 +131,15 @@ class Tolerance(msgspec.Struct, frozen=True):
             raise HarnessError(
                 f"no row of the tolerance table matches {reference.name}: end with *"
             )
-        if not reference.dtype.startswith("float"):
+        dtypes = (reference.dtype, other or reference.dtype)
+        eps = epsilon(*dtypes)
+        if eps is None:
             return Allowance(0.0, 0.0, 0.0)  # integers and booleans do not round
-        eps = float(np.finfo(reference.dtype).eps)
         largest = _largest(reference)
         if self.rule == "local":
             # Under the smallest normal number some programs flush to zero and others do not: there
             # an epsilon of anything smaller than this is no number that both can hold.
-            floor = float(np.finfo(reference.dtype).tiny) / eps
+            floor = smallest_normal(*dtypes) / eps
             largest = max(largest, floor, *_floors(reference.name, step or {}))
         return Allowance(factor * eps, factor * eps * largest, factor, largest)
 

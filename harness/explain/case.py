@@ -10,6 +10,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.trace.dtypes import epsilon
+
 Array = NDArray[Any]
 Side = Literal["a", "b"]
 Lookup = Callable[[Side, int, str], Array | None]
@@ -68,7 +70,7 @@ class Case(NamedTuple):
     `off` is the side that a referee is against, where one is. `traced(side, step, name)` gives what
     a side itself made (a side that was fed by the other went on with that side's tensors, which is
     what `lookup` gives); `fed` says that one side was. `asked` is a claim that was made at another
-    place and is tried here.
+    place and is tried here. `unit` is the machine epsilon, where it is not that of the tensors.
     """
 
     step: int
@@ -85,11 +87,12 @@ class Case(NamedTuple):
     traced: Lookup | None = None
     fed: bool = False
     asked: str = ""
+    unit: float | None = None
 
     @property
     def eps(self) -> float:
         """Machine epsilon of the tensor's dtype; 0 for integers and booleans: they do not round."""
-        return float(np.finfo(self.b.dtype).eps) if self.b.dtype.kind == "f" else 0.0
+        return self.unit or epsilon(self.b.dtype) or 0.0
 
     def get(self, name: str, side: Side = "b", back: int = 0) -> Array | None:
         """Another tensor of this step, or of `back` steps before; None where it is not traced."""

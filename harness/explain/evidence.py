@@ -15,6 +15,7 @@ from harness.compare import Comparison, DiffResult, Tolerance, compare
 from harness.compare.diff import Difference
 from harness.explain.case import Case, Side
 from harness.trace import Step, TensorEntry, Trace, open_trace
+from harness.trace.dtypes import common, epsilon, is_float
 
 T = TypeVar("T")
 _LAYER = re.compile(r"layer\d+")
@@ -131,11 +132,18 @@ class Pair:
         return [name for name in self._entries("b", step)[1] if name in others]
 
     def both(self, step: int, name: str) -> tuple[NDArray[Any], NDArray[Any]] | tuple[None, None]:
-        """A tensor of both sides; None where they do not hold it in one shape and dtype."""
+        """A tensor of both sides; None where they do not hold it in one shape.
+
+        Floats of two dtypes, and those that are narrower than NumPy's, come in the dtype in which
+        they are compared. None too for dtypes of different kinds.
+        """
         a, b = self.read("a", step, name), self.read("b", step, name)
-        if a is None or b is None or a.shape != b.shape or a.dtype != b.dtype:
+        if a is None or b is None or a.shape != b.shape:
             return None, None
-        return a, b
+        if is_float(a.dtype) and is_float(b.dtype):
+            wide = common(a.dtype, b.dtype)
+            return a.astype(wide, copy=False), b.astype(wide, copy=False)
+        return (a, b) if a.dtype == b.dtype else (None, None)
 
     def gap(self, step: int, name: str) -> Gap | None:
         """How far apart a tensor is; None where it is not on both sides in one shape."""
@@ -143,15 +151,16 @@ class Pair:
         if first is None or second is None:
             return None
         allowed = self._allowed(step, name)
+        eps = epsilon(first.dtype, second.dtype) or math.nan
         if first.identity == second.identity:
-            return Gap(0.0, 0.0, 0.0, True, allowed.factor or 0.0, _eps(second.dtype))
-        a, b = self.both(step, name)
-        if a is None or b is None:
+            return Gap(0.0, 0.0, 0.0, True, allowed.factor or 0.0, eps)
+        a, b = self.read("a", step, name), self.read("b", step, name)
+        if a is None or b is None or a.shape != b.shape:
+            return None
+        if a.dtype != b.dtype and not (is_float(a.dtype) and is_float(b.dtype)):
             return None
         found = compare(a, b, allowed)
-        return gap_of(found)._replace(
-            close=found.close, factor=allowed.factor or 0.0, eps=_eps(str(b.dtype))
-        )
+        return gap_of(found)._replace(close=found.close, factor=allowed.factor or 0.0, eps=eps)
 
     def forget(self, before: int) -> None:
         """Let go of the steps before one, and of their files."""
@@ -186,6 +195,7 @@ class Pair:
             allowed.scale,
             traced=self.read,
             fed=self.follower is not None,
+            unit=epsilon(*(self._entries(side, step)[1][tensor].dtype for side in self.traces)),
         )
 
     def elsewhere(self, case: Case, most: int) -> list[Case]:
@@ -216,7 +226,8 @@ class Pair:
     def _allowed(self, step: int, name: str) -> Any:
         entries = self._entries("b", step)[1]
         tolerance = Tolerance.local() if self.follower else Tolerance()
-        return tolerance.allowance(entries[name], entries)
+        other = self._entries("a", step)[1].get(name)
+        return tolerance.allowance(entries[name], entries, other.dtype if other else None)
 
     def _lookup(self, at: int, tensor: str) -> Callable[[Side, int, str], NDArray[Any] | None]:
         siblings = next((prefix for prefix in SIBLINGS if tensor.startswith(prefix)), None)
@@ -265,11 +276,6 @@ def gap_of(figures: Comparison | Difference) -> Gap:
     rel = infinite if figures.rel_l2 is None else figures.rel_l2
     eps = infinite if figures.rel_l2_eps is None else figures.rel_l2_eps
     return Gap(needed, rel, eps)
-
-
-def _eps(dtype: str) -> float:
-    """Machine epsilon of a floating dtype; NaN for what does not round."""
-    return float(np.finfo(dtype).eps) if dtype.startswith("float") else math.nan
 
 
 def flat_settings(spec: Mapping[str, Any]) -> dict[str, Any]:

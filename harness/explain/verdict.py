@@ -30,6 +30,7 @@ from harness.explain.evidence import (
 )
 from harness.explain.following import follow, stages
 from harness.explain.precisions import FAR, Walk, unheard
+from harness.trace.dtypes import epsilon
 
 ELSEWHERE = 8  # other places at which a cause is tried before it is called certain
 
@@ -267,7 +268,7 @@ def _growth(doublings: float | None, free: DiffResult) -> str | None:
         return "rounding does not grow from step to step here"
     step, eps = free.distances[-1]
     dtype = free.first_divergence.dtype if free.first_divergence else "float32"
-    left = math.log2(1 / float(np.finfo(dtype).eps)) - math.log2(max(eps, 1.0))
+    left = math.log2(1 / (epsilon(dtype) or 2.0**-52)) - math.log2(max(eps, 1.0))
     return (
         f"what parts the free runs doubles {doublings:.2g} times a step: at that rate {dtype} "
         f"traces have nothing in common from about step {step + max(0, round(left / doublings))} on"

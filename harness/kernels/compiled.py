@@ -6,23 +6,23 @@ adding. Each pass goes over short runs of elements that stay in the first cache.
 
 Loops are split so that each becomes vector instructions: what it reduces are integers, which may be
 added in any order (floats that are not negative are ordered as their bits are), or sums in `_sums`
-and `_screen`, the two functions whose floats may be reordered.
+and `_screen`, the two functions whose floats may be reordered. `describe_piece` and `compare_piece`
+are what is called; harness.kernels.passes has them compiled.
 """
 
 from __future__ import annotations
 
-import types
-from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
-from numpy.typing import NDArray
 
 from harness.kernels.layout import (
     ABS,
     ABS_AT,
     CHUNK,
+    COMPARED_BY,
+    DESCRIBED_BY,
     DIFF_SQUARES,
     FIRST_DIFFERENCE,
     FIRST_MISMATCH,
@@ -34,6 +34,7 @@ from harness.kernels.layout import (
     LEAST_FACTOR,
     LEAST_RTOL,
     LOW,
+    MARK,
     MISMATCHES,
     MIX_1,
     MIX_2,
@@ -55,24 +56,6 @@ SHY = 1 - 8 * 2.0**-52  # of a threshold: what rounding can take from a quotient
 SMALLEST, LARGEST = 2.0**-1074, 1.7976931348623157e308
 
 _inner = numba.njit(**FLAGS)
-
-
-def _kernel(function: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
-    """A kernel for each dtype, compiled when first called, and kept on the disk.
-
-    Each has a name of its own: two processes that compile one function for two dtypes at the same
-    time may put the code for one under the other's key in numba's index.
-    """
-    made = {}
-    for dtype in ("float32", "float64"):
-        name = f"{function.__name__}_{dtype}"
-        copy = types.FunctionType(function.__code__, function.__globals__, name)
-        copy.__qualname__, copy.__module__ = name, function.__module__
-        try:
-            made[dtype] = numba.njit(**FLAGS, cache=True)(copy)
-        except RuntimeError:  # no folder can be written to: compiled in each process
-            made[dtype] = numba.njit(**FLAGS)(copy)
-    return made
 
 
 @numba.njit(**FLAGS, fastmath={"reassoc", "nsz"})
@@ -184,8 +167,9 @@ def _finite_extremes(x, bits, counts):  # type: ignore[no-untyped-def]
             _add_extremes(bits[i : i + 1], counts)
 
 
-def _describe(x, bits, first, seed, sketched, counts, sums, buckets):  # type: ignore[no-untyped-def]
+def describe_piece(x, bits, first, seed, sketched, counts, sums, buckets):  # type: ignore[no-untyped-def]
     """Add a piece of a tensor, which starts at chunk `first`, to its statistics and sketch."""
+    counts[DESCRIBED_BY] = MARK
     wide = np.zeros(4 * 2 * CHUNK)
     clean = np.empty(RUN, x.dtype)
     for start in range(0, x.size, RUN):
@@ -388,12 +372,13 @@ def _add_wrong(a, b, start, rtol, atol, equal, finite, counts):  # type: ignore[
     counts[MISMATCHES] += wrong
 
 
-def _compare(a, b, a_bits, b_bits, start, rtol, atol, equal, limits, best, counts, ulps):  # type: ignore[no-untyped-def]
+def compare_piece(a, b, a_bits, b_bits, start, rtol, atol, equal, limits, best, counts, ulps):  # type: ignore[no-untyped-def]
     """Add a piece of two tensors, which starts at element `start`, to what is known of them.
 
     `rtol` and `atol` are of the tensors' dtype; `limits` starts with rtol, atol and scale (-1: no
     factor is asked for) in float64, and has room for six more.
     """
+    counts[COMPARED_BY] = MARK
     infinite = np.array([np.inf], a.dtype).view(a_bits.dtype)[0]
     room = np.empty((6, RUN))
     clean = np.empty((2, RUN), a.dtype)
@@ -434,49 +419,3 @@ def _compare(a, b, a_bits, b_bits, start, rtol, atol, equal, limits, best, count
         best[REFERENCE_SQUARES] += squares
         if record:
             _records(x, y, at, limits, best, counts, room)
-
-
-_DESCRIBE = _kernel(_describe)
-_COMPARE = _kernel(_compare)
-
-
-def describe(
-    piece: NDArray[Any], first: int, seed: np.uint64 | None, sketch: NDArray[np.float64]
-) -> tuple[float, float, float, float, int, int, int]:
-    """Least, greatest, sum, sum of squares; counts of NaN, infinities and zeros. Of finite ones.
-
-    With a `seed` the piece, which begins with chunk `first` of its tensor, is added to `sketch`.
-    """
-    bits = piece.view(f"i{piece.itemsize}")
-    top = np.iinfo(bits.dtype).max
-    counts, sums = np.array([0, 0, 0, top, -top]), np.zeros(2)
-    kernel = _DESCRIBE[piece.dtype.name]
-    kernel(piece, bits, first, np.uint64(seed or 0), seed is not None, counts, sums, sketch)
-    none = counts[LOW] > counts[HIGH]
-    ends = np.array([n if n >= 0 else n ^ top for n in counts[[LOW, HIGH]]], bits.dtype)
-    low, high = (np.inf, -np.inf) if none else ends.view(piece.dtype).tolist()
-    nan, inf, zero = counts[[NAN, INF, ZERO]].tolist()
-    return low, high, float(sums[TOTAL]), float(sums[SQUARES]), nan, inf, zero
-
-
-class Pass:
-    """The figures of a pass over two arrays (names of the places: harness.kernels.layout)."""
-
-    def __init__(self, rtol: float, atol: float, factor: float | None, scale: float) -> None:
-        """Of nothing so far. A factor of 0 asks for equality."""
-        self.equal = factor == 0
-        self.rtol, self.atol = rtol, atol
-        self.limits = np.array([rtol, atol, scale if factor else -1.0] + [0.0] * 6)
-        self.best = np.array([-1.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
-        self.counts = np.array([0, -1, -1, 0, 0, 0, 0])
-        self.ulps = np.zeros(1, np.uint64)
-
-    def add(self, a: NDArray[Any], b: NDArray[Any], start: int) -> None:
-        """Add pieces of both arrays, which start at element `start`; in the order of places."""
-        bits, kind = f"u{a.itemsize}", a.dtype.type
-        with np.errstate(over="ignore"):
-            rtol, atol = kind(self.rtol), kind(self.atol)
-        _COMPARE[a.dtype.name](
-            a, b, a.view(bits), b.view(bits), start, rtol, atol, self.equal,
-            self.limits, self.best, self.counts, self.ulps,
-        )  # fmt: skip

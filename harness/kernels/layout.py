@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from zlib import crc32
+
 RUN = 2048  # elements worked on at once: what is made of them stays in the first cache
 CHUNK = 64  # elements and sums of a sketch
 FOLD = 32  # runs whose sketch is added up by itself: shorter sums round less
@@ -10,9 +12,14 @@ FOLD = 32  # runs whose sketch is added up by itself: shorter sums round less
 GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 # Of one tensor: counts, and sums. LOW and HIGH are places on the number line.
-ZERO, NAN, INF, LOW, HIGH = range(5)
+ZERO, NAN, INF, LOW, HIGH, DESCRIBED_BY = range(6)
 TOTAL, SQUARES = range(2)
 
 # Of two: counts and places (-1: none), and the greatest and sums.
 MISMATCHES, FIRST_MISMATCH, FIRST_DIFFERENCE, ABS_AT, NAN_EQUAL, NONFINITE, PAIRS = range(7)
+COMPARED_BY = 7
 ABS, REL, LEAST_RTOL, LEAST_ATOL, LEAST_FACTOR, USED, DIFF_SQUARES, REFERENCE_SQUARES = range(8)
+
+# Constants are frozen into machine code, which may be older than this page: so the code says at the
+# places DESCRIBED_BY and COMPARED_BY which constants it was made of.
+MARK = crc32(repr([(name, value) for name, value in globals().items() if name.isupper()]).encode())

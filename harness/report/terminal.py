@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ from rich.text import Text
 from harness.compare import DiffResult
 from harness.compare.diff import Difference, StepSummary, Structure
 from harness.corpus import perplexity
-from harness.trace import StepEntry, TensorEntry, Trace
+from harness.trace import Program, StepEntry, TensorEntry, Trace
+from harness.trace.dtypes import epsilon, is_float, smallest_normal
 
 STYLES = {"identical": "bold green", "close": "bold green"}
 MOST_ROWS = 20  # of a list that could be long
@@ -44,14 +46,7 @@ def show_diff(out: Console, result: DiffResult, verdict: str | None = None) -> N
     if result.first_divergence:
         rows += _figures(result, result.first_divergence)
     if result.onset:
-        onset = result.onset
-        rows.append(
-            (
-                "first bits to differ",
-                f"{place(onset)}: {_sides(onset)}{_about(onset)}{eps(onset.rel_l2_eps)} apart"
-                f"{_estimated(onset)}",
-            )
-        )
+        rows.append(("first bits to differ", f"{place(result.onset)}{_onset(result.onset)}"))
     rows.append(("tolerance", _tolerance(result)))
     if result.tightest:
         tightest = result.tightest
@@ -111,8 +106,26 @@ def _estimated(found: Difference) -> str:
     return " (estimated)" if _about(found) else ""
 
 
-def _sides(found: Difference) -> str:
-    return "" if found.index is None else f"{values(found)}, "
+def _onset(found: Difference) -> str:
+    """Both values at the first element that differs, and how far they are apart themselves."""
+    if found.index is None:  # which element is not known, or it is the dtype alone
+        apart = (
+            "" if found.rel_l2_eps is None else f": {_about(found)}{eps(found.rel_l2_eps)} apart"
+        )
+        return apart + _estimated(found)
+    own = _own_eps(found)
+    return f": {values(found)}" + ("" if own is None else f", {eps(own)} apart")
+
+
+def _own_eps(found: Difference) -> float | None:
+    """|a - b| of the element shown, in eps of the larger; None where that says nothing."""
+    a, b, unit = found.a, found.b, epsilon(found.dtype)
+    if unit is None or not isinstance(a, float) or not isinstance(b, float):
+        return None
+    size = max(abs(a), abs(b))
+    if size < smallest_normal(found.dtype) or not math.isfinite(a - b):
+        return None
+    return abs(a - b) / size / unit
 
 
 def _figures(result: DiffResult, first: Difference) -> list[tuple[str, str]]:
@@ -130,15 +143,13 @@ def _figures(result: DiffResult, first: Difference) -> list[tuple[str, str]]:
         ]
         return [row for row in rows if row[0] != "not finite" or first.nonfinite_mismatches]
     assert first.mismatch_ratio is not None
+    rows = [("where", place(first)), (f"{a} | {b}", values(first))]
+    if first.max_abs_diff is not None:
+        rows.append(("greatest difference", _greatest(first)))
+    if first.rel_l2 is not None:
+        rows.append(("relative L2", apart if is_float(first.dtype) else _number(first.rel_l2)))
     return [
-        ("where", place(first)),
-        (f"{a} | {b}", values(first)),
-        (
-            "greatest difference",
-            f"{_number(first.max_abs_diff)} absolute, {_number(first.max_rel_diff)} relative, "
-            f"{_count(first.max_ulp_diff)} ULPs",
-        ),
-        ("relative L2", apart),
+        *rows,
         (
             "out of tolerance",
             f"{first.mismatches:,} of {first.size:,} elements ({first.mismatch_ratio:.3%})"
@@ -149,9 +160,23 @@ def _figures(result: DiffResult, first: Difference) -> list[tuple[str, str]]:
     ]
 
 
+def _greatest(first: Difference) -> str:
+    said = f"{_number(first.max_abs_diff)} absolute"
+    if first.max_rel_diff is not None:
+        said += f", {_number(first.max_rel_diff)} relative"
+    # Numbers more than a factor of two apart, or on both sides of zero, are not a count of
+    # roundings apart.
+    ulps, unit, a, b = first.max_ulp_diff, epsilon(first.dtype), first.a, first.b
+    near = isinstance(a, float) and isinstance(b, float) and b != 0 and 0.5 <= a / b <= 2
+    counted = near and ulps is not None and unit is not None and ulps * unit <= 1
+    return said + (f", {ulps:,} ULPs" if counted else "")
+
+
 def _least(first: Difference) -> str:
     if first.nonfinite_mismatches:
         return "no tolerance: NaN or infinity on one side only"
+    if first.factor == 0 and not is_float(first.dtype):
+        return f"no tolerance: {'booleans' if 'bool' in first.dtype else 'integers'} must be equal"
     ways = []
     if first.least_factor is not None:
         least = _number(first.least_factor, up=True)
@@ -285,6 +310,7 @@ def show_trace(out: Console, trace: Trace, step: StepEntry | None) -> None:
                     f"{trace.path} ({header.label}, {header.dtype}, {framework or 'unknown'})",
                 ),
                 ("steps", f"{len(trace.steps):,} ({steps}), {state}"),
+                ("made by", _program(header.program)),
                 *((name, _flat(part)) for name, part in header.spec.items() if _is_dict(part)),
                 ("other", _flat({k: v for k, v in header.spec.items() if not _is_dict(v)})),
             ]
@@ -308,6 +334,13 @@ def show_trace(out: Console, trace: Trace, step: StepEntry | None) -> None:
             ", ".join(f"{n:,} {name}" for name, n in counts.items() if n),
         )
     out.print(grid)
+
+
+def _program(program: Program | None) -> str:
+    if program is None:
+        return "not known: a trace of an earlier version"
+    source = f"digest {program.digest}" if program.digest else "whose source cannot be read"
+    return f"{program.kind} {program.name}, {source}"
 
 
 def show_tensor(out: Console, step: int, entry: TensorEntry, values: NDArray[Any]) -> None:
@@ -372,7 +405,7 @@ def place(found: Difference) -> str:
 
 def values(found: Difference) -> str:
     """Both sides' values in all their digits."""
-    digits = 17 if found.dtype == "float64" else 9
+    digits = 17 if "float64" in found.dtype else 9
     return f"{_number(found.a, digits)} | {_number(found.b, digits)}"
 
 
@@ -383,10 +416,6 @@ def eps(value: float | None) -> str:
 
 def _plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + "s" * (count != 1)
-
-
-def _count(value: int | None) -> str:
-    return "-" if value is None else f"{value:,}"
 
 
 def _number(value: float | int | str | None, digits: int = 4, up: bool = False) -> str:

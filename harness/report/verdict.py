@@ -34,7 +34,8 @@ def show_verdict(out: Console, verdict: Verdict, found: DiffResult) -> None:
     if where:
         sides = " | ".join(found.labels)
         sides = "" if where.estimated else f": {sides} = {values(where)}"
-        rows.append(("where", f"{place(where)}{sides}, {eps(where.rel_l2_eps)}"))
+        apart = "" if where.rel_l2_eps is None else f", {eps(where.rel_l2_eps)}"
+        rows.append(("where", f"{place(where)}{sides}{apart}"))
     side = f"; {verdict.side} is off" if verdict.side else ""
     first = verdict.causes[0].sentence if verdict.causes else "none that was tried explains it"
     if verdict.label != "rounding":

@@ -26,17 +26,21 @@ class Background:
         self._thread.start()
 
     def put(self, size: int, job: Callable[[], None]) -> None:
-        """Hand over a job that holds `size` bytes, once there is room for it.
+        """Hand over a job that holds `size` bytes, once there is room for it."""
+        self.wait(size)
+        self._given += size
+        self._jobs.put((size, job))
 
-        One that is larger than the limit is let through when nothing else is in hand.
+    def wait(self, size: int) -> None:
+        """Return once there is room for `size` bytes.
+
+        More than the limit are let through when nothing else is in hand.
         """
         while self._given > self._done and self._given - self._done + size > self._limit:
             try:
                 self._progress.get(timeout=1)
             except queue.Empty:  # an interrupt may have taken a word of progress with it
                 continue
-        self._given += size
-        self._jobs.put((size, job))
 
     def close(self) -> None:
         """Wait until all jobs are done, and end the thread."""

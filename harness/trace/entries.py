@@ -8,6 +8,7 @@ from collections.abc import Container
 import numpy as np
 
 from harness.spec import Level
+from harness.trace.dtypes import is_float
 from harness.trace.schema import (
     AXES_LIMIT,
     DTYPES,
@@ -61,7 +62,7 @@ def _wrong(tensor: TensorEntry, level: Level) -> str | None:
         return 'its elements are not kept in a trace of level "full"'
     if tensor.stored == "rows":
         large = tensor.size * np.dtype(dtype).itemsize > ROWS_LIMIT
-        if large or len(shape) != 2 or not dtype.startswith("float"):
+        if large or len(shape) != 2 or not is_float(dtype):
             return f"{dtype} {quote(list(shape))} is not stored as rows"
     return None
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.spec import RunSpec
+from harness.trace.dtypes import is_float
 from harness.trace.reader import Step, Trace, open_trace
 from harness.trace.schema import TraceError
 
@@ -114,7 +115,5 @@ class _Fed:
             if name not in self._entries:
                 return None
             array = self._step.read(self._entries[name])
-            self._read[name] = (
-                array.astype(dtype) if np.issubdtype(array.dtype, np.floating) else array
-            )
+            self._read[name] = array.astype(dtype) if is_float(array.dtype) else array
         return self._read[name]

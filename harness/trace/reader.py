@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import EllipsisType
@@ -13,6 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.kernels.floats import standard_floats
 from harness.spec import Level
 from harness.trace.entries import check_step, possible, same_place
 from harness.trace.parts import Rows
@@ -76,6 +78,11 @@ class Trace:
         self.path = Path(path)
         if not self.path.is_dir():
             raise TraceError(f"{path}: no such trace: a trace is a folder with {HEADER_FILE} in it")
+        if not os.path.lexists(self.path / HEADER_FILE):
+            raise TraceError(
+                f"{path}: is a folder without {HEADER_FILE}, so no trace: give the folder that "
+                "TraceWriter or harness run wrote"
+            )
         self.header = _read_header(self.path / HEADER_FILE)
         self._lines, self.cut = _read_index(self.path / INDEX_FILE)
         self.steps = tuple(self._lines)
@@ -213,7 +220,7 @@ class Step:
         if entry.stored is None:
             raise TraceError(
                 f"{self.path}: the elements of {entry.name} were not kept (the trace is of level "
-                f'"{self._trace.header.level}"): run with --level full, or --checkpoint-every'
+                f'"{self._trace.header.level}"): trace at level full, or with checkpoints'
             )
         step = self._origin(entry)
         file, name = step._open(), entry.same_as.name if entry.same_as else entry.name
@@ -277,7 +284,7 @@ def select(array: NDArray[Any], where: str | None, name: str) -> NDArray[Any]:
         return np.asarray(array[tuple(index)])
     except (ValueError, TypeError, IndexError) as error:
         raise TraceError(
-            f"--slice {where}: {error}; {name} has shape {list(array.shape)}: give an index such "
+            f"slice {where}: {error}; {name} has shape {list(array.shape)}: give an index such "
             "as 0,:3,-1"
         ) from None
 
@@ -291,6 +298,7 @@ class CheckResult(msgspec.Struct, frozen=True):
     faults: tuple[str, ...]
 
 
+@standard_floats()
 def check_trace(
     path: str | Path, progress: Callable[[int, int], None] | None = None
 ) -> CheckResult:
@@ -321,6 +329,11 @@ def _read_header(path: Path) -> Header:
     header = _decode(text, Header, str(path))
     if _deeper(header.spec, NESTING_LIMIT):
         raise TraceError(f"{path}: spec nests over {NESTING_LIMIT} deep: no part of a trace")
+    if (header.program is None) != (header.version < 3):
+        raise TraceError(
+            f"{path}: version {header.version} of the format "
+            f"{'has a' if header.version > 2 else 'has no'} program: damaged, or no trace"
+        )
     header = msgspec.convert(_printable(msgspec.to_builtins(header)), Header)
     if header.hash != HASH:
         unknown = quote(header.hash)
@@ -370,6 +383,7 @@ def _read_index(path: Path) -> tuple[dict[int, _Line], bool]:
     return lines, False
 
 
+@standard_floats()
 def _check_tensor(step: Step, entry: TensorEntry, level: Level) -> list[str]:
     """What is wrong with one tensor, its statistics and sketch in the index included."""
     if not step.holds(entry):

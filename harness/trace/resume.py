@@ -35,7 +35,7 @@ def resumed(run: RunSpec, names: Mapping[str, Iterable[str]]) -> tuple[Groups, l
                 raise TraceError(
                     f"{trace.path}: no {group}/{name} is kept of step {run.resume.step}: a run can "
                     "start again only where all of params/*, optimizer/* and state/out/* are "
-                    "(--checkpoint-every, or --level full)"
+                    "(level full, or checkpoints)"
                 )
             groups[group][name] = step.read(entry).astype(run.train.dtype)
     losses = _losses(trace, run.resume.step) if run.train.schedule == "plateau" else []

@@ -1,4 +1,4 @@
-"""The schema of a trace, version 2: file names, records, and what counts as a valid name."""
+"""The schema of a trace, version 3: file names, records, and what counts as a valid name."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from harness.errors import HarnessError
 from harness.spec import Capture, Level
 
 FORMAT = "twin-harness-trace"
-VERSION = 2
-VERSIONS = (1, VERSION)  # those that are read
+VERSION = 3
+VERSIONS = (1, 2, VERSION)  # those that are read
 HASH = "xxh3_128"
 HEADER_FILE = "trace.json"
 INDEX_FILE = "index.jsonl"
@@ -27,11 +27,13 @@ AXES_LIMIT = 64  # NumPy's
 ROWS_LIMIT = 1 << 34  # bytes of a matrix that is stored as rows: a small file could claim any size
 SKETCH_BYTES = 512
 
-# Those that both NumPy and safetensors know.
+# Those that safetensors knows, and NumPy by itself or with ml_dtypes.
 INTEGERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
-DTYPES = ("bool", *INTEGERS, "float16", "float32", "float64")
+NARROW = {"bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
+FLOATS = ("float16", "float32", "float64", *NARROW)
+DTYPES = ("bool", *INTEGERS, *FLOATS)
 # The names that safetensors has for them: BOOL, U8, I64, F32.
-CODES = {"bool": "BOOL"} | {n: n[0].upper() + n.lstrip("uintfloa") for n in DTYPES[1:]}
+CODES = {n: n[0].upper() + n.lstrip("uintfloa") for n in DTYPES} | {"bool": "BOOL"} | NARROW
 
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 StepNumber = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
@@ -110,8 +112,22 @@ class StepEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tensors: tuple[TensorEntry, ...]
 
 
+class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What made a trace: the package of a twin, or a script by its file name.
+
+    `digest` is that of its source (traces/README.md); "" where there is none to be read.
+    """
+
+    kind: Literal["twin", "script"]
+    name: str
+    digest: str
+
+
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """trace.json. `steps` is the number of traced steps, known once `complete` is true."""
+    """trace.json. `steps` is the number of traced steps, known once `complete` is true.
+
+    `program` is None in versions 1 and 2 alone.
+    """
 
     format: str
     version: int
@@ -127,6 +143,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     spec: dict[str, Any]
     digests: dict[str, str]
     argv: tuple[str, ...]
+    program: Program | None = None
 
 
 def step_file(folder: Path, step: int) -> Path:
@@ -156,7 +173,7 @@ def check_name(name: str) -> str | None:
     Names are parts joined by '/', printable (so no terminal escapes) and never a path upwards.
     """
     if len(name) > NAME_LIMIT:
-        return f"longer than {NAME_LIMIT} characters"
+        return f"has {len(name)} characters, and at most {NAME_LIMIT} are allowed"
     if not name.isprintable() or "\\" in name:
         return "holds a character that is not printable, or a backslash"
     if any(part in ("", ".", "..") for part in name.split("/")):

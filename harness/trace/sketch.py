@@ -26,7 +26,6 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from harness.kernels import PIECE, kernels_for
 from harness.kernels.layout import CHUNK, GOLDEN, MIX_1, MIX_2
 
 SIZE = CHUNK  # sums
@@ -37,20 +36,6 @@ LIKELY_ERROR, GREATEST_ERROR = 0.2, 0.35
 ROUNDING = 8.0
 
 _WORD = np.uint64(2**64 - 1)
-
-
-def sketch(name: str, array: NDArray[Any]) -> NDArray[np.float64]:
-    """The sketch [64] of a tensor."""
-    flat = np.ascontiguousarray(array).reshape(-1)
-    kernels = kernels_for(flat)
-    sums = np.zeros(SIZE)
-    start = seed(name, array.shape)
-    for at in range(0, flat.size, PIECE):
-        if kernels:
-            kernels.describe(flat[at : at + PIECE], at // CHUNK, start, sums)
-        else:
-            add_to_sketch(flat[at : at + PIECE], at // CHUNK, start, sums)
-    return sums
 
 
 def distance(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:

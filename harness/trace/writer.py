@@ -19,13 +19,16 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from harness.kernels.floats import standard_floats
 from harness.spec import CHECKPOINT, Capture, RunSpec
+from harness.trace.accept import Tensor, accept, owned
 from harness.trace.background import Background
-from harness.trace.parts import Rows, Timesteps, sparse
+from harness.trace.parts import Rows, sparse
+from harness.trace.program import script, twin
 from harness.trace.schema import (
-    DTYPES,
+    FLOATS,
     FORMAT,
     HASH,
     HEADER_FILE,
@@ -35,10 +38,12 @@ from harness.trace.schema import (
     VERSION,
     Header,
     Place,
+    Program,
     StepEntry,
     TensorEntry,
     TraceError,
     check_name,
+    quote,
     row_names,
     step_file,
 )
@@ -70,9 +75,9 @@ class TraceWriter:
 
     With `queue`, a number of bytes, steps are written by a thread in the background: `write` hands
     over a step and returns, once the tensors of the steps in hand take no more than that (one step
-    that is larger is taken when no other is in hand). The caller must not change tensors that it
-    handed over. An error of the thread is raised by the next `write` or by `close`; nothing is
-    written after it. `close` waits for what was handed over, also when the block is left by an
+    that is larger is taken when no other is in hand). What is handed over is copied, so that it may
+    change afterwards. An error of the thread is raised by the next `write` or by `close`; nothing
+    is written after it. `close` waits for what was handed over, also when the block is left by an
     exception.
 
     Example:
@@ -95,16 +100,25 @@ class TraceWriter:
         capture: Capture | None = None,
         queue: int | None = None,
         threads: int = 1,
+        program: Program | None = None,
     ) -> None:
         """Create the folder. `framework` names packages and versions; raises TraceError.
 
+        `dtype` is the run's own floating-point dtype, which Python's numbers are given.
         `threads` describe tensors at once: hashes, statistics and sketches free the interpreter.
+        `program` is what makes the trace: by default the script that this process runs.
         """
         self.path = Path(path)
+        if not isinstance(dtype, str) or dtype not in FLOATS:
+            raise TraceError(
+                f"{self.path}: dtype={dtype!r} is no floating-point dtype of a trace; there are: "
+                f"{', '.join(FLOATS)}"
+            )
         self.capture = capture or Capture()
         self.steps = 0
         self._last = 0
         self._closed = self._raised = False
+        self._owns = queue is None  # what is handed over, or else it is copied
         # Of this step and the traced one before it, what is stored where.
         self._kept: dict[Any, _Kept] = {}
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
@@ -124,7 +138,12 @@ class TraceWriter:
             digests=dict(digests or {}),
             # Bytes that are no UTF-8 are surrogates in argv, and JSON has no way to write those.
             argv=tuple(a.encode("utf-8", "backslashreplace").decode() for a in sys.argv),
+            program=program or script(),
         )
+        self._start(queue)
+
+    def _start(self, queue: int | None) -> None:
+        """Make the folder with header and index, and the thread that writes to it."""
         try:
             _clear(self.path)
             self._write_header()
@@ -133,7 +152,9 @@ class TraceWriter:
             )
         except OSError as error:
             raise self._failure(error) from None
-        self._background = None if queue is None else Background(queue, f"trace {label}")
+        self._background = (
+            None if queue is None else Background(queue, f"trace {self._header.label}")
+        )
 
     @classmethod
     def for_run(
@@ -142,12 +163,17 @@ class TraceWriter:
         framework: Mapping[str, str],
         weights: Mapping[str, NDArray[Any]],
         tokens: NDArray[Any],
+        program: str | None = None,
     ) -> TraceWriter:
-        """The writer of one side of a run: its spec, and digests of the bytes it was handed."""
+        """The writer of one side of a run: its spec, and digests of the bytes it was handed.
+
+        `program` is the package of the twin that calls, which makes new tensors at every step: they
+        are not copied.
+        """
         digests = {"tokens": digest(tokens)}
         digests |= {f"weights/{name}": digest(array) for name, array in weights.items()}
         spec = {"model": msgspec.to_builtins(run.model), "train": msgspec.to_builtins(run.train)}
-        return cls(
+        trace = cls(
             run.trace,
             label=run.label,
             dtype=run.train.dtype,
@@ -157,7 +183,10 @@ class TraceWriter:
             capture=run.capture,
             queue=run.queue,
             threads=run.threads,
+            program=twin(program) if program else None,
         )
+        trace._owns = True
+        return trace
 
     def wants_step(self, step: int) -> bool:
         """Whether anything of this step is to be traced: the others cost nothing.
@@ -171,18 +200,20 @@ class TraceWriter:
         """Whether a tensor of this name is to be traced."""
         return self.capture.wants(name)
 
-    def write(self, step: int, tensors: Mapping[str, ArrayLike | Timesteps | Rows]) -> None:
+    @standard_floats()
+    def write(self, step: int, tensors: Mapping[str, Any]) -> None:
         """Write the tensors of one step, in execution order: all of them, or, on failure, none.
 
-        Steps that the capture leaves out are passed over, tensors likewise. Raises TraceError for
-        a step that does not come after the last one, for a name or a dtype that cannot be stored,
-        and for a disk that is full.
+        A tensor is an array of NumPy, PyTorch (on any device, of any layout, in the graph or not),
+        TensorFlow or JAX, Timesteps, Rows, a list, or a number: Python's own are given the trace's
+        dtype. Steps count from 1; what the capture leaves out is passed over.
+
+        Raises TraceError for a step that does not come after the last one, for a name or a tensor
+        that cannot be stored, and for a disk that is full.
         """
         if self._closed:
             raise TraceError(f"{self.path}: step {step} after the writer was closed")
-        step = operator.index(step)  # NumPy's integers too
-        if step <= self._last:
-            raise TraceError(f"{self.path}: step {step} after step {self._last}: steps must grow")
+        step = self._number(step)
         if not self.wants_step(step):
             return
         self._raise_once()
@@ -196,8 +227,11 @@ class TraceWriter:
             self._write(step, given)
             self._last = step
         else:
-            self._last = step
             size = sum(tensor.nbytes for tensor in given.values())
+            self._background.wait(size)
+            if not self._owns:  # once there is room for it, and before the caller goes on
+                given = {name: owned(tensor) for name, tensor in given.items()}
+            self._last = step
             self._background.put(size, partial(self._write, step, given))
 
     def close(self, complete: bool = True) -> None:
@@ -251,26 +285,31 @@ class TraceWriter:
         self._raised = True
         raise error
 
-    def _accept(
-        self, name: str, tensor: ArrayLike | Timesteps | Rows
-    ) -> NDArray[Any] | Timesteps | Rows:
-        """A tensor that can be stored, as it was given: nothing large is copied here."""
-        wrong = check_name(name)
-        if wrong:
-            raise TraceError(f"{self.path}: {name!r} cannot name a tensor: it {wrong}")
-        if not isinstance(tensor, Timesteps | Rows):
-            tensor = np.asarray(tensor)
-        if str(tensor.dtype) not in DTYPES:
-            raise TraceError(
-                f"{self.path}: {name}: dtype {tensor.dtype} cannot be stored; "
-                f"there are: {', '.join(DTYPES)}"
-            )
+    def _number(self, step: Any) -> int:
+        """The number of a step as Python's own. Raises TraceError unless it can come now."""
         try:
-            return tensor if isinstance(tensor, np.ndarray) else tensor.checked()
+            number = 0 if isinstance(step, bool) else operator.index(step)  # NumPy's too
+        except TypeError:
+            number = 0
+        if not 1 <= number < 2**63:
+            raise TraceError(f"{self.path}: step {step!r}: steps are integers and count from 1")
+        if number <= self._last:
+            raise TraceError(f"{self.path}: step {step} after step {self._last}: steps must grow")
+        return number
+
+    def _accept(self, name: str, tensor: Any) -> Tensor:
+        """A tensor that can be stored, as it was given: nothing large is copied here."""
+        wrong = check_name(name) if isinstance(name, str) else "is no string"
+        if wrong:
+            shown = quote(name)
+            raise TraceError(f"{self.path}: {shown} cannot name a tensor: it {wrong}")
+        try:
+            return accept(tensor, self._header.dtype)
         except ValueError as error:
             raise TraceError(f"{self.path}: {name}: {error}") from None
 
-    def _write(self, step: int, given: Mapping[str, NDArray[Any] | Timesteps | Rows]) -> None:
+    @standard_floats()
+    def _write(self, step: int, given: Mapping[str, Tensor]) -> None:
         """Describe the tensors of a step and write file and line: both, or, on failure, none."""
         final = step_file(self.path, step)
         unfinished = final.with_suffix(".partial")
@@ -297,9 +336,7 @@ class TraceWriter:
         self._kept = kept
         self.steps += 1
 
-    def _describe(
-        self, given: tuple[str, NDArray[Any] | Timesteps | Rows]
-    ) -> tuple[NDArray[Any], TensorEntry]:
+    def _describe(self, given: tuple[str, Tensor]) -> tuple[NDArray[Any], TensorEntry]:
         """A tensor as one array, and what is known of it."""
         name, tensor = given
         array = tensor if isinstance(tensor, np.ndarray) else tensor.dense()
@@ -310,7 +347,7 @@ class TraceWriter:
     def _entry(
         self,
         step: int,
-        tensor: NDArray[Any] | Timesteps | Rows,
+        tensor: Tensor,
         array: NDArray[Any],
         entry: TensorEntry,
         own: dict[str, NDArray[Any]],
@@ -358,14 +395,14 @@ class TraceWriter:
     def _failure(self, error: Exception) -> TraceError:
         return TraceError(
             f"{self.path}: cannot write the trace: {error}; {self.steps} finished steps stay "
-            "readable. Free space or trace less (--include, --every, --steps)"
+            "readable. Free space, or trace less: fewer tensors, fewer steps, or a lower level"
         )
 
 
 def _store(
     own: dict[str, NDArray[Any]],
     name: str,
-    tensor: NDArray[Any] | Timesteps | Rows,
+    tensor: Tensor,
     array: NDArray[Any],
 ) -> Literal["whole", "rows"]:
     """Add to a step's `own` tensors what is to be stored of `tensor`, which is `array`; how."""
@@ -394,7 +431,7 @@ def _clear(path: Path) -> None:
     if path.is_symlink():
         raise TraceError(f"{path}: is a symbolic link; a trace is not written through one")
     if path.exists() and not path.is_dir():
-        raise TraceError(f"{path}: is a file, and a trace is a folder; choose another --out")
+        raise TraceError(f"{path}: is a file, and a trace is a folder; choose another folder")
     path.mkdir(parents=True, exist_ok=True)
     found = sorted(path.iterdir())
     strange = [p.name for p in found if not OWN_FILE.fullmatch(p.name) or not p.is_file()]
@@ -402,7 +439,7 @@ def _clear(path: Path) -> None:
         strange = [found[0].name]  # the name is one of ours, the file somebody else's
     if strange:
         raise TraceError(
-            f"{path}: holds {strange[0]!r}, which is no part of a trace; choose another --out"
+            f"{path}: holds {strange[0]!r}, which is no part of a trace; choose another folder"
         )
     header = path / HEADER_FILE
     if header in found:
