@@ -174,8 +174,8 @@ def prepare(run):
     torch.set_num_threads(run.threads)
     torch.use_deterministic_algorithms(True)
     torch.backends.cuda.matmul.allow_tf32 = False
-    # As TensorFlow's kernels do: numbers under 1e-38 count for nothing and cost ten times as much.
-    torch.set_flush_denormal(True)
+    # Until the step: what is read, described and compared keeps its denormals, in every run.
+    torch.set_flush_denormal(False)
     if run.device == "gpu":
         if not torch.cuda.is_available():
             raise HarnessError("device gpu: PyTorch finds no GPU here; use --device cpu")
@@ -202,6 +202,9 @@ def train(run, report):
     how = replace(run.train, autograd=run.train.autograd or bool(run.faults))
     whole = run.train.compile and run.capture.first <= run.steps  # see `compiled`
     with planted(run.faults), TraceWriter.for_run(run, framework, arrays, tokens) as trace:
+        # As TensorFlow's kernels do: numbers under 1e-38 count for nothing and cost ten times as
+        # much. Threads inherit this: those of the trace were begun before, with denormals.
+        torch.set_flush_denormal(True)
         params, slots, state, losses = begin(run, {n: torch.tensor(a) for n, a in arrays.items()})
         for step in range(run.start, run.steps + 1):
             window = batches.window(step)

@@ -330,7 +330,6 @@ def test_timesteps_handed_over_are_stacked_along_the_second_axis(tmp_path, level
 @pytest.mark.parametrize(
     ("tensor", "why"),
     [
-        (Rows(np.array([1, 1]), np.ones((2, 3)), (9, 3)), "twice"),
         (Rows(np.array([9]), np.ones((1, 3)), (9, 3)), "outside 0 to 8"),
         (Rows(np.array([-1]), np.ones((1, 3)), (9, 3)), "outside 0 to 8"),
         (Rows(np.array([1.0]), np.ones((1, 3)), (9, 3)), "float64"),

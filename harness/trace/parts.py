@@ -37,9 +37,10 @@ class Timesteps(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """A matrix [V, E] (`shape`) that is zero but for rows `rows` (integers [k]): `values` [k, E].
+    """A matrix [V, E] (`shape`): the sum of its rows `rows` (integers [k]), `values` [k, E].
 
-    A row may occur more than once if all occurrences but one have values of zeros: padding.
+    A row may occur more than once, and is then the sum of its occurrences; one that does not is
+    zero. So padding may be any row with values of zeros, and stay padding when it turns NaN.
     """
 
     rows: NDArray[Any]
@@ -57,9 +58,10 @@ class Rows(NamedTuple):
         return self.rows.nbytes + self.values.nbytes
 
     def checked(self) -> Rows:
-        """The same matrix with its rows growing, each of them once, and none of zeros.
+        """The same matrix with its rows growing, each of them once, and none of +0.0 alone.
 
-        Raises ValueError for rows and values that make no matrix of `shape`.
+        What occurs once keeps its bits; the sums of what occurs more often are in the matrix's own
+        dtype. Raises ValueError for rows and values that make no matrix of `shape`.
         """
         rows, values, shape = np.asarray(self.rows), np.asarray(self.values), tuple(self.shape)
         if len(shape) != 2 or rows.dtype.kind not in "iu" or rows.ndim != 1:
@@ -68,7 +70,12 @@ class Rows(NamedTuple):
             raise ValueError(f"{rows.size} rows of {shape[1]} in values {list(values.shape)}")
         filled = np.flatnonzero(bits(values).any(axis=1))
         order = filled[np.argsort(rows[filled], kind="stable")]
-        found = Rows(rows[order].astype(np.int64), np.ascontiguousarray(values[order]), shape)
+        rows, values = rows[order].astype(np.int64), np.ascontiguousarray(values[order])
+        once, starts = np.unique(rows, return_index=True)
+        if once.size < rows.size:
+            with np.errstate(all="ignore"):  # a run that explodes is not warned of
+                values = np.add.reduceat(values, starts, axis=0, dtype=values.dtype)
+        found = Rows(once, values, shape)
         found.check_order()
         return found
 
