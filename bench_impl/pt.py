@@ -1,12 +1,15 @@
 """The stock language model in PyTorch: what its own layers and optimizer make of the same run."""
 
+import sys
+
 import torch
 from torch import nn
 from torch.nn import functional
 
-from bench_impl.serve import check, serve, windows
+from bench_impl.stock import check, windows
 from harness import weights
 from harness.layouts import LAYOUTS, to_layout
+from harness.serving import main
 
 
 class Model(nn.Module):
@@ -66,4 +69,4 @@ def train(run, report):
 
 
 if __name__ == "__main__":
-    serve(train)
+    sys.exit(main(train))

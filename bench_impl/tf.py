@@ -1,11 +1,14 @@
 """The stock language model in TensorFlow: Keras' layers and optimizer on the same run."""
 
+import sys
+
 import keras
 import tensorflow as tf
 
-from bench_impl.serve import check, serve, windows
+from bench_impl.stock import check, windows
 from harness import weights
 from harness.layouts import LAYOUTS, to_layout
+from harness.serving import main
 
 
 class Model:
@@ -100,4 +103,4 @@ def train(run, report):
 
 
 if __name__ == "__main__":
-    serve(train)
+    sys.exit(main(train))

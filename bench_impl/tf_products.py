@@ -1,9 +1,11 @@
 """The bare matrix products of a step, by TensorFlow: a limit for whatever computes the step."""
 
+import sys
+
 import tensorflow as tf
 
 from bench_impl.products import shapes
-from bench_impl.serve import serve
+from harness.serving import main
 
 
 def train(run, report):
@@ -29,4 +31,4 @@ def train(run, report):
 
 
 if __name__ == "__main__":
-    serve(train)
+    sys.exit(main(train))

@@ -14,9 +14,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from harness.errors import HarnessError
 from harness.session import Session
-from harness.sides import Job
 from harness.spec import SLOTS, Capture, Follow, Resume, RunSpec, parameters
 from harness.trace import StepEntry, open_trace, remove_trace
 
@@ -46,7 +44,7 @@ def in_step(
             made += [run for run in (ahead, behind) if run]
             jobs = [session.start(leader.label, ahead, show=False)] if ahead else []
             jobs += [session.start(follower.label, behind, show=False)] if behind else []
-            _wait(jobs)
+            session.wait(jobs)
             if behind and led:
                 a, b = open_trace(behind.trace), open_trace(led.trace)
                 for step in a.steps:
@@ -91,12 +89,6 @@ def _length(run: RunSpec) -> int:
     size = 8 if run.train.dtype == "float64" else 4
     state = size * weights * (1 + len(SLOTS[run.train.optimizer]))
     return min(max(STRETCH // state, SHORTEST), LONGEST)
-
-
-def _wait(jobs: list[Job]) -> None:
-    errors = [error for error in [job.wait() for job in jobs] if error]
-    if errors:
-        raise HarnessError("\n".join(errors))
 
 
 def _remove(runs: list[RunSpec]) -> None:

@@ -37,7 +37,7 @@ from harness.spec import (
     preset,
     replace,
 )
-from harness.zoom import Zoom, require_zoomable
+from harness.zoom import Zoom, require_zoomable, restartable
 from harness.zoom import zoom as zoom_in
 
 DEFAULT_MODEL = "zaremba-small"
@@ -134,6 +134,7 @@ def run_sides(
     common = {"steps": trace, "capture": wanted, "device": device, "queue": queue}
     common |= {"threads": threads or max(1, _processors() // len(asked))}
     runs = _prepare(asked, specs, weights, corpus, folder, common, watcher)
+    runs = restartable(runs, capture, "--zoom" if zoom else "--follow" if follow else "", watcher)
     with Session([one.side for one in asked], folder, watcher) as session:
         result = _conclude(session, runs, (follow, verdict, sequential, zoom), tolerance, all)
     result = msgspec.structs.replace(result, entropy=corpus.entropy)

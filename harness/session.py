@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -50,6 +51,8 @@ class Session:
     ) -> None:
         """End every process; what it has traced stays."""
         for process in self._processes.values():
+            process.ask_to_stop()
+        for process in self._processes.values():
             process.stop()
 
     def twin(self, label: str) -> str:
@@ -62,37 +65,68 @@ class Session:
         `show` draws its progress under the run's own label.
         """
         remove_trace(run.trace)  # a side that fails must not leave an earlier run's
-        if label not in self._processes:
-            side = self._sides[label]
-            place, note = self.folder, self.watcher.note
-            self._processes[label] = SideProcess(
-                TWINS[side.twin], side.python, label, place, note, run.threads
-            )
+        process = self._process(label, run.threads)
         if not show:
-            return self._processes[label].run(run)
+            return process.run(run)
         total = run.steps - run.start + 1
         self.watcher.begin(run.label, total)
         skipped = run.start - 1
         told = partial(self.watcher.advance, run.label)
-        return self._processes[label].run(run, lambda step: told(step - skipped))
+        return process.run(run, lambda step: told(step - skipped))
+
+    def _process(self, label: str, threads: int) -> SideProcess:
+        """The process of a side, started if there is none, or if the last one is gone."""
+        before = self._processes.get(label)
+        if before is None or before.gone:
+            side = self._sides[label]
+            self._processes[label] = SideProcess(
+                TWINS[side.twin],
+                side.python,
+                label,
+                self.folder,
+                self.watcher.note,
+                threads,
+                again=before is not None,
+            )
+        return self._processes[label]
+
+    def wait(self, jobs: Sequence[Job]) -> None:
+        """Wait until all of these runs have ended; once one fails, the others' sides are stopped.
+
+        Raises HarnessError that tells of the one that failed first, of how far the others had come,
+        and which traces there are. A stopped side is started again when it is next handed a run.
+        """
+        ended: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        for job in jobs:
+            job.tell(ended)
+        failures: list[str] = []
+        for _ in jobs:
+            job = ended.get()
+            if job.error is None:
+                continue
+            failures.append(job.error)
+            if len(failures) == 1:
+                others = [other for other in jobs if not other.ended]
+                for other in others:
+                    other.side.ask_to_stop()
+                for other in others:
+                    other.side.stop()
+        if failures:
+            kept = ", ".join(job.run.trace for job in jobs if Path(job.run.trace).exists())
+            raise HarnessError("\n".join(failures) + (f"\ntraces kept: {kept}" if kept else ""))
 
     def run_all(
         self, runs: Mapping[str, RunSpec] | Sequence[tuple[str, RunSpec]], sequential: bool = False
     ) -> dict[str, Job]:
         """Run the given runs to their ends, side by side; the jobs by the runs' labels.
 
-        Raises HarnessError that tells of every side that failed and which traces there are.
+        Raises HarnessError as `wait` does; of sides one after the other, those after it do not run.
         """
         pairs = list(runs.items()) if isinstance(runs, Mapping) else list(runs)
         jobs: dict[str, Job] = {}
-        failures = []
         for label, run in pairs:
             jobs[run.label] = self.start(label, run)
             if sequential:
-                jobs[run.label].wait()
-        for job in jobs.values():
-            failures += [error for error in [job.wait()] if error]
-        if failures:
-            kept = ", ".join(run.trace for _, run in pairs if Path(run.trace).exists())
-            raise HarnessError("\n".join(failures) + (f"\ntraces kept: {kept}" if kept else ""))
+                self.wait(list(jobs.values()))
+        self.wait(list(jobs.values()))
         return jobs

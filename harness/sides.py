@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import collections
-import json
 import os
+import queue
 import re
 import signal
+import socket
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from harness.errors import HarnessError
+from harness.serving import CHANNEL, LONGEST, Ended, Stepped, decode, encode
 from harness.spec import RunSpec, save_run
+from harness.trace.schema import quote, said
 
 
 class Twin(NamedTuple):
@@ -50,35 +53,63 @@ DEFAULT_ENVIRONMENT = {
 }
 
 TAIL = 5  # lines of a failed side's log that the error shows
+TAIL_BYTES = 1 << 16  # of its end that are looked at
+PATIENCE = 5.0  # seconds in which a process that is told to end, or says nothing more, has to
+BEAT = 0.5  # seconds after which a silent side's process is looked at
 
 
 class Job:
     """A run handed to a side. `losses` holds one a step, `valid` one an epoch (nats per token)."""
 
-    def __init__(self, run: RunSpec, observe: Callable[[int], None]) -> None:
+    def __init__(self, side: SideProcess, run: RunSpec, observe: Callable[[int], None]) -> None:
         """`observe` is told of every step."""
-        self.run = run
-        self.observe = observe
+        self.side, self.run, self.observe = side, run, observe
         self.losses: list[float] = []
         self.valid: list[float] = []
         self.error: str | None = None
-        self._ended = threading.Event()
+        self._ended, self._lock = threading.Event(), threading.Lock()
+        self._tell: list[queue.SimpleQueue[Job]] = []
+
+    @property
+    def file(self) -> str:
+        """What the run is described in, by which both ends of the channel name it."""
+        return str((self.side.folder / f"{self.run.label}.json").resolve())
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has come to its end, well or not."""
+        return self._ended.is_set()
 
     def wait(self) -> str | None:
         """Wait for the end; what went wrong, in words with the end of the log, or None."""
         self._ended.wait()
         return self.error
 
+    def tell(self, ended: queue.SimpleQueue[Job]) -> None:
+        """Put the job into `ended` when it has, or now if it has already."""
+        with self._lock:
+            if not self.ended:
+                self._tell.append(ended)
+                return
+        ended.put(self)
+
     def end(self, error: str | None) -> None:
         """The run has ended, well or with an error."""
         self.error = error
-        self._ended.set()
+        with self._lock:
+            self._ended.set()
+        for ended in self._tell:
+            ended.put(self)
+
+
+class _BrokenError(Exception):
+    """A side that says what cannot be: nothing more is heard of it."""
 
 
 class SideProcess:
     """A twin in a process of its own: it imports its framework once and is handed run after run.
 
-    Its standard error goes to a log file.
+    Runs and messages go over a channel (harness.serving); what the process prints goes to a log.
     """
 
     def __init__(
@@ -89,119 +120,183 @@ class SideProcess:
         folder: Path,
         failed: Callable[[str], None] = lambda text: None,
         threads: int = 1,
+        again: bool = False,
     ) -> None:
         """Start the process; `failed` is told at once of a run that fails.
 
-        `threads` is for NumPy, which takes no number of threads once it is imported.
+        `threads` is for NumPy, which takes no number of threads once it is imported. `again` goes
+        on in the log of an earlier process.
 
         Raises HarnessError if the interpreter cannot be started.
         """
         self.twin, self.python, self.label = twin, python, label
         self.folder, self.log = folder, folder / f"{label}.log"
-        self._failed, self._stopped = failed, False
+        self._failed, self._stopped, self._broken = failed, False, ""
         self._jobs: collections.deque[Job] = collections.deque()
         self._gone, self._lock = False, threading.Lock()
         root = Path(__file__).resolve().parent.parent
         environment = {**DEFAULT_ENVIRONMENT, "OPENBLAS_NUM_THREADS": str(threads), **os.environ}
-        with open(self.log, "wb") as log:
+        self._channel, theirs = socket.socketpair()
+        with theirs, open(self.log, "ab" if again else "wb") as log:
+            self._begun = log.tell()
+            number = theirs.fileno()
             try:
                 self._process = subprocess.Popen(
-                    [python, "-P", "-c", BOOT, str(root), twin.module],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
+                    [python, "-P", "-c", BOOT, str(root), twin.module, CHANNEL, str(number)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
                     stderr=log,
                     env=environment,
+                    pass_fds=[number],
                 )
             except OSError as error:
+                self._channel.close()
                 raise HarnessError(
                     f"side {label}: cannot start {python!r}: {error}; "
                     f"give another interpreter with --python {label}=PATH"
                 ) from None
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader = threading.Thread(target=self._read, name=f"side {label}", daemon=True)
         self._reader.start()
+
+    @property
+    def gone(self) -> bool:
+        """Whether the process has ended, or can be told nothing more."""
+        return self._gone
 
     def run(self, run: RunSpec, observe: Callable[[int], None] = lambda step: None) -> Job:
         """Hand over a run; it starts when those before it have ended."""
-        spec = self.folder / f"{run.label}.json"
-        save_run(run, spec)
-        job = Job(run, observe)
+        job = Job(self, run, observe)
+        save_run(run, Path(job.file))
         with self._lock:
             self._jobs.append(job)
             gone = self._gone
         if gone:
             self._end_all()
             return job
-        assert self._process.stdin is not None
-        # A process that is gone is noticed where its output ends.
+        # A process that is gone is noticed where its messages end.
         with suppress(OSError):
-            self._process.stdin.write(f"{spec.resolve()}\n".encode())
-            self._process.stdin.flush()
+            self._channel.sendall(encode(job.file))
         return job
 
     def _read(self) -> None:
-        assert self._process.stdout is not None
-        with open(self.log, "ab") as log, self._process.stdout as lines:
-            for line in lines:
-                try:
-                    # Not msgspec: a loss may be NaN or Infinity, which Python writes and reads.
-                    said = json.loads(line)
-                    self._heard(self._jobs[0], said)
-                except (ValueError, TypeError, KeyError, IndexError):
-                    log.write(line)  # a framework's own chatter
-                    log.flush()
+        """Hear the side out. Whatever goes wrong here ends its runs, and none waits for ever."""
+        try:
+            for line in self._lines():
+                self._heard(line)
+        except _BrokenError as error:
+            self._broken = str(error)
+        except Exception as error:  # of whoever is told of the run
+            self._broken = f"what observes it failed: {type(error).__name__}: {said(error)}"
         with self._lock:
             self._gone = True
+        self._finish()
         self._end_all()
+        self._channel.close()
 
-    def _heard(self, job: Job, said: dict[str, Any]) -> None:
-        if said.get("ended"):
-            self._jobs.popleft()
-            failed = said["failed"]
-            self._end(job, None if failed is None else str(failed))
+    def _lines(self) -> Iterator[bytes]:
+        """What the side says, line by line, until it ends: its process, or the channel.
+
+        Its own processes may hold the channel open when it is gone. Raises _BrokenError for a
+        line that is too long.
+        """
+        self._channel.settimeout(BEAT)
+        text, gone = b"", False
+        while True:
+            try:
+                more = self._channel.recv(1 << 16)
+            except TimeoutError:
+                if gone:
+                    return
+                gone = self._process.poll() is not None  # and once more, for its last words
+                continue
+            except OSError:
+                return
+            if not more:
+                return
+            *lines, text = (text + more).split(b"\n")
+            yield from lines
+            if len(text) > LONGEST:
+                raise _BrokenError(f"it said a line of over {LONGEST} bytes, which is no message")
+
+    def _heard(self, line: bytes) -> None:
+        """Take one message. Raises _BrokenError for what is none, or cannot be true now."""
+        try:
+            message = decode(line)
+        except ValueError as error:
+            raise _BrokenError(f"it said {quote(line)}, which is {said(error)}") from None
+        if not self._jobs:
+            raise _BrokenError(f"it said {quote(line)}, and has nothing to run")
+        job = self._jobs[0]
+        coming = job.run.start + len(job.losses)
+        if isinstance(message, Stepped):
+            if message.step != coming or coming > job.run.steps:
+                raise _BrokenError(f"it said {quote(line)}, where step {coming} was to come")
+            job.losses.append(message.loss)
+            if message.valid is not None:
+                job.valid.append(message.valid)
+            job.observe(message.step)
             return
-        step, loss = int(said["step"]), float(said["loss"])
-        job.losses.append(loss)
-        if said.get("valid") is not None:
-            job.valid.append(float(said["valid"]))
-        job.observe(step)
+        self._check_end(job, message, coming)
+        self._jobs.popleft()
+        self._end(job, message.failed)
+
+    def _check_end(self, job: Job, message: Ended, coming: int) -> None:
+        if message.ended != job.file:
+            raise _BrokenError(f"it ended {quote(message.ended)}, and {job.file} was running")
+        if message.failed is None and coming <= job.run.steps:
+            raise _BrokenError(f"it ended well, and step {coming} of {job.run.steps} was to come")
 
     def _end(self, job: Job, error: str | None) -> None:
-        if error is not None:
-            if not self._stopped:
-                self._failed(
-                    f"side {self.label} failed after step {len(job.losses)}; log: {self.log}"
-                )
-            error = f"side {self.label} failed after step {len(job.losses)}: {error}"
-            error += f"; log: {self.log}" + "".join(f"\n    {line}" for line in self._tail())
-        job.end(error)
+        if error is None or self._stopped:
+            job.end(error and f"side {self.label} was stopped after step {_last(job)}")
+            return
+        told = f"side {self.label} failed after step {_last(job)}"
+        error = f"{told}: {error}; log: {self.log}"
+        job.end(error + "".join(f"\n    {line}" for line in self._tail()))
+        self._failed(f"{told}; log: {self.log}")
 
     def _end_all(self) -> None:
         """The process is gone: every run that it still had has failed."""
         while self._jobs:
-            self._end(self._jobs.popleft(), self._death(self._process.wait()))
+            with suppress(Exception):  # whoever is told of it may be what failed
+                self._end(self._jobs.popleft(), self._broken or self._death(self._process.wait()))
 
-    def close(self) -> None:
-        """Let the process end once its runs have."""
-        assert self._process.stdin is not None
+    def _finish(self) -> None:
+        """See to it that a process that says nothing more ends."""
+        if self._broken:
+            self._process.kill()
+        try:
+            self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._broken = self._broken or "it closed its channel and went on"
+            self._process.kill()
+            self._process.wait()
+
+    def ask_to_stop(self) -> None:
+        """Tell the process to end at once, and do not wait for it."""
+        self._stopped = True
         with suppress(OSError):
-            self._process.stdin.close()
+            self._channel.shutdown(socket.SHUT_WR)
+        if self._process.poll() is None:
+            self._process.terminate()
 
     def stop(self) -> None:
         """End the process if it still runs; what it has traced stays."""
-        self._stopped = True
-        self.close()
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(5)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        self._reader.join()
+        self.ask_to_stop()
+        try:
+            self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join(2 * PATIENCE)  # whoever observes a run may never come back
 
     def _tail(self) -> list[str]:
-        lines = [line for line in self.log.read_text("utf-8", "replace").splitlines() if line]
-        return ["".join(c if c.isprintable() else " " for c in line) for line in lines[-TAIL:]]
+        with open(self.log, "rb") as log:
+            log.seek(max(self._begun, log.seek(0, os.SEEK_END) - TAIL_BYTES))
+            lines = [line for line in log.read().decode("utf-8", "replace").splitlines() if line]
+        return [
+            "".join(c if c.isprintable() else " " for c in line[:500]) for line in lines[-TAIL:]
+        ]
 
     def _death(self, code: int) -> str:
         """Why a process ended that should not have, in words."""
@@ -217,3 +312,8 @@ class SideProcess:
             memory = " (out of memory, perhaps)" if -code == signal.SIGKILL else ""
             return f"killed by {name}{memory}"
         return f"exit code {code}"
+
+
+def _last(job: Job) -> int:
+    """The last step that a run told of."""
+    return job.run.start - 1 + len(job.losses)

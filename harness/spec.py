@@ -246,6 +246,14 @@ def parameters(model: ModelSpec) -> tuple[Parameter, ...]:
     return tuple(table)
 
 
+def restart_names(model: ModelSpec, train: TrainSpec) -> tuple[str, ...]:
+    """The tensors at the end of a step that a run of these can start again from (CHECKPOINT)."""
+    names = [parameter.name for parameter in parameters(model)]
+    slots = [f"optimizer/{name}/{slot}" for name in names for slot in SLOTS[train.optimizer]]
+    state = [f"state/out/layer{k}/{part}" for k in range(model.num_layers) for part in ("h", "c")]
+    return (*(f"params/{name}" for name in names), *slots, *state)
+
+
 def preset(name: str, vocab_size: int) -> tuple[ModelSpec, TrainSpec]:
     """The model and training of a published model over a vocabulary of `vocab_size` tokens."""
     if name not in PRESETS:

@@ -30,7 +30,7 @@ from harness.judge import Investigation
 from harness.observer import Observer
 from harness.session import Session, Side
 from harness.sides import TWINS
-from harness.spec import CHECKPOINT, Capture, Resume, RunSpec, load_run
+from harness.spec import CHECKPOINT, Capture, Resume, RunSpec, load_run, restart_names
 from harness.trace import StepEntry, TensorEntry, Trace, open_trace
 from harness.trace.sketch import distance
 
@@ -382,3 +382,36 @@ def require_zoomable(capture: Capture) -> None:
         raise HarnessError(
             "--level hash --zoom: hashes cannot tell a rounding from a fault; use --level stats"
         )
+
+
+def restartable(
+    runs: list[RunSpec], asked: Capture | None, needed: str, watcher: Observer
+) -> list[RunSpec]:
+    """The runs, without checkpoints where --include or --exclude leave holes in them.
+
+    Raises HarnessError for holes where checkpoints were `asked` for, or are `needed` by an option.
+    """
+    if not needed and asked and asked.checkpoint_every:
+        needed = f"--checkpoint-every {asked.checkpoint_every}"
+    whole = "all of params/*, optimizer/* and state/out/*"
+    for run in runs:
+        kept, names = run.capture, restart_names(run.model, run.train)
+        hole = next((name for name in names if not kept.wants(name)), None)
+        if hole and needed:
+            raise HarnessError(
+                f"{needed}: --include or --exclude drop {hole}, and {whole} must be traced for "
+                f"it: let them through, or leave {needed.split()[0]} out"
+            )
+        if needed == "--follow" and not all(map(kept.wants_step, range(1, run.steps + 1))):
+            raise HarnessError(
+                "--follow: what is followed must be traced at every step: leave --every and "
+                "--steps out"
+            )
+        if hole and kept.checkpoint_every:
+            watcher.note(
+                f"no checkpoints are kept, for --include or --exclude drop {hole}, and one has "
+                f"{whole}: harness zoom would have to start from the beginning"
+            )
+            without = replace(kept, checkpoint_every=None)
+            return [replace(other, capture=without) for other in runs]
+    return runs

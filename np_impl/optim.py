@@ -70,6 +70,7 @@ def clip(grads, norm, mode, limit):
         The clipped gradients by name.
 
     """
+    limit = min(limit, np.finfo(norm.dtype).max)  # one that the dtype cannot hold limits nothing
     if mode == "global_norm":
         coefficient = limit / np.maximum(norm, limit)
         return {name: apply(lambda e: e * coefficient, g) for name, g in grads.items()}
@@ -95,9 +96,12 @@ def sgd(p, g, slots, lr, train, step, keep):
 
     """
     if isinstance(g, Rows):
-        moved = p.copy()
-        np.subtract.at(moved, g.rows, lr * g.values)
-        return moved
+        # Padding stays zero, though the rate be infinite: a row moves once.
+        filled = np.any(g.values != 0, axis=1, keepdims=True)
+        moved = np.where(filled, lr * g.values, g.values)
+        new = p.copy()
+        np.subtract.at(new, g.rows, moved)
+        return new
     return p - lr * g
 
 

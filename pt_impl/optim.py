@@ -69,6 +69,7 @@ def clip(grads, norm, mode, limit):
         The clipped gradients by name.
 
     """
+    limit = min(limit, torch.finfo(norm.dtype).max)  # one that the dtype cannot hold limits nothing
     if mode == "global_norm":
         # Not `limit / tensor`, a product with the reciprocal that is not always 1 under the limit.
         coefficient = torch.full_like(norm, limit) / torch.clamp(norm, min=limit)
@@ -97,7 +98,10 @@ def sgd(p, g, slots, lr, train, step, keep):
 
     """
     if isinstance(g, Rows):
-        return torch.index_add(p, 0, g.rows, -(lr * g.values))
+        # Padding stays zero, though the rate be infinite: a row moves once.
+        filled = torch.any(g.values != 0, dim=1, keepdim=True)
+        moved = torch.where(filled, lr * g.values, g.values)
+        return torch.index_add(p, 0, g.rows, -moved)
     return torch.addcmul(p, g, lr, value=-1)
 
 

@@ -68,6 +68,7 @@ def clip(grads, norm, mode, limit):
         The clipped gradients by name.
 
     """
+    limit = min(limit, norm.dtype.max)  # one that the dtype cannot hold limits nothing
     if mode == "global_norm":
         coefficient = limit / tf.maximum(norm, limit)
         return {name: apply(lambda e: e * coefficient, g) for name, g in grads.items()}
@@ -96,7 +97,10 @@ def sgd(p, g, slots, lr, train, step, keep):
 
     """
     if isinstance(g, Rows):
-        return tf.tensor_scatter_nd_sub(p, g.rows[:, None], lr * g.values)
+        # Padding stays zero, though the rate be infinite: a row moves once.
+        filled = tf.reduce_any(g.values != 0, axis=1, keepdims=True)
+        moved = tf.where(filled, lr * g.values, g.values)
+        return tf.tensor_scatter_nd_sub(p, g.rows[:, None], moved)
     return p - lr * g
 
 

@@ -174,14 +174,15 @@ class _Clean:
         settings = self.settings(dtype, number, seed)
         labels = {side: _label("clean", side, dtype, number, seed) for side in SIDES}
         runs = {s: self.lab.run_spec(labels[s], settings, STEPS) for s in SIDES}
-        _finish([self.lab.session.start(side, run, show=False) for side, run in runs.items()])
+        session = self.lab.session
+        session.wait([session.start(side, run, show=False) for side, run in runs.items()])
         jobs = []
         for side, other in (SIDES, SIDES[::-1]):
             label = _label("follow", side, dtype, number, seed)
             follow = Follow(runs[other].trace, "stage")
             run = self.lab.run_spec(label, settings, STEPS, follow=follow)
-            jobs.append(self.lab.session.start(side, run, show=False))
-        _finish(jobs)
+            jobs.append(session.start(side, run, show=False))
+        session.wait(jobs)
         if seed == SEED:
             trace = self.trace("clean", SIDES[0], dtype, number)
             self.entries[dtype, number] = {n: list(trace.step(n).entries) for n in trace.steps}
@@ -280,7 +281,7 @@ def _run(lab: Lab, clean: _Clean, places: Iterator[_Place]) -> Iterator[FuzzCase
 
 def _look(clean: _Clean, place: _Place, job: Job) -> FuzzCase:
     """What the diff names, and how large the disturbance really was."""
-    _finish([job])
+    clean.lab.session.wait([job])
     side, dtype, disturb = place.side, place.dtype, place.disturb
     other = SIDES[1 - SIDES.index(side)]
     reference = clean.trace("clean", other, dtype, place.setting)
@@ -314,13 +315,6 @@ def _moved(now: NDArray[Any], was: NDArray[Any], fed: NDArray[Any], scale: float
     with np.errstate(all="ignore"):
         shares = np.where(moved == 0, 0.0, moved / unit)
     return float(shares.max(initial=0.0))
-
-
-def _finish(jobs: list[Job]) -> None:
-    for job in jobs:
-        error = job.wait()
-        if error:
-            raise HarnessError(error)
 
 
 def _result(seed: int, records: list[FuzzCase]) -> FuzzResult:

@@ -1,30 +1,7 @@
-"""The process protocol of the twins (pt_impl/__main__.py), for whatever computes a step."""
-
-import json
-import sys
-import traceback
+"""What the stock models of all frameworks share: the windows of a run, and what they refuse."""
 
 from harness import corpus
 from harness.errors import HarnessError
-from harness.spec import load_run
-
-
-def report(**fields):
-    """Tell the parent process what happened."""
-    print(json.dumps(fields), flush=True)
-
-
-def serve(train):
-    """Run train(RunSpec, report) for every file that standard input names."""
-    for line in sys.stdin:
-        failed = None
-        try:
-            train(load_run(line.rstrip("\n")), report)
-        except Exception as error:
-            traceback.print_exc()
-            failed = f"{type(error).__name__}: {error}"
-        sys.stderr.flush()
-        report(ended=True, failed=failed)
 
 
 def windows(run):
