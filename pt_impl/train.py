@@ -174,8 +174,8 @@ def prepare(run):
     torch.set_num_threads(run.threads)
     torch.use_deterministic_algorithms(True)
     torch.backends.cuda.matmul.allow_tf32 = False
-    # As TensorFlow's kernels do: numbers under 1e-38 count for nothing and cost ten times as much.
-    torch.set_flush_denormal(True)
+    # Until the first step: the weights that are read keep their denormals, in every run.
+    torch.set_flush_denormal(False)
     if run.device == "gpu":
         if not torch.cuda.is_available():
             raise HarnessError("device gpu: PyTorch finds no GPU here; use --device cpu")
@@ -206,6 +206,9 @@ def train(run, report):
         TraceWriter.for_run(run, framework, arrays, tokens, __package__) as trace,
     ):
         params, slots, state, losses = begin(run, {n: torch.tensor(a) for n, a in arrays.items()})
+        # As TensorFlow's kernels do: numbers under 1e-38 count for nothing and cost ten times as
+        # much.
+        torch.set_flush_denormal(True)
         for step in range(run.start, run.steps + 1):
             window = batches.window(step)
             points = Points(intervention and intervention.within, trace.wants_step(step) or whole)

@@ -18,7 +18,7 @@ PLACES = [
 ]
 MIRRORS = [(twin, file) for twin, file in PLACES if twin != "pt_impl"]
 CORE = {"harness.spec", "harness.trace", "harness.randomness", "harness.corpus", "harness.weights"}
-CORE |= {"harness.errors"}
+CORE |= {"harness.errors", "harness.serving"}
 
 STOCK = ("torch.nn", "torch.optim", "tf.keras", "tf.nn", "keras", "tf.clip_by_global_norm")
 
