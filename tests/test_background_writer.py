@@ -5,12 +5,14 @@ import filecmp
 import os
 import signal
 import threading
+import weakref
 
 import numpy as np
 import pytest
 from test_trace_format import read
+from twins import MODEL, train_spec
 
-from harness.spec import Capture
+from harness.spec import Capture, RunSpec
 from harness.trace import Rows, Timesteps, TraceError, TraceWriter, check_trace, open_trace, writer
 
 SIZE = 8000  # bytes of a step
@@ -189,16 +191,74 @@ def test_what_cannot_be_stored_is_refused_at_once_and_the_writer_goes_on(tmp_pat
     assert open_trace(tmp_path / "a.trace").header.complete
 
 
-def test_arrays_that_change_after_a_write_at_once_are_stored_as_they_were(tmp_path):
-    array = np.zeros((4, 20))
-    with start(tmp_path / "a.trace", None) as trace:
-        for step in (1, 2, 3):
+class Holder:
+    """Hands out its own array, as a tensor of a framework does."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("queue", [None, 1, 1 << 20])
+def test_arrays_that_change_after_a_write_are_stored_as_they_were(tmp_path, queue, threads):
+    array, scalar, row = np.zeros((4, 20)), np.zeros(()), np.array([0])
+    with start(tmp_path / "a.trace", queue, threads=threads) as trace:
+        for step in range(1, 21):
             array += 1
-            trace.write(
-                step, {"x": array, "y": array[:, :2], "rows": Rows([0], array[:1], (9, 20))}
-            )
+            scalar += 1
+            row[0] = step
+            given = {
+                "x": array,
+                "t": array.T,
+                "y": array[:, ::2],
+                "scalar": scalar,
+                "last": array[3],
+            }
+            given |= {
+                "steps": Timesteps([array, array]),
+                "held": Holder(array),
+                "memory": array.data,
+            }
+            given |= {"rows": Rows(row, array[:1], (30, 20)), "back": array[::-1]}
+            trace.write(step, given)
+            array *= -1  # as it never was at a write
+            array *= -1
     for step, found in read(tmp_path / "a.trace").items():
-        assert {*found["x"].ravel(), *found["y"].ravel(), *found["rows"][0]} == {float(step)}
+        rows = found.pop("rows")
+        assert np.flatnonzero(rows[:, 0]).tolist() == [step]
+        assert {*rows[step], *(x for array in found.values() for x in array.ravel())} == {step}
+    assert check_trace(tmp_path / "a.trace").faults == ()
+
+
+def test_what_changes_while_a_step_waits_for_the_queue_is_stored_as_it_was(tmp_path, gate):
+    array = np.zeros((10, 100))
+    with start(tmp_path / "a.trace", 3 * SIZE) as trace:
+        for step in (1, 2, 3):
+            array[:] = step
+            trace.write(step, {"x": array})
+        array[:] = -1
+        gate.set()
+    assert [set(found["x"].ravel()) for found in read(tmp_path / "a.trace").values()] == [
+        *({1.0}, {2.0}, {3.0})
+    ]
+
+
+def test_a_twin_that_makes_new_tensors_pays_for_no_copy(tmp_path, gate):
+    array = np.ones((10, 100), "float32")
+    kept = weakref.ref(array)
+    files = dict.fromkeys(("weights", "tokens", "valid", "final"), "")
+    run = RunSpec("x", MODEL, train_spec("float32"), 1, trace=str(tmp_path / "a.trace"), **files)
+    with TraceWriter.for_run(run, {}, {}, np.zeros(3), "harness.trace") as trace:
+        trace.write(1, {"x": array})
+        assert gate.entered.wait(60)
+        del array
+        assert kept() is not None  # what waits is the array itself
+        gate.set()
+    program = open_trace(run.trace).header.program
+    assert (program.kind, program.name) == ("twin", "harness.trace")
 
 
 @pytest.mark.parametrize("level", ["full", "stats"])
