@@ -28,12 +28,28 @@ class Following(NamedTuple):
     found: DiffResult
 
 
+class Repeat(NamedTuple):
+    """A side that, run again from the same start, does not make the same numbers.
+
+    `tensor` of `step` is the first that is not the same to the last bit. `fresh` is whether a fresh
+    process repeats the run: then the process keeps something from run to run. If not, the side
+    draws numbers without a seed, or the like.
+    """
+
+    side: Side
+    label: str
+    step: int
+    tensor: str
+    fresh: bool
+
+
 class Evidence(NamedTuple):
     """All that a verdict can be made of; only `free` must be there.
 
     `free` is the diff of the two runs in their own dtype; `free64` that of the same runs in float64
     (None where they are float64 already). `narrow` and `wide` are following runs in float32 and in
-    float64. `lacking` says in words what could not be had, and why.
+    float64. `lacking` says in words what could not be had, and why. `repeats` are the sides that do
+    not repeat themselves.
     """
 
     free: DiffResult
@@ -41,6 +57,7 @@ class Evidence(NamedTuple):
     narrow: tuple[Following, ...] = ()
     wide: tuple[Following, ...] = ()
     lacking: tuple[str, ...] = ()
+    repeats: tuple[Repeat, ...] = ()
 
 
 class Vote(msgspec.Struct, frozen=True):
