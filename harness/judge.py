@@ -17,8 +17,9 @@ from harness.compare import DiffResult, Tolerance, diff
 from harness.compare.diff import Difference
 from harness.errors import HarnessError
 from harness.explain.case import Side, distance
-from harness.explain.evidence import Evidence, Following, Vote
+from harness.explain.evidence import Evidence, Following, Repeat, Vote
 from harness.explain.verdict import Verdict, judge
+from harness.repeats import find_repeats
 from harness.session import Session
 from harness.spec import SLOTS, Capture, Dtype, Follow, Resume, RunSpec, parameters
 from harness.trace import open_trace, remove_trace
@@ -49,14 +50,17 @@ class Investigation:
         self.folder = Path(runs[0].trace).parent
         self.lacking: list[str] = []
         self.made: list[str] = []
+        self.repeats: tuple[Repeat, ...] = ()
 
     def verdict(self) -> Verdict:
         """Run what is needed and judge; what could not be run is said in the evidence."""
         if self.free.status == "structure" or self.runs[0].train.dtype != self.runs[1].train.dtype:
             return judge(Evidence(self.free))
+        self._repeat()
         first, last = self._window()
         if not last:
-            return judge(Evidence(self.free, lacking=tuple(self.lacking)))
+            lacking = tuple(self.lacking)
+            return judge(Evidence(self.free, lacking=lacking, repeats=self.repeats))
         pairs = self._pairs(first, last)
         followed: dict[Dtype, tuple[Following, ...]] = {}
         if any(run.train.compile for run in self.runs):
@@ -76,6 +80,7 @@ class Investigation:
             followed.get("float32", ()),
             followed.get("float64", ()),
             tuple(self.lacking),
+            self.repeats,
         )
         found = judge(evidence, self._vote)
         if self._bytes(last - first + 1) > LARGE:
@@ -83,12 +88,24 @@ class Investigation:
                 remove_trace(trace)
         return found
 
+    def _repeat(self) -> None:
+        """Find out which sides do not repeat themselves, before anything is made of their runs."""
+        try:
+            self.repeats = find_repeats(self.session, self.runs, self.sides, self.free)
+        except HarnessError as error:
+            self.lacking.append(f"not run again: {str(error).split(chr(10), 1)[0]}")
+        self.lacking += [
+            f"every further run of {repeat.label} had a process of its own"
+            for repeat in self.repeats
+            if repeat.fresh
+        ]
+
     def _window(self) -> tuple[int, int]:
         """The steps to judge: all that are traced, or, of large traces, those up to the divergence.
 
         The last one is 0 where there is no room for their traces.
         """
-        traced = open_trace(self.runs[1].trace).steps
+        traced, known = open_trace(self.runs[1].trace).steps, list(self.lacking)
         first, last = traced[0] if self.runs[1].capture.first > 1 else 1, traced[-1]
         if self._bytes(last - first + 1) > LARGE:
             parted = self.free.first_divergence
@@ -100,8 +117,9 @@ class Investigation:
         free, needed = shutil.disk_usage(self.folder).free, self._bytes(last - first + 1)
         if needed > 0.9 * free:
             self.lacking = [
+                *known,
                 f"not run in float64 and following: {needed >> 20:,} MiB of traces, and "
-                f"{self.folder} has {free >> 20:,} MiB left: free some, or give another --out"
+                f"{self.folder} has {free >> 20:,} MiB left: free some, or give another --out",
             ]
             return first, 0
         return first, last
@@ -162,6 +180,9 @@ class Investigation:
 
     def _traces(self, runs: Sequence[RunSpec]) -> tuple[str, str] | None:
         """Run both sides; their traces, or None where a side failed."""
+        for repeat in self.repeats:
+            if repeat.fresh:
+                self.session.renew(repeat.label)
         try:
             self.session.run_all(list(zip(self.sides, runs, strict=True)))
         except HarnessError as error:

@@ -90,6 +90,11 @@ class Session:
             )
         return self._processes[label]
 
+    def renew(self, label: str) -> None:
+        """End the process of a side, which has no run: its next one is served by a fresh one."""
+        if label in self._processes:
+            self._processes[label].stop()
+
     def wait(self, jobs: Sequence[Job]) -> None:
         """Wait until all of these runs have ended; once one fails, the others' sides are stopped.
 

@@ -35,12 +35,42 @@ class Following(NamedTuple):
     found: DiffResult
 
 
+class Repeat(NamedTuple):
+    """A side that, run again from the same start, does not make the same numbers.
+
+    `tensor` of `step` is the first that is not the same to the last bit. `fresh` is whether a fresh
+    process repeats the run: then the process keeps something from run to run. If not, the side
+    draws numbers without a seed, or the like; `close` is whether all that differs is rounding.
+    """
+
+    side: Side
+    label: str
+    step: int
+    tensor: str
+    fresh: bool
+    close: bool = False
+
+    def words(self) -> str:
+        """What is to be said of it before anything else."""
+        at = f"{self.tensor} of step {self.step}"
+        if self.fresh:
+            return (
+                f"{self.label} keeps something in its process from run to run: run again in it, "
+                f"{at} is another; in a fresh process it repeats itself"
+            )
+        again = f"{self.label} does not repeat itself: run again from the same start, {at}"
+        if self.close:
+            return f"{again} has other bits, by no more than rounding"
+        return f"{again} is another: numbers drawn without a seed, or in no order?"
+
+
 class Evidence(NamedTuple):
     """All that a verdict can be made of; only `free` must be there.
 
     `free` is the diff of the two runs in their own dtype; `free64` that of the same runs in float64
     (None where they are float64 already). `narrow` and `wide` are following runs in float32 and in
-    float64. `lacking` says in words what could not be had, and why.
+    float64. `lacking` says in words what could not be had, and why. `repeats` are the sides that do
+    not repeat themselves.
     """
 
     free: DiffResult
@@ -48,6 +78,7 @@ class Evidence(NamedTuple):
     narrow: tuple[Following, ...] = ()
     wide: tuple[Following, ...] = ()
     lacking: tuple[str, ...] = ()
+    repeats: tuple[Repeat, ...] = ()
 
 
 Label = Literal["identical", "close", "rounding", "precision", "bug", "structure", "undecided"]

@@ -25,6 +25,7 @@ from harness.explain.evidence import (
     Following,
     Label,
     Pair,
+    Repeat,
     Vote,
     gap_of,
 )
@@ -66,6 +67,9 @@ def judge(evidence: Evidence, referee: Referee | None = None) -> Verdict:
     """The verdict over what is known. `referee` is asked about the place that decides."""
     free = evidence.free
     labels = free.labels
+    restless = [repeat for repeat in evidence.repeats if not (repeat.fresh or repeat.close)]
+    if restless:
+        return _unrepeatable(evidence, restless[0])
     finding = _find(evidence)
     vote = (
         referee(finding.shown, finding.place)
@@ -77,7 +81,8 @@ def judge(evidence: Evidence, referee: Referee | None = None) -> Verdict:
     label = _with_cause(finding.label, fitting[0]) if fitting else finding.label
     doublings = amplification(free.distances)
     who = f"{side} makes another" if side else f"{labels[0]} and {labels[1]} make different"
-    lines = [*_first_words(free), *(line.replace("{other}", who) for line in finding.proof)]
+    lines = [repeat.words() for repeat in evidence.repeats]
+    lines += [*_first_words(free), *(line.replace("{other}", who) for line in finding.proof)]
     if vote:
         lines.append(_voice(vote, labels, side))
     lines += [
@@ -94,6 +99,24 @@ def judge(evidence: Evidence, referee: Referee | None = None) -> Verdict:
         places=finding.places,
         doublings=doublings,
         next=_next(label, finding, evidence, side),
+    )
+
+
+def _unrepeatable(evidence: Evidence, repeat: Repeat) -> Verdict:
+    """Of a side that does not repeat itself nothing else can be said."""
+    side, at = repeat.label, f"step {repeat.step}, {repeat.tensor}"
+    trace = evidence.free.a if repeat.side == "a" else evidence.free.b
+    lines = [one.words() for one in evidence.repeats]
+    return Verdict(
+        "bug",
+        f"{side} does not repeat itself, first at {at}",
+        side=side,
+        evidence=(*lines, *_first_words(evidence.free), *evidence.lacking),
+        causes=(Cause("not-repeatable", repeat.words(), math.inf, claim=f"{side} varies"),),
+        next=(
+            f"give {side} a seed for whatever it draws in {repeat.tensor}, and run again; its "
+            f"values: harness show {trace} {repeat.tensor} --step {repeat.step}"
+        ),
     )
 
 

@@ -36,7 +36,7 @@ def show_verdict(out: Console, verdict: Verdict, found: DiffResult) -> None:
         sides = "" if where.estimated else f": {sides} = {values(where)}"
         apart = "" if where.rel_l2_eps is None else f", {eps(where.rel_l2_eps)}"
         rows.append(("where", f"{place(where)}{sides}{apart}"))
-    side = f"; {verdict.side} is off" if verdict.side else ""
+    side = f"; {verdict.side} is off" if verdict.side and where else ""
     first = verdict.causes[0].sentence if verdict.causes else "none that was tried explains it"
     if verdict.label != "rounding":
         rows.append(("cause", first + side))
