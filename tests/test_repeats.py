@@ -22,14 +22,17 @@ from harness.serving import main
 
 RUNS, plain, calls = [], twin.global_norm, []
 
+def drawn():
+    return int.from_bytes(os.urandom(4), "big") / 2**32
+
 def noisy(norm):
-    return norm * np.float32(1 + 1e-3 * (1 + int.from_bytes(os.urandom(4), "big") * 2.0**-24))
+    return norm * np.float32(1 + drawn())
 
 def remembers(norm):
     return norm * np.float32(1 + 1e-3 * len(RUNS))
 
 def late(norm):
-    return norm * np.float32(1 + 1e-3 * (int.from_bytes(os.urandom(4), "big") * 2.0**-24 + 1)) if len(calls) > 2 else norm
+    return norm * np.float32(1 + drawn()) if len(calls) > 2 else norm
 
 def clean(norm):
     return norm * np.float32(1.5)
@@ -166,7 +169,7 @@ def test_what_does_not_repeat_itself_is_said_first_and_nothing_else_is_claimed(
 
 
 def test_last_bits_that_vary_accuse_nobody(tmp_path, monkeypatch, planted):
-    evidence, found = investigate(tmp_path, monkeypatch, "noisy", "np")
+    evidence, _ = investigate(tmp_path, monkeypatch, "noisy", "np")
     varying = evidence.repeats[0]._replace(close=True)
     verdict = judge(evidence._replace(repeats=(varying,)))
     assert "has other bits, by no more than rounding" in verdict.evidence[0]
