@@ -40,7 +40,9 @@ class Points:
         array = to_numpy(value)
         own = self.intervention.own(name, t, array)
         onward = self.intervention.onward(name, t, own)
-        return (value, value) if onward is array else (own, onward)
+        if onward is array:
+            return value, value
+        return like(value, own), like(value, onward)
 
 
 def _keep(points, name, value, t):
@@ -65,6 +67,16 @@ def to_trace(point):
     if isinstance(point, Rows):
         return Rows(array(point.rows), array(point.values), point.shape)
     return array(point)
+
+
+def like(point, array):
+    """An array in place of a trace point: in the rows that the point has, if it is Rows."""
+    if not isinstance(point, Rows):
+        return to_tensor(array)
+    kept = to_trace(point).of(array)
+    if not isinstance(kept, Rows):
+        return to_tensor(kept)
+    return Rows(point.rows, to_tensor(kept.values), point.shape)
 
 
 def array(tensor):

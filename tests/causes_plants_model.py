@@ -170,7 +170,12 @@ DROPOUT = [
 ]
 
 LOSSES = [
-    Plant("loss-formula", "mean over time", {"forward/loss": lambda v, s: v / 5}, words="averages"),
+    Plant(
+        "loss-formula",
+        "mean over time",
+        {"forward/loss": lambda v, s: v / 5},
+        words="averaged over time and batch",
+    ),
     Plant(
         "loss-formula", "sum over the batch", {"forward/loss": lambda v, s: v * 3}, words="batch"
     ),

@@ -31,7 +31,7 @@ CLIPPING = [
         "clamped, nothing over the limit",
         {CLIPPED: lambda v, s: np.clip(s.g, -s.s.clip_limit, s.s.clip_limit)},
         dict(clip_limit=1.7),
-        words="it does not clip, or clamps each element at 1.7, which none reaches here",
+        words="it does not clip, or in a way that leaves these alone (each element at 1.7",
     ),
     Plant("clip-one-side", "not clipped", {CLIPPED: lambda v, s: s.g}, words="does not scale"),
     Plant(
@@ -236,7 +236,7 @@ OPTIMIZER = [
         "betas swapped",
         {SLOT + "m": lambda v, s: 0.999 * s.old + 0.001 * s.fed},
         ADAM,
-        words="swaps",
+        words="averages gradients with beta2",
         also=("factor",),
     ),
     Plant(

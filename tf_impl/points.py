@@ -70,7 +70,7 @@ class Points:
         onward = self.intervention.onward(name, t, own)
         if onward is array:
             return value, value
-        return to_tensor(own), to_tensor(onward)
+        return like(value, own), like(value, onward)
 
     def _disturbed(self, name, value, t):
         if self.intervention is None:
@@ -107,6 +107,16 @@ def to_trace(point):
     if isinstance(point, Rows):
         return Rows(array(point.rows), array(point.values), point.shape)
     return array(point)
+
+
+def like(point, array):
+    """An array in place of a trace point: in the rows that the point has, if it is Rows."""
+    if not isinstance(point, Rows):
+        return to_tensor(array)
+    kept = to_trace(point).of(array)
+    if not isinstance(kept, Rows):
+        return to_tensor(kept)
+    return Rows(point.rows, to_tensor(kept.values), point.shape)
 
 
 def array(tensor):

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from harness.explain.case import GAIN, SAMPLE, Array, Case, Cause, Side
-from harness.explain.scale import known_numbers, slope
+from harness.explain.scale import Slope, known_numbers, slope
 from harness.explain.trial import (
     SIDES,
     Guess,
@@ -202,10 +202,10 @@ def clip_one_side(case: Case) -> Cause | None:
     claim = ", ".join(f"{label(case, side)} {made[side]}" for side in SIDES)
     sentence = _one_side_words(case, scales, left)
     if not _one_ratio(case):
-        if not _alone(case):
+        some = _apart(case)
+        if some is None:
             return None
-        name = case.tensor.removeprefix(PREFIX)
-        sentence = f"{name} alone, all other gradients agree: {sentence}"
+        sentence = f"{' and '.join(some)} alone, all other gradients agree: {sentence}"
     return Cause("clip-one-side", sentence, left, sure, claim=claim)
 
 
@@ -221,8 +221,8 @@ def _one_side_words(case: Case, scales: dict[Side, Coefficient], left: float) ->
             )
             if not _any_clamped(case, side, limit):
                 words += (
-                    f": it does not clip, or clamps each element at {figure(limit)}, which none "
-                    "reaches here"
+                    ": it does not clip, or in a way that leaves these alone (each element at "
+                    f"{figure(limit)}, each tensor by its own norm, all by a larger limit)"
                 )
             return f"{words}; both recomputed {eps_words(left)}"
     words = ", ".join(f"{label(case, side)} {scales[side].words}" for side in SIDES)
@@ -255,17 +255,31 @@ def _coefficient(case: Case, side: Side, scale: float, tolerance: float) -> Coef
             for value in (known.value, 1 / known.value):
                 if abs(scale * norm / (limit * value) - 1) <= tolerance:
                     named = f" ({known.words})" if known.words else ""
-                    made = f"has {figure(value)} times the limit"
-                    size = figure(limit * value)
-                    return Coefficient(f"{words}, a limit of {size}: it {made}{named}", made)
+                    size, times = figure(limit * value), figure(value)
+                    made = f"scales as with {times} times the limit"
+                    said = f"{words}, as with a limit of {size}, {times} times its own{named}"
+                    return Coefficient(f"{said}, or with a norm that is that much smaller", made)
     return Coefficient(words, "")
 
 
-def _alone(case: Case) -> bool:
-    """Whether the sides agree on every other clipped gradient."""
-    names = (PREFIX + name for name in parameter_names(case))
-    others = [at(case, name) for name in names if name != case.tensor]
-    return all(one is None or one.gap() <= one.level for one in others)
+def _apart(case: Case) -> list[str] | None:
+    """The parameters whose clipped gradients differ, where some do not and those by one ratio."""
+    mine = slope(case, case.a, case.b)
+    found = []
+    for name in parameter_names(case):
+        one = at(case, PREFIX + name)
+        if one is None or one.gap() <= one.level:
+            continue
+        fit = slope(one, one.a, one.b)
+        if mine is None or fit is None or not _same_ratio(case, mine, fit):
+            return None
+        found.append(name)
+    return found if 0 < len(found) < len(list(parameter_names(case))) else None
+
+
+def _same_ratio(case: Case, one: Slope, two: Slope) -> bool:
+    allowed = 8 * (one.error + two.error) + 16 * case.eps
+    return abs(one.factor / two.factor - 1) <= allowed
 
 
 def _one_ratio(case: Case) -> bool:
@@ -278,8 +292,7 @@ def _one_ratio(case: Case) -> bool:
         if a is None or b is None or a.shape != b.shape:
             continue
         fit = slope(case, a, b)
-        allowed = 0.0 if fit is None else 8 * (fit.error + mine.error) + 16 * case.eps
-        if fit is not None and abs(fit.factor / mine.factor - 1) > allowed:
+        if fit is not None and not _same_ratio(case, fit, mine):
             return False
     return True
 

@@ -157,13 +157,16 @@ def _norms(shape: tuple[int, ...], case: Case) -> list[tuple[str, float]]:
     B, T = shape
     usual: object = setting(case, "loss", "sum")
     ways = [
-        ("sums the loss over time and averages it over the batch", 1.0 * B),
-        ("averages the loss over time and batch", 1.0 * B * T),
-        ("sums the loss over time and batch", 1.0),
-        ("averages the loss over time and sums it over the batch", 1.0 * T),
-        ("divides the mean loss by the batch size again", 1.0 * B * B * T),
-        ("divides the loss over time by T - 1", 1.0 * B * max(T - 1, 1)),
+        ("summed over time and averaged over the batch", 1.0 * B),
+        ("averaged over time and batch", 1.0 * B * T),
+        ("summed over time and batch", 1.0),
+        ("averaged over time and summed over the batch", 1.0 * T),
+        ("averaged over time and batch, and over the batch again", 1.0 * B * B * T),
+        ("summed over time, and averaged over the batch twice", 1.0 * B * B),
+        ("divided over time by T - 1", 1.0 * B * max(T - 1, 1)),
     ]
+    of = "has the gradient of a loss" if case.tensor == "backward/logits" else "has the loss"
+    ways = [(f"{of} {words}", norm) for words, norm in ways]
     if usual == "mean":
         ways[0], ways[1] = ways[1], ways[0]
     return ways

@@ -412,7 +412,9 @@ def _rules(case: Case, how: How) -> Iterator[Variant]:
     yield "feeds the gradient before clipping", how._replace(raw=True)
     if how.optimizer == "adam":
         swapped = how._replace(beta1=how.beta2, beta2=how.beta1)
-        yield "swaps beta1 and beta2", swapped
+        slot = case.tensor.rpartition("/")[2]
+        words = {"m": "averages gradients with beta2", "v": "averages squares with beta1"}
+        yield words.get(slot, "swaps beta1 and beta2"), swapped
     for field, key in list(FIELDS.items())[:4]:
         for value in numbers(case, key, 0.9, 0.99, 0.95, 0.999):
             if value != getattr(how, field):
@@ -420,7 +422,7 @@ def _rules(case: Case, how: How) -> Iterator[Variant]:
     if parameter(case) == "embedding":
         yield "leaves rows of tokens that are not in the batch alone", how._replace(lazy=True)
     if case.tensor.startswith("params/"):
-        yield "applies the update twice", how._replace(lr="twice")
+        yield "moves twice as far (an update or a learning rate twice)", how._replace(lr="twice")
         yield "takes the learning rate of the step before", how._replace(lr="before")
         for kind in SLOTS:
             if kind != how.optimizer:

@@ -61,12 +61,12 @@ def known_numbers(case: Case) -> Iterator[Named]:
     Not their products and quotients: of those one is, by chance, near nearly every number.
     """
     yield from (Named(2.0, ""), Named(3.0, ""), Named(4.0, ""))
+    if case.tensor == "update/learning_rate":
+        return  # which no size of the model or the batch acts on
     sizes = [Named(v, words) for key, words in SIZES for v in numbers(case, key) if v > 1]
     yield from sizes
-    counts = [numbers(case, key) for key in ("bptt", "batch_size")]
-    yield from (
-        Named(t * b, "T times B, the tokens of a batch") for t in counts[0] for b in counts[1]
-    )
+    T, B = (numbers(case, key) for key in ("bptt", "batch_size"))
+    yield from (Named(t * b, "the tokens of a batch, T times B") for t in T for b in B)
     # A mean over one too few.
     yield from (Named(v / (v - 1), f"{words} over one less") for v, words in sizes[:4])
     for rate in numbers(case, "dropout"):
@@ -314,7 +314,15 @@ def learning_rate(case: Case) -> Cause | None:
     words = f"{more} has divided the learning rate by lr_decay = {figure(decay)} {times} more"
     sides = f"{label(case, 'a')} {figure(a)}, {label(case, 'b')} {figure(b)}"
     sentence = f"{words} ({sides}, {eps_words(left)}): {hint}"
-    return Cause("learning-rate", sentence, left, claim=words)
+    # A schedule that is off agrees until it begins; what is off from step 1 may be any number.
+    agreed = any(_agreed(case, back) for back in range(1, case.step))
+    return Cause("learning-rate", sentence, left, "certain" if agreed else "likely", claim=words)
+
+
+def _agreed(case: Case, back: int) -> bool:
+    """Whether both sides had one learning rate so many steps before."""
+    a, b = (case.made("update/learning_rate", side, back) for side in SIDES)
+    return a is not None and b is not None and case.distance(a, b) <= case.level
 
 
 def _earlier(case: Case, more: str) -> bool:

@@ -79,6 +79,21 @@ class Rows(NamedTuple):
         found.check_order()
         return found
 
+    def of(self, matrix: NDArray[Any]) -> Rows | NDArray[Any]:
+        """Another matrix in these rows, the first occurrence of each having all of it.
+
+        The matrix itself where one of its other rows is not zero.
+        """
+        rows = np.asarray(self.rows)
+        others = np.ones(len(matrix), bool)
+        others[rows] = False
+        if matrix.shape != tuple(self.shape) or matrix[others].any():
+            return matrix
+        values = np.zeros((rows.size, matrix.shape[1]), matrix.dtype)
+        first = np.unique(rows, return_index=True)[1]
+        values[first] = matrix[rows[first]]
+        return Rows(rows, values, self.shape)
+
     def check_order(self) -> None:
         """Raise ValueError unless the row numbers grow, from 0 or more to below V."""
         rows, height = self.rows, self.shape[0]
