@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -176,11 +177,16 @@ def test_a_divergence_that_both_find_is_not_noted(compiled, tmp_path):
     assert kernels.in_use(PIECE)
 
 
-def run_python(code, *args, **environment):
-    """What a fresh interpreter says; that it fails is an error here."""
+def run_python(code, *args, cwd=None, **environment):
+    """What a fresh interpreter says, with what `cwd` holds; that it fails is an error here."""
     command = [sys.executable, "-W", "error", "-c", code, *map(str, args)]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, **environment}
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+        cwd=cwd,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
@@ -233,6 +239,41 @@ def test_machine_code_that_was_damaged_is_made_anew(tmp_path):
     for file in tmp_path.rglob("*.nb?"):
         file.write_bytes(file.read_bytes()[:50])
     assert run_python(PROVE, NUMBA_CACHE_DIR=str(tmp_path)) == ["9", "True"]
+
+
+def swapped(folder):
+    """A copy of the project in which two constants have changed their places."""
+    shutil.copytree(Path(layout.__file__).parents[1], folder / "harness")
+    file = folder / "harness/kernels/layout.py"
+    text = file.read_text()
+    places = "ABS, REL, LEAST_RTOL, LEAST_ATOL"
+    file.write_text(text.replace(places, "LEAST_ATOL, REL, LEAST_RTOL, ABS"))
+    assert file.read_text() != text
+
+
+def test_an_edit_of_the_constants_is_not_answered_by_older_machine_code(tmp_path):
+    swapped(tmp_path)
+    kept_at = {"NUMBA_CACHE_DIR": str(tmp_path / "kept")}
+    assert run_python(PROVE, **kept_at) == ["9", "True"]
+    assert run_python(PROVE, **kept_at, cwd=tmp_path) == ["9", "True"]
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+
+
+def test_older_machine_code_that_is_found_all_the_same_is_made_anew(tmp_path):
+    swapped(tmp_path)
+    same_name = "from harness.kernels import cache\ncache.digest = lambda sources: 'same'\n"
+    stamp = "import numba.core.caching as c; c._CacheLocator.get_source_stamp = lambda s: (1, 2)\n"
+    index = "c._SourceFileBackedLocatorMixin.get_source_stamp = lambda s: (1, 2)\n"
+    code = same_name + stamp + index + PROVE
+    kept_at = {"NUMBA_CACHE_DIR": str(tmp_path / "kept")}
+    assert run_python(code, **kept_at) == ["9", "True"]
+    times = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.nb?")}
+    assert run_python(code, **kept_at, cwd=tmp_path) == ["9", "True"]
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.nb?")} == times  # it was found
+
+
+def test_where_numba_is_told_not_to_compile_numpy_does_the_work(tmp_path):
+    assert run_python(PROVE, NUMBA_DISABLE_JIT="1") == ["9", "False"]
 
 
 def test_where_nothing_can_be_kept_each_process_compiles(tmp_path):

@@ -320,8 +320,8 @@ class _Walk:
 
 def _alike(a: TensorEntry, b: TensorEntry) -> bool:
     """Whether two tensors can be compared: of one shape, and of one dtype or both floats."""
-    floats = is_float(a.dtype) and is_float(b.dtype)
-    return a.shape == b.shape and (a.dtype == b.dtype or floats)
+    same = a.dtype == b.dtype
+    return a.shape == b.shape and (same or (is_float(a.dtype) and is_float(b.dtype)))
 
 
 def _why_empty(a: list[int], b: list[int], names: tuple[set[str], set[str]]) -> str:
