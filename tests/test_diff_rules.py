@@ -69,7 +69,18 @@ def test_values_that_two_dtypes_hold_alike_are_close_and_not_identical(tmp_path)
             trace.write(1, {"inputs/w": np.arange(5).astype(dtype), "empty": np.zeros(0, dtype)})
     found = diff(tmp_path / "a.trace", tmp_path / "b.trace")
     assert (found.status, found.onset.index, found.onset.rel_l2) == ("close", None, 0)
-    show_diff(Console(file=io.StringIO()), found)
+    shown = io.StringIO()
+    show_diff(Console(file=shown, width=200), found)
+    assert "inputs/w: float32 | float64 with the same numbers" in shown.getvalue()
+
+
+def test_the_onset_is_where_numbers_differ_and_not_where_the_dtype_alone_does(tmp_path):
+    for name, dtype in (("a", "float32"), ("b", "float64")):
+        with TraceWriter(tmp_path / f"{name}.trace", label=name, dtype=dtype) as trace:
+            third = np.full(5, 1 / 3).astype(dtype)
+            trace.write(1, {"v": np.arange(5).astype(dtype), "w": third, "x": third})
+    found = diff(tmp_path / "a.trace", tmp_path / "b.trace")
+    assert (found.onset.tensor, found.onset.index) == ("w", (0,))
 
 
 @pytest.mark.parametrize("dtypes", [("int32", "float32"), ("bool", "float64"), ("int32", "int64")])

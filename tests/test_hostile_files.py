@@ -247,6 +247,7 @@ def test_an_index_line_out_of_range_is_refused(trace, field, value):
         *(("complete", bad, []) for bad in (1, "true", None)),
         *(("capture", bad, []) for bad in (None, {"every": 0}, {"file": "x"}, {"first": -1})),
         *(("digests", bad, []) for bad in ({"tokens": 1}, [], {"a": {}})),
+        *(("program", bad, []) for bad in (None, {}, "x", {"kind": "other"}, {"kind": "script"})),
         *((bad, "", []) for bad in ("\x1b[2J", "file")),
     ],
 )

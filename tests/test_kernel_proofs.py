@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -176,11 +177,16 @@ def test_a_divergence_that_both_find_is_not_noted(compiled, tmp_path):
     assert kernels.in_use(PIECE)
 
 
-def run_python(code, *args, **environment):
-    """What a fresh interpreter says; that it fails is an error here."""
+def run_python(code, *args, cwd=None, **environment):
+    """What a fresh interpreter says, with what `cwd` holds; that it fails is an error here."""
     command = [sys.executable, "-W", "error", "-c", code, *map(str, args)]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, **environment}
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+        cwd=cwd,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
@@ -233,6 +239,48 @@ def test_machine_code_that_was_damaged_is_made_anew(tmp_path):
     for file in tmp_path.rglob("*.nb?"):
         file.write_bytes(file.read_bytes()[:50])
     assert run_python(PROVE, NUMBA_CACHE_DIR=str(tmp_path)) == ["9", "True"]
+
+
+def before_and_after_an_edit(folder, code):
+    """What a copy of the project says before two constants change their places, and after."""
+    shutil.copytree(Path(layout.__file__).parents[1], folder / "harness")
+    options = {"cwd": folder, "NUMBA_CACHE_DIR": str(folder / "kept")}
+    before = run_python(code, **options)
+    file = folder / "harness/kernels/layout.py"
+    text = file.read_text()
+    edited = text.replace("ABS, REL, LEAST_RTOL, LEAST_ATOL", "LEAST_ATOL, REL, LEAST_RTOL, ABS")
+    assert edited != text
+    file.write_text(edited)
+    times = {p: p.stat().st_mtime_ns for p in folder.rglob("*.nb?")}
+    after = run_python(code, **options)
+    assert {p: p.stat().st_mtime_ns for p in times} == times
+    return before, after
+
+
+def test_an_edit_of_the_constants_is_not_answered_by_older_machine_code(tmp_path):
+    assert before_and_after_an_edit(tmp_path, PROVE) == (["9", "True"], ["9", "True"])
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+
+
+def test_older_machine_code_that_is_found_all_the_same_is_made_anew(tmp_path):
+    code = "from harness.kernels import cache\ncache.digest = lambda sources: 'same'\n" + PROVE
+    assert before_and_after_an_edit(tmp_path, code) == (["9", "True"], ["9", "True"])
+    assert len(list((tmp_path / "kept").iterdir())) == 1
+    assert kept(tmp_path) == [".nbc", ".nbi"]  # and nothing was made that lies there too
+
+
+def test_older_machine_code_is_found_out_by_its_figures_alone(tmp_path):
+    code = "from harness.kernels import cache\ncache.digest = lambda sources: 'same'\n"
+    code += "from harness.kernels import layout\nlayout.MARK = 1\n" + PROVE
+    code = code.replace(
+        "    kernels.choose(True)",
+        "    import warnings\n    warnings.simplefilter('ignore')\n    kernels.choose(True)",
+    )
+    assert before_and_after_an_edit(tmp_path, code) == (["9", "True"], ["9", "False"])
+
+
+def test_where_numba_is_told_not_to_compile_numpy_does_the_work(tmp_path):
+    assert run_python(PROVE, NUMBA_DISABLE_JIT="1") == ["9", "False"]
 
 
 def test_where_nothing_can_be_kept_each_process_compiles(tmp_path):

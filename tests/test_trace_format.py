@@ -15,7 +15,15 @@ import xxhash
 
 import harness
 from harness.spec import Capture
-from harness.trace import TraceError, TraceWriter, check_trace, open_trace, reader, remove_trace
+from harness.trace import (
+    Rows,
+    TraceError,
+    TraceWriter,
+    check_trace,
+    open_trace,
+    reader,
+    remove_trace,
+)
 from harness.trace.schema import DTYPES, FLOATS
 
 SHAPES = [(), (0,), (2, 0, 3), (3, 5), (2, 40_000)]  # the last is longer than a block
@@ -379,6 +387,46 @@ def test_a_trace_of_version_1_opens_reads_checks_and_compares_with_one_of_today(
         assert (first.step, first.tensor, first.index) == (5, "grads/w", (1, 2))
     remove_trace(old)
     assert not old.exists()
+
+
+def test_a_trace_of_version_2_opens_and_compares_with_one_of_today(tmp_path):
+    steps = {1: {"w": np.eye(9, 4), "x": 1.0}, 2: {"w": np.eye(9, 4), "x": 2.0}}
+    old, new = (write(tmp_path / name, steps) for name in ("old.trace", "new.trace"))
+    header = json.loads((old / "trace.json").read_text()) | {"version": 2}
+    del header["program"]
+    (old / "trace.json").write_text(json.dumps(header))
+    assert open_trace(old).header.program is None
+    assert check_trace(old).faults == ()
+    assert harness.diff(old, new).status == "identical"
+
+
+def test_a_folder_that_is_no_trace_is_told_from_one_that_is_not_there(tmp_path):
+    with pytest.raises(TraceError, match=r"x: no such trace"):
+        open_trace(tmp_path / "x")
+    with pytest.raises(TraceError, match=r"is a folder without trace.json, so no trace: give"):
+        open_trace(tmp_path)
+
+
+@pytest.mark.parametrize("tensors", [[("x", 1.0)], {3: 1.0}, {None: 1.0}, "x", None])
+def test_tensors_without_names_are_refused(tmp_path, tensors):
+    capture = Capture(include=("x",))
+    with (
+        TraceWriter(tmp_path / "a.trace", label="a", dtype="float32", capture=capture) as trace,
+        pytest.raises(TraceError, match=r"a.trace: step 1: .*give a mapping of names"),
+    ):
+        trace.write(1, tensors)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("given", ["matrix", "rows"])
+def test_a_matrix_of_mostly_zero_rows_comes_back_in_every_floating_dtype(tmp_path, dtype, given):
+    whole = np.zeros((9, 4), dtype)
+    whole[3] = [1, -2, 0.5, -0.0]
+    tensor = whole if given == "matrix" else Rows([3], whole[3:4], (9, 4))
+    path = write(tmp_path / "a.trace", {1: {"w": tensor}})
+    back = read(path)[1]["w"]
+    assert (str(back.dtype), back.tobytes()) == (dtype, whole.tobytes())
+    assert check_trace(path).faults == ()
 
 
 def test_a_run_that_fails_leaves_an_incomplete_trace_that_opens(tmp_path):

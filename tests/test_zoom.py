@@ -13,8 +13,8 @@ from harness.instep import in_step
 from harness.judge import Investigation
 from harness.observer import Observer
 from harness.spec import Capture
-from harness.trace import open_trace
-from harness.zoom import jumps, require_zoomable, suspects, zoom
+from harness.trace import Program, TraceWriter, open_trace
+from harness.zoom import _twin, jumps, require_zoomable, suspects, zoom
 
 EPOCH = 500  # tokens: with the lab's batches the second epoch starts at step 34
 STATS = Capture(level="stats", checkpoint_every=10)
@@ -177,3 +177,30 @@ def test_traces_that_were_moved_cannot_be_run_again(tmp_path, capsys):
     code, _, err = run_cli(capsys, "zoom", moved, moved)
     assert code == 2
     assert "np.json" in err
+
+
+@pytest.mark.parametrize(
+    ("program", "framework", "twin"),
+    [
+        (Program("twin", "pt_impl", "x"), {"numpy": "2"}, "pt"),
+        (Program("twin", "np_impl", "x"), {"torch": "2"}, "np"),
+        (Program("twin", "my_impl", "x"), {"torch": "2"}, None),
+        (Program("script", "pt_impl", "x"), {"torch": "2"}, None),
+        (Program("script", "train.py", "x"), {"tensorflow": "2"}, None),
+        (None, {"tensorflow": "2"}, "tf"),
+        (None, {}, None),
+    ],
+)
+def test_the_twin_that_made_a_trace_is_known_by_its_header(tmp_path, program, framework, twin):
+    path = tmp_path / "a.trace"
+    TraceWriter(path, label="a", dtype="float32", framework=framework, program=program).close()
+    if program is None:  # of an earlier version
+        header = json.loads((path / "trace.json").read_text()) | {"version": 2}
+        del header["program"]
+        (path / "trace.json").write_text(json.dumps(header))
+    trace = open_trace(path)
+    if twin:
+        assert _twin(trace) == twin
+    else:
+        with pytest.raises(HarnessError, match=r"is no twin of ours .pt_impl, tf_impl, np_impl."):
+            _twin(trace)

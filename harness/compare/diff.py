@@ -127,6 +127,7 @@ class _Walk:
         self.steps = self.tensors = 0
         self.divergences: list[Difference] = []
         self.onset: Difference | None = None
+        self.onset_by_dtype = False  # for want of one that is of numbers
         self.last_agreeing: Place | None = None
         self.tightest: Tightest | None = None
         self.structure: dict[tuple[Kind, str | None, str, str], list[int]] = {}
@@ -238,8 +239,10 @@ class _Walk:
         if figures.close and used and (not self.tightest or used > self.tightest.used):
             needed = None if allowed.factor is None else used * allowed.factor
             self.tightest = Tightest(step, b.name, used, needed)
-        if self.onset is None:
+        by_dtype = figures.onset is None and not found.estimated  # all the numbers are the same
+        if self.onset is None or (self.onset_by_dtype and not by_dtype):
             self.onset = difference(step, a, b, found, figures.onset, found.at_onset)
+            self.onset_by_dtype = by_dtype
         if not figures.close:
             self.divergences.append(difference(step, a, b, found, figures.index, found.at_index))
 
@@ -320,8 +323,8 @@ class _Walk:
 
 def _alike(a: TensorEntry, b: TensorEntry) -> bool:
     """Whether two tensors can be compared: of one shape, and of one dtype or both floats."""
-    floats = is_float(a.dtype) and is_float(b.dtype)
-    return a.shape == b.shape and (a.dtype == b.dtype or floats)
+    same = a.dtype == b.dtype
+    return a.shape == b.shape and (same or (is_float(a.dtype) and is_float(b.dtype)))
 
 
 def _why_empty(a: list[int], b: list[int], names: tuple[set[str], set[str]]) -> str:

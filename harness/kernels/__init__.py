@@ -91,10 +91,11 @@ def _load() -> ModuleType | None:
     if _compiled is None and not _missing:
         try:
             from harness.kernels import passes
-        except (ImportError, OSError):  # no numba, or none for this interpreter
+
+            passes.make(keep=True)
+        except (ImportError, OSError):  # no numba, none for this interpreter, or told to do nothing
             _missing = True
             return None
-        passes.make(keep=True)
         _compiled = passes
     return _compiled
 

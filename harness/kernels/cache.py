@@ -41,6 +41,11 @@ def folder() -> Path | None:
     return path
 
 
+def disabled() -> bool:
+    """Whether numba leaves functions as they are (NUMBA_DISABLE_JIT)."""
+    return bool(_settings.DISABLE_JIT)
+
+
 def digest(sources: Path) -> str:
     """Of the kernels' sources, of what compiles them, and of the processor they are made for."""
     target = cpu_target.target_context.codegen().magic_tuple()

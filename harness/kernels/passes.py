@@ -41,6 +41,8 @@ def make(keep: bool) -> None:
     dtypes at the same time may put the code for one under the other's key in numba's index.
     """
     global _folder
+    if cache.disabled():
+        raise ImportError("numba is told not to compile")
     _folder = cache.folder() if keep else None
     for function in (describe_piece, compare_piece):
         for dtype in ("float32", "float64"):

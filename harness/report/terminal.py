@@ -108,7 +108,9 @@ def _estimated(found: Difference) -> str:
 
 def _onset(found: Difference) -> str:
     """Both values at the first element that differs, and how far they are apart themselves."""
-    if found.index is None:  # which element is not known, or it is the dtype alone
+    if found.index is None and not found.estimated:
+        return f": {found.dtype} with the same numbers"
+    if found.index is None:
         apart = (
             "" if found.rel_l2_eps is None else f": {_about(found)}{eps(found.rel_l2_eps)} apart"
         )

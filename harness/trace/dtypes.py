@@ -5,6 +5,7 @@ The narrow ones are no floats to NumPy (`dtype.kind`, `numpy.finfo`): what has t
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import ml_dtypes  # after this import numpy.dtype knows the names too
@@ -17,22 +18,26 @@ BETWEEN = " | "  # of the dtypes of two sides, where they are not the same
 Dtype = str | np.dtype[Any]
 
 
+@cache
 def is_float(dtype: Dtype) -> bool:
     """Whether this is a floating-point dtype of the format ("float32 | float64": both)."""
     return all(np.dtype(name).name in FLOATS for name in _names(dtype))
 
 
+@cache
 def epsilon(*dtypes: Dtype) -> float | None:
     """The machine epsilon of the narrowest of these; None if one of them does not round."""
     infos = _infos(*dtypes)
     return max(float(info.eps) for info in infos) if infos else None
 
 
+@cache
 def smallest_normal(*dtypes: Dtype) -> float:
     """The smallest normal number that all of these floating-point dtypes hold."""
     return max(float(info.smallest_normal) for info in _infos(*dtypes))
 
 
+@cache
 def largest(*dtypes: Dtype) -> float:
     """The largest number that all of these floating-point dtypes hold."""
     return min(float(info.max) for info in _infos(*dtypes))

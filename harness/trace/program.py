@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,27 +26,28 @@ def twin(package: str) -> Program:
 
 def script() -> Program:
     """The program of the script that this process runs; "interactive" where it runs none."""
-    main = _file(sys.modules.get("__main__"))
-    if main is None:
+    file = _file(sys.modules.get("__main__"))
+    if file is None:
         return Program("script", "interactive", "")
+    main = Path(os.path.realpath(file))  # as Python itself does to find the modules beside it
     files = {main.name: main}
     for module in list(sys.modules.values()):
-        path = _file(module)
-        if path and path.is_relative_to(main.parent):
+        file = _file(module)
+        if file and file.startswith(f"{main.parent}{os.sep}"):
+            path = Path(file)
             name = path.relative_to(main.parent)
             if not set(INSTALLED).intersection(name.parts):
                 files[name.as_posix()] = path
     return Program("script", _printable(main.name), _digest(files))
 
 
-def _file(module: Any) -> Path | None:
+def _file(module: Any) -> str | None:
     """The source of a module. Not by attribute: a lazy module would be loaded by that."""
     try:
         name = vars(module).get("__file__")
-        path = Path(name).resolve() if isinstance(name, str) and name.endswith(".py") else None
-    except (TypeError, OSError, RuntimeError):  # no module at all, or no path
+    except TypeError:  # no module at all
         return None
-    return path
+    return os.path.abspath(name) if isinstance(name, str) and name.endswith(".py") else None
 
 
 def _digest(files: Mapping[str, Path]) -> str:

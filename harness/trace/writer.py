@@ -214,6 +214,11 @@ class TraceWriter:
         if self._closed:
             raise TraceError(f"{self.path}: step {step} after the writer was closed")
         step = self._number(step)
+        if not isinstance(tensors, Mapping) or not all(isinstance(name, str) for name in tensors):
+            raise TraceError(
+                f"{self.path}: step {step}: {type(tensors).__name__} of tensors: give a mapping of "
+                "names (strings) to tensors"
+            )
         if not self.wants_step(step):
             return
         self._raise_once()
@@ -299,10 +304,9 @@ class TraceWriter:
 
     def _accept(self, name: str, tensor: Any) -> Tensor:
         """A tensor that can be stored, as it was given: nothing large is copied here."""
-        wrong = check_name(name) if isinstance(name, str) else "is no string"
+        wrong = check_name(name)
         if wrong:
-            shown = quote(name)
-            raise TraceError(f"{self.path}: {shown} cannot name a tensor: it {wrong}")
+            raise TraceError(f"{self.path}: {quote(name)} cannot name a tensor: it {wrong}")
         try:
             return accept(tensor, self._header.dtype)
         except ValueError as error:
