@@ -15,6 +15,7 @@ import msgspec
 
 from harness.compare.axes import describe_index
 from harness.compare.metrics import Comparison
+from harness.compare.nonfinite import nonfinite_notes
 from harness.compare.pairs import Found, Side, compare_pair
 from harness.compare.tolerance import Tolerance
 from harness.errors import HarnessError
@@ -460,6 +461,7 @@ def _notes(a: Trace, b: Trace, nan_equal: list[Place]) -> Iterable[str]:
     if nan_equal:
         first = nan_equal[0]
         yield f"both sides hold NaN, first in {first.tensor} of step {first.step}"
+    yield from nonfinite_notes(a, b)
     spec_a, spec_b = _flat(a.header.spec), _flat(b.header.spec)
     for key in sorted(spec_a.keys() | spec_b.keys()):
         if spec_a.get(key) != spec_b.get(key):
