@@ -56,11 +56,10 @@ class Investigation:
         """Run what is needed and judge; what could not be run is said in the evidence."""
         if self.free.status == "structure" or self.runs[0].train.dtype != self.runs[1].train.dtype:
             return judge(Evidence(self.free))
-        self._repeat()
         first, last = self._window()
         if not last:
-            lacking = tuple(self.lacking)
-            return judge(Evidence(self.free, lacking=lacking, repeats=self.repeats))
+            return judge(Evidence(self.free, lacking=tuple(self.lacking)))
+        self._repeat()
         pairs = self._pairs(first, last)
         followed: dict[Dtype, tuple[Following, ...]] = {}
         if any(run.train.compile for run in self.runs):
@@ -105,7 +104,7 @@ class Investigation:
 
         The last one is 0 where there is no room for their traces.
         """
-        traced, known = open_trace(self.runs[1].trace).steps, list(self.lacking)
+        traced = open_trace(self.runs[1].trace).steps
         first, last = traced[0] if self.runs[1].capture.first > 1 else 1, traced[-1]
         if self._bytes(last - first + 1) > LARGE:
             parted = self.free.first_divergence
@@ -117,9 +116,8 @@ class Investigation:
         free, needed = shutil.disk_usage(self.folder).free, self._bytes(last - first + 1)
         if needed > 0.9 * free:
             self.lacking = [
-                *known,
                 f"not run in float64 and following: {needed >> 20:,} MiB of traces, and "
-                f"{self.folder} has {free >> 20:,} MiB left: free some, or give another --out",
+                f"{self.folder} has {free >> 20:,} MiB left: free some, or give another --out"
             ]
             return first, 0
         return first, last

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from importlib import import_module
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from twins import MODEL, B, T, a_run, train_spec
 from harness.bench import commands, diffing, growth, main, tracing, twins
 from harness.bench.commands import launch
 from harness.bench.paced import TimedSide, short
+from harness.bench.pairs import Pair
 from harness.bench.place import Place, check_room
 from harness.bench.result import BenchResult, Fit, Row, Section, Spread, Target
 from harness.bench.rounds import Progress, interleave
@@ -23,6 +25,7 @@ from harness.report.bench_plot import plot_bench
 from harness.report.terminal import console
 from harness.sides import TWINS
 from harness.spec import Capture
+from harness.trace import TraceWriter, open_trace
 
 STEPS = 6
 # Small enough to clip at every step: a wrong norm would show.
@@ -207,6 +210,29 @@ def test_arrays_are_compared_by_all_and_a_tool_that_is_not_there_is_said_to_be(m
     own = rows["harness compare"]
     assert own.rate == pytest.approx(16_000 / 1e9 / own.seconds.median)
     assert set(own.ratios) == {"speed / numpy.allclose", "speed / memory copy"}
+
+
+def test_a_clean_pair_that_parts_is_kept_and_compared_again_without_numba(tmp_path):
+    folder = tmp_path / "place"
+    folder.mkdir()
+    place = SimpleNamespace(folder=folder)
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        with TraceWriter(folder / f"{name}.trace", label=name, dtype="float32") as trace:
+            for step in (1, 2):
+                trace.write(step, {"grads/w": np.full(3, value if step == 1 else 0, np.float32)})
+    pair = Pair(folder / "a.trace", folder / "b.trace", 0, span(1, 1))
+    with pytest.raises(HarnessError) as caught:
+        diffing.diff_command(place, pair, 2)
+    told = "diverged at step 1, grads/w (3 of 3 elements, 1.0 | 2.0)"
+    kept = next(tmp_path.glob("harness-parted-*"))
+    assert str(caught.value) == (
+        f"it compared 1 steps of 2: {told}; without numba: {told}; both traces are kept in "
+        f"{kept.name} of the temporary folder"
+    )
+    assert sorted(trace.name for trace in kept.iterdir()) == ["a.trace", "b.trace"]
+    assert open_trace(kept / "a.trace").steps == (1, 2)
+    pair.remove()  # as whoever made it does: what is kept stays
+    assert len(list(kept.iterdir())) == 2
 
 
 def test_a_part_that_fails_leaves_the_others(tmp_path, monkeypatch):

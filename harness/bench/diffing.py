@@ -6,7 +6,9 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -34,6 +36,13 @@ ROUNDING, IDENTICAL = "two traces that differ by rounding", "two identical trace
 WHOLE = f"harness diff, two {STEPS}-step small full traces"
 PASS, NUMPY = "python -c pass", 'python -c "import numpy"'
 IMPORT = f"import sys; sys.path.append({str(ROOT)!r}); import harness"
+WITHOUT_NUMBA = (
+    sys.executable,
+    "-P",
+    "-c",
+    f"import sys; sys.path.append({str(ROOT)!r}); import harness.kernels; "
+    "harness.kernels.choose(False); from harness.cli import main; main()",
+)
 # The targets.
 LEAST_OF_ALLCLOSE, LEAST_OF_COPY, MOST_PEAK, MOST_START = 5.0, 0.7, 300e6, 1.5
 
@@ -105,16 +114,61 @@ def _row(
 
 
 def diff_command(place: Place, pair: Pair, steps: int, *options: str) -> Launched:
-    """`harness diff` of a pair; HarnessError where it did not compare all steps."""
-    command = (*HARNESS, "diff", str(pair.a), str(pair.b), "--json", *options)
+    """`harness diff` of a pair; HarnessError where it did not compare all steps.
+
+    A clean pair does not part: where it does, both traces are kept beside the place's folder.
+    """
+    done, found = _diffed(place, HARNESS, pair, options)
+    if found.steps_compared != steps:
+        again = _diffed(place, WITHOUT_NUMBA, pair, options)[1]
+        kept = Path(mkdtemp(prefix="harness-parted-", dir=place.folder.parent))
+        for trace in (pair.a, pair.b):
+            trace.rename(kept / trace.name)
+        raise HarnessError(
+            f"it compared {found.steps_compared} steps of {steps}: {found.said}; without numba: "
+            f"{again.said}; both traces are kept in {kept.name} of the temporary folder"
+        )
+    return done
+
+
+class _Divergence(msgspec.Struct, frozen=True):
+    """The part of a first divergence that is told."""
+
+    step: int
+    tensor: str
+    mismatches: int
+    size: int
+    a: Any
+    b: Any
+
+
+class _Result(msgspec.Struct, frozen=True):
+    """The part of a diff's result that is looked at."""
+
+    status: str
+    steps_compared: int
+    first_divergence: _Divergence | None
+
+    @property
+    def said(self) -> str:
+        first = self.first_divergence
+        if first is None:
+            return self.status
+        return (
+            f"{self.status} at step {first.step}, {first.tensor} ({first.mismatches} of "
+            f"{first.size} elements, {first.a} | {first.b})"
+        )
+
+
+def _diffed(
+    place: Place, harness: Sequence[str], pair: Pair, options: Sequence[str]
+) -> tuple[Launched, _Result]:
+    command = (*harness, "diff", str(pair.a), str(pair.b), "--json", *options)
     done = launch(command, place.folder, allowed=(0, 1))
     try:
-        compared = int(msgspec.json.decode(done.output)["steps_compared"])
-    except (msgspec.MsgspecError, KeyError, TypeError):
+        return done, msgspec.json.decode(done.output, type=_Result)
+    except msgspec.MsgspecError:
         raise HarnessError(f"its output is no result: {done.said}") from None
-    if compared != steps:
-        raise HarnessError(f"it compared {compared} steps of {steps}: the traces part")
-    return done
 
 
 def _traces(place: Place, size: str, rounds: int, tick: Callable[[], None]) -> Section:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.compare.metrics import differs
+from harness.compare.nonfinite import nonfinite_notes
 from harness.compare.pairs import Found, Side, compare_pair
 from harness.compare.result import (
     Difference,
@@ -373,6 +374,7 @@ def _notes(a: Trace, b: Trace, nan_equal: list[Place]) -> Iterable[str]:
     if nan_equal:
         first = nan_equal[0]
         yield f"both sides hold NaN, first in {first.tensor} of step {first.step}"
+    yield from nonfinite_notes(a, b)
     yield from _programs(a.header, b.header)
     spec_a, spec_b = _flat(a.header.spec), _flat(b.header.spec)
     for key in sorted(spec_a.keys() | spec_b.keys()):
