@@ -27,7 +27,7 @@ from harness.explain import (
 )
 from harness.explain.case import Case, Cause
 from harness.explain.refute import Record
-from harness.explain.trial import Memory
+from harness.explain.trial import Memory, same_claim
 
 # log10: a certain claim is one of which at most a millionth would fit an unrelated difference, over
 # all that were tried; where more than one in twenty would, nothing is claimed.
@@ -152,7 +152,7 @@ CAUSES: tuple[Row, ...] = (
         SPECIFIC,
         ("optimizer", "momentum", "beta1", "beta2", "rho"),
     ),
-    Row("zero-gradient", GRADIENTS, region.zero_gradient, SPECIFIC),
+    Row("zero-gradient", GRADIENTS, region.zero_gradient, SPECIFIC, silent=region.blank),
     Row("state-swapped", ("state/*",), structure.state_swapped, SPECIFIC),
     Row("stale", ("*",), structure.stale, PLAIN, silent=structure.still),
     Row("accumulated", GRADIENTS, structure.accumulated, EXACT, silent=structure.first_step),
@@ -311,8 +311,9 @@ def refuted(case: Case, found: Sequence[Fit], others: Sequence[Case]) -> list[Ca
         record = Record()
         for place in places:
             if any(fnmatchcase(place.tensor, glob) for glob in row.globs):
-                again = try_row(row, place._replace(asked=cause.claim))
-                holds = any((one.claim or one.name) == cause.claim for one in again)
+                place = place._replace(asked=cause.claim)
+                again = try_row(row, place)
+                holds = any(same_claim(one.claim or one.name, cause.claim) for one in again)
                 silent = row.silent(place) or not (place.a.any() or place.b.any())
                 record.add(place, holds, silent, case.tensor)
         ruled = record.rule(cause)

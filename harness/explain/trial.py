@@ -8,6 +8,7 @@ tensor is recomputed from what the same side traced, and must then be that side'
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Literal, NamedTuple, TypeVar, cast
@@ -17,6 +18,7 @@ import numpy as np
 from harness.explain.case import SAMPLE, Array, Case, Cause, Lookup, Side
 
 R = TypeVar("R")
+LAYER = re.compile(r"layer\d+")
 ALL = slice(None)
 MOST_LAYERS = 64  # layers that are looked for
 SIDES: tuple[Side, Side] = ("a", "b")
@@ -186,11 +188,17 @@ def _claim(case: Case, side: Side, guess: Guess) -> str:
     return f"{label(case, side)} {guess.words.partition(' (')[0]}"
 
 
+def same_claim(one: str, two: str) -> bool:
+    """Whether two claims are one, of whichever layer."""
+    return LAYER.sub("layer", one) == LAYER.sub("layer", two)
+
+
 def _asked(case: Case, name: str, guesses: Sequence[Guess]) -> Cause | None:
     """Whether a claim that was made at another place holds here, where the sides may agree."""
     for guess in guesses[1:]:
         for side in SIDES:
-            value = guess.value(side, ALL) if _claim(case, side, guess) == case.asked else None
+            here = same_claim(_claim(case, side, guess), case.asked)
+            value = guess.value(side, ALL) if here else None
             left = None if value is None else case.settled(value, own(case, side))
             if left is not None:
                 return Cause(name, "", left, claim=case.asked)
