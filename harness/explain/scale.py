@@ -99,9 +99,8 @@ def name_of(case: Case, factor: float, error: float) -> Named | None:
             words.append(candidate.words if candidate.value >= 1 else inverse)
     if not words:
         return _one_too_many(case, factor, error)
-    if "" in words:
-        return Named(value, "")  # 2 is twice, whatever else may be 2 in this run
-    return Named(value, " and ".join(words[:2]))
+    # 2 is twice, whatever else may be 2 in this run.
+    return Named(value, "" if value == 2 else " and ".join([w for w in words if w][:2]))
 
 
 def _one_too_many(case: Case, factor: float, error: float) -> Named | None:
