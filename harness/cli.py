@@ -218,7 +218,7 @@ def run_command(
     Where they diverge, both are run again in float64 and stage by stage from each other's inputs,
     to tell rounding from a bug, and to say which and why.
 
-    Leaves LABEL.trace (the trace), LABEL.log (standard error), LABEL.npz (the weights after the
+    Leaves LABEL.trace (the trace), LABEL.log (what it printed), LABEL.npz (the weights after the
     last step) and LABEL.json (what the side was told to do) in --out.
     """
     from harness.report.progress import LiveObserver
