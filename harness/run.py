@@ -137,9 +137,8 @@ def run_sides(
     runs = restartable(runs, capture, "--zoom" if zoom else "--follow" if follow else "", watcher)
     with Session([one.side for one in asked], folder, watcher) as session:
         result = _conclude(session, runs, (follow, verdict, sequential, zoom), tolerance, all)
-    result = msgspec.structs.replace(result, entropy=corpus.entropy)
     _tell_of_faults(asked, result, trace, watcher)
-    return result
+    return msgspec.structs.replace(result, entropy=corpus.entropy)
 
 
 def _conclude(
