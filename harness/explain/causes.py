@@ -319,3 +319,26 @@ def refuted(case: Case, found: Sequence[Fit], others: Sequence[Case]) -> list[Ca
         ruled = record.rule(cause)
         kept += [ruled] if ruled else []
     return kept
+
+
+def shown_elsewhere(case: Case, others: Sequence[Case]) -> list[Cause]:
+    """What explains the difference at a later step without doubt, and fits this place as well.
+
+    Several causes may leave the same numbers at one place: a clip that no element reaches is none.
+    """
+    here = [other for other in others if other.tensor == case.tensor and other.gap() > other.level]
+    for place in here if case.fed else ():
+        found = [fit for fit in fitting(place._replace(off=case.off)) if _sure(fit)]
+        rest = [case, *(other for other in others if other is not place)]
+        told = [
+            replace(cause, sentence=f"as step {place.step} shows: {cause.sentence}")
+            for cause in refuted(place._replace(off=case.off), found, rest)
+            if cause.sure == "certain"
+        ]
+        if told:
+            return told
+    return []
+
+
+def _sure(fit: Fit) -> bool:
+    return fit.cause.sure == "certain"

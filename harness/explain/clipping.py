@@ -134,7 +134,8 @@ def clip_elementwise(case: Case) -> Cause | None:
     side, left = found
     limit = number(case, "clip_limit") or 0.0
     settings = case.settings_a if side == "a" else case.settings_b
-    if not _any_clamped(case, side, limit) and settings.get("clip") != "elementwise":
+    told = case.asked or settings.get("clip") == "elementwise"
+    if not told and not _any_clamped(case, side, limit):
         return None  # not clipping at all fits as well
     norm = scalar(case, "update/global_norm", other(side)) or 0.0
     scale = limit / max(norm, limit)

@@ -18,6 +18,7 @@ from harness.trace import Step, TensorEntry, Trace, open_trace
 from harness.trace.dtypes import common, epsilon, is_float
 
 T = TypeVar("T")
+OVERFLOW = 2.0**-12  # of the largest number: sums of such numbers may leave the range on the way
 _LAYER = re.compile(r"layer\d+")
 
 # Tensors of one kind that do not feed one another: a follower's own are used for all of them.
@@ -192,6 +193,22 @@ class Pair:
             return None
         found = compare(a, b, allowed)
         return gap_of(found)._replace(close=found.close, factor=allowed.factor or 0.0, eps=eps)
+
+    def overflown(self, step: int, name: str) -> bool:
+        """Whether numbers that are not finite on one side alone come of overflow on both.
+
+        Sums of numbers near the largest are Inf in one order and NaN in another, or finite and as
+        large: which of them says nothing.
+        """
+        a, b = self.both(step, name)
+        if a is None or b is None or a.dtype.kind != "f":
+            return False
+        with np.errstate(all="ignore"):
+            large = np.finfo(a.dtype).max * OVERFLOW
+            odd = (np.isfinite(a) != np.isfinite(b)) | (~np.isfinite(a) & (a != b))
+            odd &= ~(np.isnan(a) & np.isnan(b))
+            huge = (~(np.abs(a) < large)) & (~(np.abs(b) < large))
+        return bool(odd.any()) and bool(huge[odd].all())
 
     def forget(self, before: int) -> None:
         """Let go of the steps before one, and of their files."""

@@ -46,6 +46,8 @@ def _hits(runs: Sequence[Following]) -> list[_Hit]:
         orders: dict[int, dict[str, int]] = {}
         pair = Pair(run.found, run.found.labels) if run.found.divergences else None
         for place in run.found.divergences:
+            if pair and place.nonfinite_mismatches and pair.overflown(place.step, place.tensor):
+                continue
             if pair and place.step not in orders:
                 names = pair.names(place.step)
                 orders[place.step] = {name: i for i, name in enumerate(names)}

@@ -151,6 +151,9 @@ class Walk:
             self.path, self.path64 = before.further(gap, where), before64.further(gap64, where)
             self.agreed[tensor] = self.agreed.get(tensor, 0) + 1
             return None
+        if math.isinf(gap.needed) and self.narrow.overflown(step, tensor):
+            self.notes.add("beyond the largest float32 on both sides", tensor, step)
+            return None
         noise = self.noise.kind(step, tensor)
         if noise:
             self.notes.add(noise, tensor, step)

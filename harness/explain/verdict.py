@@ -18,7 +18,7 @@ import numpy as np
 from harness.compare import DiffResult, diff
 from harness.compare.diff import Difference
 from harness.explain.case import Cause, Side
-from harness.explain.causes import best, fitting, refuted
+from harness.explain.causes import best, fitting, refuted, shown_elsewhere
 from harness.explain.evidence import (
     Evidence,
     Finding,
@@ -210,6 +210,11 @@ def _shrunk(evidence: Evidence) -> tuple[str, ...]:
     place, free64 = evidence.free.first_divergence, evidence.free64
     if not place or not free64:
         return ()
+    if place.nonfinite_mismatches:
+        return (
+            f"at {place.tensor} of step {place.step} the free runs leave the range of "
+            f"{place.dtype}: whether a sum of such numbers is Inf or NaN depends on its order",
+        )
     gap = Pair(free64, free64.labels).gap(place.step, place.tensor)
     if gap is None or not math.isfinite(gap.rel_l2):
         return ()
@@ -246,7 +251,7 @@ def _first_words(free: DiffResult) -> Iterable[str]:
             f"{first.tensor} at step {first.step}"
         )
     for note in free.notes:
-        if "settings differ" in note or "different" in note:
+        if any(words in note for words in ("settings differ", "different", "is not finite")):
             yield note
 
 
@@ -265,9 +270,12 @@ def _causes(
     if case is None:
         return [], []
 
-    found = fitting(case._replace(off=off))
-    others = pair.elsewhere(case, ELSEWHERE) if found else []
-    return best([cause for _, cause in found]), best(refuted(case._replace(off=off), found, others))
+    case = case._replace(off=off)
+    found, others = fitting(case), pair.elsewhere(case, ELSEWHERE)
+    causes = refuted(case, found, others)
+    if not any(cause.sure == "certain" for cause in causes):
+        causes += shown_elsewhere(case, others)
+    return best([cause for _, cause in found]), best(causes)
 
 
 def amplification(distances: Sequence[tuple[int, float]]) -> float | None:
