@@ -152,7 +152,7 @@ CAUSES: tuple[Row, ...] = (
         SPECIFIC,
         ("optimizer", "momentum", "beta1", "beta2", "rho"),
     ),
-    Row("zero-gradient", GRADIENTS, region.zero_gradient, SPECIFIC, silent=region.blank),
+    Row("zero-gradient", GRADIENTS, region.zero_gradient, SPECIFIC, silent=region.of_tokens),
     Row("state-swapped", ("state/*",), structure.state_swapped, SPECIFIC),
     Row("stale", ("*",), structure.stale, PLAIN, silent=structure.still),
     Row("accumulated", GRADIENTS, structure.accumulated, EXACT, silent=structure.first_step),
