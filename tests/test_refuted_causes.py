@@ -1,0 +1,283 @@
+"""Faults that no list holds, planted in a twin: no cause is called certain that is not so."""
+
+import re
+
+import msgspec
+import numpy as np
+import pytest
+from causes_fixtures import lone_case
+from twins import a_run
+
+from harness import Observer
+from harness.compare import diff
+from harness.explain.case import Cause
+from harness.explain.causes import Fit, Row, explain, fitting, refuted
+from harness.judge import Investigation
+from harness.session import Session, Side
+from harness.sides import TWINS, Twin
+
+TWIN = """
+import sys
+import numpy as np
+import np_impl.train as twin
+from harness.serving import main
+
+clip, update, step_of = twin.clip, twin.update, twin.train_step
+masks_of = twin.randomness.dropout_masks
+
+def with_rate(change):
+    def train_step(params, slots, state, x, y, masks, lr, step, *rest):
+        return step_of(params, slots, state, x, y, masks, change(lr, step), step, *rest)
+    twin.train_step = train_step
+
+def with_clip(change):
+    twin.clip = lambda grads, norm, mode, limit: change(grads, norm, mode, limit)
+
+def with_update(change):
+    def changed(params, grads, slots, lr, train, step, points):
+        new, slots = update(params, grads, slots, lr, train, step, points)
+        return change(params, new, step), slots
+    twin.update = changed
+
+def times(factor):
+    def clipped(grads, norm, mode, limit):
+        made = clip(grads, norm, mode, limit)
+        w = made["layer0/w_i"]
+        return {{**made, "layer0/w_i": w * w.dtype.type(factor)}}
+    twin.clip = clipped
+
+{code}
+
+if __name__ == "__main__":
+    sys.exit(main(twin.train))
+"""
+
+# The fault, what the run is given, where it must be found, what may be said of it for certain (a
+# pattern that every certain cause must match), and what must be the first cause, if anything must.
+LR = "update/learning_rate"
+FAULTS = {
+    "a warm-up is no decay": (
+        "with_rate(lambda lr, step: lr * min(1, step / 4))",
+        {"lr": 2.0},
+        LR,
+        "^$",
+        None,
+    ),
+    "a rate that is a thousandth off is nobody's earlier value": (
+        "with_rate(lambda lr, step: lr * 1.001)",
+        {"lr": 0.3},
+        LR,
+        "^$",
+        None,
+    ),
+    "a rate that is off from the start is no schedule": (
+        "with_rate(lambda lr, step: lr / 1.25)",
+        {"lr": 2.0, "lr_decay": 1.25},
+        LR,
+        "^$",
+        None,
+    ),
+    "one bias unclipped is no other way of clipping": (
+        "with_clip(lambda g, n, m, x: {**clip(g, n, m, x), 'softmax_b': g['softmax_b']})",
+        {"clip_limit": 0.5},
+        "update/clipped/softmax_b",
+        "^softmax_b alone, all other gradients agree: .*does not scale",
+        "softmax_b alone",
+    ),
+    "no clipping is not said to be clipping element by element": (
+        "with_clip(lambda g, n, m, x: g)",
+        {"clip_limit": 0.5},
+        "update/clipped/.*",
+        "does not scale its gradients",
+        "does not scale its gradients",
+    ),
+    "a coefficient of its own has no limit that is nowhere": (
+        "with_clip(lambda g, n, m, x: clip(g, n + 1.1 * x, m, x))",
+        {"clip_limit": 0.5},
+        "update/clipped/.*",
+        "^$",
+        None,
+    ),
+    "a step that is not applied is not a frozen parameter": (
+        "with_update(lambda old, new, step: old if step == 3 else new)",
+        {},
+        "params/embedding",
+        "^$",
+        "does not apply the step.*does not hold at",
+    ),
+    "a parameter that never moves is said to be it": (
+        "with_update(lambda old, new, step: {**new, 'softmax_w': old['softmax_w']})",
+        {},
+        "params/softmax_w",
+        "mine does not move it",
+        "mine does not move it.*so also at steps",
+    ),
+    "a stale mask is behind, and the other side not ahead": (
+        "twin.randomness.dropout_masks = lambda m, t, s: masks_of(m, t, max(s - 1, 1))",
+        {},
+        "inputs/mask/embedding",
+        "mine has the value of the step before|mine has what other had at the step before",
+        "mine has",
+    ),
+    **{
+        f"a ratio of {factor} is no count": (
+            f"times({factor})",
+            {},
+            "update/clipped/layer0/w_i",
+            "(?!.*(count|one less|momentum|batch|BPTT|hidden))",
+            f"mine is {shown} times other",
+        )
+        for factor, shown in ((1.05, "1.05"), (1.01, "1.01"), (4 / 3, "1.33333"))
+    },
+}
+
+
+def verdict_of(folder, monkeypatch, code, settings):
+    """The verdict on a twin that runs with `code`, against the same twin without."""
+    packages = folder / "packages"
+    packages.mkdir()
+    (packages / "changed_twin.py").write_text(TWIN.format(code=code))
+    monkeypatch.setenv("PYTHONPATH", str(packages))
+    monkeypatch.setitem(TWINS, "changed", Twin("changed_twin", "NumPy", "all"))
+    dropout = 0.3 if "mask" in code else 0.0
+    runs = []
+    for label in ("mine", "other"):
+        run = a_run(folder, label, steps=6, **settings)
+        runs.append(msgspec.structs.replace(run, model=replaced(run.model, dropout=dropout)))
+    runs[0] = msgspec.structs.replace(runs[0], weights=runs[1].weights)
+    sides = [Side("mine", "changed"), Side("other", "np")]
+    with Session(sides, folder, Observer()) as session:
+        session.run_all([(run.label, run) for run in runs])
+        found = diff(runs[0].trace, runs[1].trace)
+        return Investigation(session, tuple(runs), found).verdict()
+
+
+def replaced(spec, **fields):
+    return msgspec.structs.replace(spec, **fields)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_is_certain_is_so(tmp_path, monkeypatch, name):
+    code, settings, tensor, certain, first = FAULTS[name]
+    found = verdict_of(tmp_path, monkeypatch, code, settings)
+    assert (found.label, found.side) == ("bug", "mine"), found.evidence
+    assert re.fullmatch(tensor, found.where.tensor)
+    for cause in found.causes:
+        assert cause.sure != "certain" or re.search(certain, cause.sentence), cause.sentence
+    if first:
+        assert re.search(first, found.causes[0].sentence), found.causes
+
+
+def places(a_of, b_of, steps=5, tensor="mystery/tensor", fed=True):
+    """The case of a tensor at each step, in which side a was fed by side b."""
+    points = {}
+    for step in range(1, steps + 1):
+        points["a", step, tensor], points["b", step, tensor] = a_of(step), b_of(step)
+    return [
+        lone_case(a_of(step), b_of(step), tensor, points, step)._replace(fed=fed)
+        for step in range(1, steps + 1)
+    ]
+
+
+def drawn(step):
+    return np.random.default_rng(step).standard_normal((4, 6)).astype("float32")
+
+
+def judged(cases, at=2):
+    """The causes at one step, tried at the others."""
+    return explain(cases[at - 1], [case for case in cases if case.step != at])
+
+
+def test_a_sign_that_is_turned_at_every_step_is_certain_and_says_where():
+    (cause,) = judged(places(lambda step: -drawn(step), drawn))
+    assert (cause.name, cause.sure) == ("sign", "certain")
+    assert cause.sentence.endswith("; so also at steps 1, 3, 4, 5")
+
+
+def test_one_that_is_turned_once_is_only_likely():
+    (cause,) = judged(places(lambda step: -drawn(step) if step == 2 else drawn(step), drawn))
+    assert (cause.name, cause.sure) == ("sign", "likely")
+    assert cause.sentence.endswith("(it does not hold at steps 1, 3, 4, 5)")
+
+
+def test_a_claim_that_other_steps_contradict_is_dropped():
+    def side(step):
+        return -drawn(step) if step == 2 else drawn(step) + drawn(step + 100)
+
+    assert not [cause for cause in judged(places(side, drawn)) if cause.name == "sign"]
+
+
+def test_a_claim_without_another_place_is_only_likely():
+    (cause,) = refuted_alone(places(lambda step: -drawn(step), drawn, steps=2)[1])
+    assert (cause.sure, cause.sentence.endswith("(seen at this place alone)")) == ("likely", True)
+
+
+def refuted_alone(case):
+    return refuted(case, [fit for fit in fitting(case) if fit.cause.name == "sign"], [])
+
+
+def test_zeros_on_both_sides_neither_support_nor_refute():
+    def of(sign):
+        return lambda step: sign * drawn(step) * (step not in (1, 4))
+
+    (cause,) = judged(places(of(-1), of(1)))
+    assert cause.sure == "certain"
+    assert cause.sentence.endswith("; so also at steps 3, 5")
+
+
+def test_later_differences_of_free_runs_contradict_nothing():
+    def side(step):
+        return -drawn(step) if step == 2 else drawn(step) + drawn(step + 100) * (step > 2)
+
+    (cause,) = judged(places(side, drawn, fed=False))
+    assert (cause.name, cause.sure) == ("sign", "likely")
+
+
+def test_the_side_that_is_off_is_the_subject():
+    case = places(lambda step: 2 * drawn(step), drawn)[0]
+    for off, words in (("a", "pt is twice tf"), ("b", "tf is half of pt")):
+        (cause,) = explain(case._replace(off=off))
+        assert words in cause.sentence
+
+
+def test_a_cause_of_the_side_that_is_not_off_is_none():
+    case = places(lambda step: np.zeros((4, 6), "float32"), drawn)[0]
+    assert [c.name for c in explain(case._replace(tensor="forward/x", off="a"))] == ["zero"]
+    assert not explain(case._replace(tensor="forward/x", off="b"))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gap", "sure"),
+    [("float64", 1.0, "certain"), ("float32", 1.0, "likely"), ("float32", 1e-5, None)],
+)
+def test_one_number_supports_a_claim_only_as_far_as_its_digits_go(dtype, gap, sure):
+    b = np.array(1.5, dtype)
+    a = np.asarray(b * (1 + gap), dtype)
+    settings = {"bptt": 1 + gap} if gap < 1 else {}
+    found = explain(lone_case(a, b, "forward/loss", settings=settings, level=16.0))
+    assert [cause.sure for cause in found] == ([sure] if sure else [])
+
+
+def test_elements_vote_and_not_copies_of_them():
+    few = lone_case(np.full((50, 50), 3.0), np.full((50, 50), 2.0))
+    many = lone_case(1.5 * drawn(1).astype("float64"), drawn(1).astype("float64"))
+    assert -20 < few.chance() < -10
+    assert many.chance() < -200
+    assert few.chance(free=1) == 0
+    assert few.chance(same=True) < -1000
+
+
+def test_numbers_that_are_not_finite_are_no_matter_of_chance():
+    assert lone_case(np.array([np.nan, 1.0]), np.array([2.0, 1.0])).chance() == -np.inf
+
+
+def test_a_row_that_knows_better_is_silent_where_the_sides_agree():
+    cases = places(lambda step: -drawn(step) if step == 2 else drawn(step), drawn)
+    cause = Cause("mine", "words", 0.0, claim="c")
+    row = Row("mine", ("*",), lambda case: cause if case.step in (2, 3) else None, 0)
+    others = [case for case in cases if case.step != 2]
+    (strict,) = refuted(cases[1], [Fit(row, cause)], others)
+    assert strict.sure == "likely"
+    row = row._replace(silent=lambda case: True)
+    (lenient,) = refuted(cases[1], [Fit(row, cause)], others)
+    assert lenient.sentence == "words (seen at this place alone)"
