@@ -245,6 +245,43 @@ def test_differences_in_rows_of_repeated_tokens_are_said_to_be_there():
     assert "tokens of the batch" in hints("grads/embedding", at(counts > 0))
 
 
+@pytest.mark.parametrize(
+    ("instead", "words"),
+    [
+        (lambda table, token: 0 * table[token], "zeros"),
+        (lambda table, token: table[(token + 3) % 29], "the row of token {other}"),
+        (lambda table, token: 1.5 * table[token], "1.5 times its row"),
+        (lambda table, token: table[token] + table[(token + 1) % 29] ** 2, "no token's row"),
+    ],
+)
+def test_a_token_that_is_looked_up_wrong_is_named_with_what_stands_there(instead, words):
+    b = clean(tuple(SETTINGS.items()), "float32", 2)
+    token = int(b.points[1, "inputs/x"][2, 3])
+    table = b.points[1, "inputs/params/embedding"]
+
+    def change(x):
+        x = x.copy()
+        x[2, 3] = instead(table, token)
+        return x
+
+    said = hints("forward/embedding", change)
+    assert f"; there the token is {token}, and pt has " in said
+    assert said.endswith(words.format(other=(token + 3) % 29))
+
+
+def test_rows_of_a_stranger_are_called_rows():
+    x = np.random.default_rng(0).standard_normal((9, 8, 5)).astype("float32")
+    for where, words in (
+        (np.s_[[0, 3]], "only rows 0 and 3 (differ"),
+        (np.s_[:, [1, 4, 6]], "only places 1, 4 and 6 along axis 1 (differ"),
+        (np.s_[2:5], "only rows 2 to 4 (differ"),
+    ):
+        y = x.copy()
+        y[where] *= 1 + np.random.default_rng(5).random(y[where].shape).astype("float32")
+        (cause,) = explain(lone_case(y, x, "their/tensor"))
+        assert words in cause.sentence
+
+
 def test_a_state_that_is_reset_on_one_side_alone_is_told_from_one_never_carried():
     faults = {
         f"state/in/layer{k}/{p}": from_step(3, lambda v, s: 0 * v) for k in (0, 1) for p in "hc"

@@ -162,15 +162,22 @@ def _free(evidence: Evidence) -> Finding:
     found = _both(free, evidence.free64) if evidence.free64 else None
     if found:
         return found
-    before = free.tightest
-    path = "nothing before it differed"
-    if before and before.needed is not None:
-        path = (
-            f"the sides are {gap_of(place).needed:.3g} eps of the largest element apart there, and "
-            f"were at most {before.needed:.3g} before ({before.tensor} of step {before.step})"
-        )
-    lines = (path, *unheard(free, place))
+    lines = (_path(free, place), *unheard(free, place))
     return Finding("undecided", place, Following(None, free), lines, (place,))
+
+
+def _path(free: DiffResult, place: Difference) -> str:
+    """How far apart the sides are at a place, and were before."""
+    needed, before = gap_of(place).needed, free.tightest
+    apart = f"{needed:.3g} eps of the largest element apart"
+    if not math.isfinite(needed):
+        apart = f"apart in {place.mismatches:,} of {place.size:,} elements"
+    if before is None or before.needed is None:
+        return f"the sides are {apart} there, and nothing before it differed"
+    return (
+        f"the sides are {apart} there, and were at most {before.needed:.3g} eps before "
+        f"({before.tensor} of step {before.step})"
+    )
 
 
 def _both(free: DiffResult, free64: DiffResult) -> Finding | None:
@@ -370,7 +377,7 @@ def _next(label: Label, finding: Finding, evidence: Evidence, side: str | None) 
 
 
 def _eps(value: float | None) -> str:
-    return "- eps" if value is None else f"{value:.3g} eps"
+    return "not to be measured" if value is None else f"{value:.3g} eps"
 
 
 def _divide(x: float, y: float) -> float:
