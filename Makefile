@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+# Processes of the tests; each may start both frameworks (about 1.5 GB).
+WORKERS ?= 2
 
 .PHONY: help demo test test-all lint bench faults clean
 
@@ -25,10 +27,10 @@ demo: $(READY)
 	$(BIN)/python -m harness.run --trace 10 --weights traces/params.npz
 
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -q -m "slow or not slow"
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "slow or not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check .
