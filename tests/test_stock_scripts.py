@@ -209,11 +209,9 @@ def test_attention_and_gelu_of_keras_are_not_those_of_float64(scripts):
         assert 1e-10 < np.abs(x - y).max() < 1e-6
 
 
-@pytest.mark.parametrize("model", CLEAN)
-def test_a_script_run_by_itself_leaves_the_same_trace(scripts, model):
-    served = scripts.trace(model, "torch", "float32", "--seed", "1")
-    alone = served.with_name(f"{model}_alone")
-    command = [sys.executable, str(SCRIPTS / f"{model}_torch.py"), "--out", str(alone)]
+def test_a_script_run_by_itself_leaves_the_same_trace(scripts):
+    served = scripts.trace("cnn", "torch", "float32", "--seed", "1")
+    alone = served.with_name("alone")
+    command = [sys.executable, str(SCRIPTS / "cnn_torch.py"), "--out", str(alone)]
     subprocess.run(command, check=True, env=dict(os.environ, PYTHONPATH=str(ROOT)))
-    index = (served / "index.jsonl").read_bytes()
-    assert (alone / "index.jsonl").read_bytes() == index
+    assert (alone / "index.jsonl").read_bytes() == (served / "index.jsonl").read_bytes()
