@@ -89,10 +89,9 @@ def main(argv=None):
             points["forward/loss"] = loss.numpy()
             for name in ("bn1", "bn2"):
                 points[f"buffers/{name}/mean"] = getattr(model, name).moving_mean.numpy()
-            grads = tape.gradient(
-                loss, list(variables.values()), unconnected_gradients=tf.UnconnectedGradients.ZERO
-            )
-            grads = dict(zip(variables, grads, strict=True))
+            sources = {name: variable.value for name, variable in variables.items()}
+            zeros = tf.UnconnectedGradients.ZERO
+            grads = tape.gradient(loss, sources, unconnected_gradients=zeros)
             if given.fault == "gradient-doubled":
                 grads["conv2/kernel"] *= 2
             points |= {f"grads/{name}": grad.numpy() for name, grad in grads.items()}

@@ -125,10 +125,9 @@ def main(argv=None):
                 loss = loss_of(y, seen["logits"])
             points |= {f"forward/{name}": value.numpy() for name, value in seen.items()}
             points["forward/loss"] = loss.numpy()
-            grads = tape.gradient(
-                loss, list(variables.values()), unconnected_gradients=tf.UnconnectedGradients.ZERO
-            )
-            grads = dict(zip(variables, grads, strict=True))
+            sources = {name: variable.value for name, variable in variables.items()}
+            zeros = tf.UnconnectedGradients.ZERO
+            grads = tape.gradient(loss, sources, unconnected_gradients=zeros)
             if given.fault == "gradient-doubled":
                 grads["block0/wide/kernel"] *= 2
             points |= arrays(grads, weights, "grads")
