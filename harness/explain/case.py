@@ -99,8 +99,12 @@ class Case(NamedTuple):
         return self.lookup(side, self.step - back, name)
 
     def made(self, name: str, side: Side, back: int) -> Array | None:
-        """A tensor as that side itself made it, `back` steps before this one."""
-        return (self.traced or self.lookup)(side, self.step - back, name)
+        """A tensor as that side itself made it, `back` steps before this one.
+
+        What it went on with, where its own is not traced: a follower may begin late.
+        """
+        own = self.traced and self.traced(side, self.step - back, name)
+        return self.lookup(side, self.step - back, name) if own is None else own
 
     def before(self, name: str, side: Side = "b") -> Array | None:
         """A parameter as it was before the step (`name` as in "layer0/w_i")."""

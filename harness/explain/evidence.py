@@ -88,8 +88,8 @@ Label = Literal["identical", "close", "rounding", "precision", "bug", "structure
 class Finding(NamedTuple):
     """A verdict's label and place, the diff that shows it, and the sentences that prove it.
 
-    In a sentence, "{other}" stands for who makes what ("pt makes another", "pt and tf make
-    different"): which side is off is known later.
+    In a sentence, "{other}" stands for who has what ("pt has another", "pt and tf have different"):
+    which side is off is known later.
     """
 
     label: Label

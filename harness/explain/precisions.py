@@ -26,7 +26,8 @@ from harness.explain.evidence import Gap, Pair
 from harness.explain.noise import Noise
 
 Kind = Literal["bug", "precision", "undecided", "rounding"]
-SINGLE = float(np.finfo(np.float32).eps)
+SINGLE, DOUBLE = float(np.finfo(np.float32).eps), float(np.finfo(np.float64).eps)
+SATURATED = 2.0**-7  # of a tensor: float64 runs that were so far apart at some place tell no more
 # Between the precisions a distance in epsilons is the same for rounding, and 5.4e8 times larger in
 # float64 for a bug (the ratio of the epsilons). FAR is half way in orders of magnitude, and what
 # lies within a factor SAME counts as the same.
@@ -103,6 +104,7 @@ class Walk:
         self.free, self.free64 = free, free64
         self.narrow, self.wide = Pair(free, free.labels), Pair(free64, free64.labels)
         self.path, self.path64 = Path(), Path()
+        self.agreed64: set[str] = set()  # the tensors that were close in float64 at some step
         self.agreed: dict[str, int] = {}  # at how many steps a tensor was close in both precisions
         self.notes, self.noise = _Notes(), Noise(self.narrow, self.wide)
         self.open: Ruling | None = None  # the first gap that the runs cannot decide
@@ -114,6 +116,11 @@ class Walk:
         """
         rounded: Ruling | None = None
         for step, tensor in self._places():
+            if self.path64.needed * DOUBLE > SATURATED:
+                self.notes.add(
+                    "after the float64 runs had grown too far apart to tell", tensor, step
+                )
+                break
             found = self._look(step, tensor)
             if found is None:
                 continue
@@ -150,7 +157,10 @@ class Walk:
         if gap.close and gap64.close:
             self.path, self.path64 = before.further(gap, where), before64.further(gap64, where)
             self.agreed[tensor] = self.agreed.get(tensor, 0) + 1
+            self.agreed64.add(tensor)
             return None
+        if gap64.close:
+            self.agreed64.add(tensor)
         if math.isinf(gap.needed) and self.narrow.overflown(step, tensor):
             self.notes.add("beyond the largest float32 on both sides", tensor, step)
             return None
@@ -172,13 +182,13 @@ class Walk:
             return None
         if gap64.close or share64 < share / FAR:
             return self._float32_alone(step, tensor, gap, gap64)
-        jump64 = gap64.needed >= JUMP * self.path64.needed
-        if gap.close and share64 > gap.factor * 2 * SINGLE:
+        if gap.close and (share64 > gap.factor * 2 * SINGLE or tensor in self.agreed64):
             self.notes.add("apart in the float64 runs alone", tensor, step)
             return None
         words = self._words(step, tensor, gap, gap64)
         proof = (words, self.path64.words(gap64.needed))
-        if jump64 and not gap64.close:
+        jumps = gap64.needed >= JUMP * self.path64.needed and not gap64.close
+        if jumps and share64 * SAME >= share:  # a bug is as large in both precisions
             crossing = explained(self.wide, step, tensor)
             if crossing:
                 return self._crossed(step, tensor, crossing)
@@ -186,7 +196,7 @@ class Walk:
             return Ruling("bug", step, tensor, True, (line, proof[1]))
         if gap.close:
             return None  # grown from what was passed over, and not to be seen in float32
-        same = gap64.needed <= gap.needed * SAME
+        same = _alike(gap, gap64)
         return Ruling("rounding" if same else "undecided", step, tensor, False, proof)
 
     def _float32_alone(self, step: int, tensor: str, gap: Gap, gap64: Gap) -> Ruling | None:
@@ -194,7 +204,7 @@ class Walk:
         words = self._words(step, tensor, gap, gap64)
         if math.isinf(gap.needed) and not gap64.close:
             return None
-        if gap.needed < STEP_DOWN * self.path.needed:
+        if gap.needed < STEP_DOWN * self.path.needed or _alike(gap, gap64):
             proof = (f"{words}: the gap scales with epsilon", self.path.words(gap.needed))
             return Ruling("rounding", step, tensor, False, proof)
         crossing = explained(self.narrow, step, tensor)
@@ -242,6 +252,11 @@ class Walk:
             f"at {tensor} of step {step} the sides are {gap.words()} apart in float32 and "
             f"{gap64.words()} in float64"
         )
+
+
+def _alike(gap: Gap, gap64: Gap) -> bool:
+    """Whether both precisions are as many of their own epsilons apart: rounding, then."""
+    return gap64.needed <= SAME * gap.needed and gap.needed <= SAME * max(gap64.needed, 1.0)
 
 
 def unheard(free: DiffResult, place: Difference) -> tuple[str, ...]:

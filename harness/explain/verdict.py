@@ -80,7 +80,7 @@ def judge(evidence: Evidence, referee: Referee | None = None) -> Verdict:
     fitting, causes = _causes(finding, free, side)
     label = _with_cause(finding.label, fitting[0]) if fitting else finding.label
     doublings = amplification(free.distances)
-    who = f"{side} makes another" if side else f"{labels[0]} and {labels[1]} make different"
+    who = f"{side} has another" if side else f"{labels[0]} and {labels[1]} have different"
     lines = [repeat.words() for repeat in evidence.repeats]
     lines += [*_first_words(free), *(line.replace("{other}", who) for line in finding.proof)]
     if vote:
