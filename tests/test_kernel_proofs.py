@@ -234,6 +234,7 @@ def test_every_source_of_the_kernels_is_in_the_digest(tmp_path, name):
     assert cache.digest(tmp_path) != before
 
 
+@pytest.mark.slow
 def test_machine_code_that_was_damaged_is_made_anew(tmp_path):
     run_python(PROVE, NUMBA_CACHE_DIR=str(tmp_path))
     for file in tmp_path.rglob("*.nb?"):
@@ -257,6 +258,7 @@ def before_and_after_an_edit(folder, code):
     return before, after
 
 
+@pytest.mark.slow
 def test_an_edit_of_the_constants_is_not_answered_by_older_machine_code(tmp_path):
     assert before_and_after_an_edit(tmp_path, PROVE) == (["9", "True"], ["9", "True"])
     assert len(list((tmp_path / "kept").iterdir())) == 2
@@ -269,6 +271,7 @@ def test_older_machine_code_that_is_found_all_the_same_is_made_anew(tmp_path):
     assert kept(tmp_path) == [".nbc", ".nbi"]  # and nothing was made that lies there too
 
 
+@pytest.mark.slow
 def test_older_machine_code_is_found_out_by_its_figures_alone(tmp_path):
     code = "from harness.kernels import cache\ncache.digest = lambda sources: 'same'\n"
     code += "from harness.kernels import layout\nlayout.MARK = 1\n" + PROVE
@@ -283,6 +286,7 @@ def test_where_numba_is_told_not_to_compile_numpy_does_the_work(tmp_path):
     assert run_python(PROVE, NUMBA_DISABLE_JIT="1") == ["9", "False"]
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_kept_each_process_compiles(tmp_path):
     (tmp_path / "file").write_text("no folder")
     assert run_python(PROVE, NUMBA_CACHE_DIR=str(tmp_path / "file/x")) == ["9", "True"]

@@ -124,7 +124,7 @@ def places(models):
 
 @pytest.mark.parametrize("reference", FRAMEWORKS)
 @pytest.mark.parametrize("precision", ["float32", "float64", "both"])
-@pytest.mark.parametrize("seed", seeds(fast=(1, 6)))
+@pytest.mark.parametrize("seed", seeds(fast=(6,)))
 @pytest.mark.parametrize(("model", "variant"), places(CLEAN))
 def test_a_clean_pair_is_not_accused(scripts, model, variant, seed, precision, reference):
     options = (*CLEAN[model][variant], "--seed", str(seed))
@@ -136,7 +136,7 @@ def test_a_clean_pair_is_not_accused(scripts, model, variant, seed, precision, r
 @pytest.mark.parametrize("variant", ["plain", "odd"])
 @pytest.mark.parametrize(("model", "fault"), places(FAULTS))
 def test_a_fault_is_accused_at_the_tensor_that_it_touches_first(scripts, model, fault, variant):
-    accused(scripts, model, fault, (*CLEAN[model][variant], "--seed", "1"), FRAMEWORKS)
+    accused(scripts, model, fault, (*CLEAN[model][variant], "--seed", "6"), FRAMEWORKS)
 
 
 @pytest.mark.slow
@@ -171,7 +171,7 @@ def step(path, *names):
     return [first.read(first.find(name)) for name in names]
 
 
-@pytest.mark.parametrize("seed", [1, 6])
+@pytest.mark.parametrize("seed", seeds(fast=(6,)))
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_some_relus_flip_and_their_gradients_part(scripts, dtype, seed):
     for variant, flips in (("flips in both", True), ("flips in float32", dtype == "float32")):
@@ -189,7 +189,7 @@ def test_some_relus_flip_and_their_gradients_part(scripts, dtype, seed):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("model", "layer"), [("cnn", "conv1"), ("transformer", "block0/key")])
 def test_some_gradients_are_zero_but_for_rounding(scripts, dtype, model, layer):
-    pair = [scripts.trace(model, name, dtype, "--seed", "1") for name in FRAMEWORKS]
+    pair = [scripts.trace(model, name, dtype, "--seed", "6") for name in FRAMEWORKS]
     (x, kernel), (y, _) = (step(p, f"grads/{layer}/bias", f"grads/{layer}/kernel") for p in pair)
     assert np.abs(x - y).max() > np.abs(y).max() / 10
     assert np.abs(x).max() < 100 * np.finfo(dtype).eps * np.abs(kernel).max()
@@ -197,20 +197,20 @@ def test_some_gradients_are_zero_but_for_rounding(scripts, dtype, model, layer):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_adam_moves_a_bias_by_noise_alone_in_either_precision(scripts, dtype):
-    pair = [scripts.trace("cnn", name, dtype, "--adam", "--seed", "1") for name in FRAMEWORKS]
+    pair = [scripts.trace("cnn", name, dtype, "--adam", "--seed", "6") for name in FRAMEWORKS]
     (x,), (y,) = (step(path, "params/conv1/bias") for path in pair)
     assert np.abs(x - y).max() > 1e-3
 
 
 def test_attention_and_gelu_of_keras_are_not_those_of_float64(scripts):
-    pair = [scripts.trace("transformer", name, "float64", "--seed", "1") for name in FRAMEWORKS]
+    pair = [scripts.trace("transformer", name, "float64", "--seed", "6") for name in FRAMEWORKS]
     for name in ("forward/block0/attention", "forward/block0/gelu"):
         (x,), (y,) = (step(path, name) for path in pair)
         assert 1e-10 < np.abs(x - y).max() < 1e-6
 
 
 def test_a_script_run_by_itself_leaves_the_same_trace(scripts):
-    served = scripts.trace("cnn", "torch", "float32", "--seed", "1")
+    served = scripts.trace("cnn", "torch", "float32", "--seed", "6")
     alone = served.with_name("alone")
     command = [sys.executable, str(SCRIPTS / "cnn_torch.py"), "--out", str(alone)]
     subprocess.run(command, check=True, env=dict(os.environ, PYTHONPATH=str(ROOT)))
