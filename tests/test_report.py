@@ -2,6 +2,7 @@
 
 import io
 import re
+import sys
 
 import msgspec
 import numpy as np
@@ -116,7 +117,8 @@ def test_both_values_are_shown_in_all_their_digits(result, dtype):
     assert np.dtype(dtype).type(b) == tensors(2, dtype)[GRAD][1, 2]
 
 
-def test_a_trace_shows_what_made_it(tmp_path):
+def test_a_trace_shows_what_made_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", __file__, raising=False)
     path = write(tmp_path / "a.trace", {1: {"x": 1.0}})
     program = open_trace(path).header.program
     said = row(shown(terminal.show_trace, open_trace(path), None), "made by")

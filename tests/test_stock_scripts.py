@@ -212,6 +212,6 @@ def test_attention_and_gelu_of_keras_are_not_those_of_float64(scripts):
 def test_a_script_run_by_itself_leaves_the_same_trace(scripts):
     served = scripts.trace("cnn", "torch", "float32", "--seed", "6")
     alone = served.with_name("alone")
-    command = [sys.executable, str(SCRIPTS / "cnn_torch.py"), "--out", str(alone)]
+    command = [sys.executable, str(SCRIPTS / "cnn_torch.py"), "--seed", "6", "--out", str(alone)]
     subprocess.run(command, check=True, env=dict(os.environ, PYTHONPATH=str(ROOT)))
     assert (alone / "index.jsonl").read_bytes() == (served / "index.jsonl").read_bytes()

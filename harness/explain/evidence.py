@@ -19,6 +19,7 @@ from harness.trace.dtypes import common, epsilon, is_float
 
 T = TypeVar("T")
 OVERFLOW = 2.0**-12  # of the largest number: sums of such numbers may leave the range on the way
+_KIND = re.compile(r"[/.:]")
 _LAYER = re.compile(r"layer\d+")
 
 # Tensors of one kind that do not feed one another: a follower's own are used for all of them.
@@ -209,6 +210,17 @@ class Pair:
             odd &= ~(np.isnan(a) & np.isnan(b))
             huge = (~(np.abs(a) < large)) & (~(np.abs(b) < large))
         return bool(odd.any()) and bool(huge[odd].all())
+
+    def magnitudes(self, step: int, tensor: str) -> list[float]:
+        """The largest number of a tensor, and then that of each other tensor of its kind.
+
+        Of one kind are those whose names begin with the same part: "grads/...", "forward/...".
+        """
+        entries = self._entries("b", step)[1]
+        kind = _KIND.split(tensor, maxsplit=1)[0]
+        names = [n for n in entries if n != tensor and _KIND.split(n, maxsplit=1)[0] == kind]
+        found = [entries[name] for name in (tensor, *names) if name in entries]
+        return [max(abs(e.min or 0.0), abs(e.max or 0.0)) for e in found]
 
     def forget(self, before: int) -> None:
         """Let go of the steps before one, and of their files."""

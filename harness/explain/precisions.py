@@ -12,7 +12,6 @@ comes at once. What is no evidence of one is told and passed over, and the searc
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -27,6 +26,7 @@ from harness.explain.noise import Noise
 
 Kind = Literal["bug", "precision", "undecided", "rounding"]
 SINGLE, DOUBLE = float(np.finfo(np.float32).eps), float(np.finfo(np.float64).eps)
+ROUNDING = 64.0  # eps of the largest numbers
 SATURATED = 2.0**-7  # of a tensor: float64 runs that were so far apart at some place tell no more
 # Between the precisions a distance in epsilons is the same for rounding, and 5.4e8 times larger in
 # float64 for a bug (the ratio of the epsilons). FAR is half way in orders of magnitude, and what
@@ -188,6 +188,9 @@ class Walk:
         words = self._words(step, tensor, gap, gap64)
         proof = (words, self.path64.words(gap64.needed))
         jumps = gap64.needed >= JUMP * self.path64.needed and not gap64.close
+        if jumps and self._drowned(step, tensor):
+            self.notes.add("apart by less than the largest tensors of its kind round", tensor, step)
+            return None
         if jumps and share64 * SAME >= share:  # a bug is as large in both precisions
             crossing = explained(self.wide, step, tensor)
             if crossing:
@@ -198,6 +201,19 @@ class Walk:
             return None  # grown from what was passed over, and not to be seen in float32
         same = _alike(gap, gap64)
         return Ruling("rounding" if same else "undecided", step, tensor, False, proof)
+
+    def _drowned(self, step: int, tensor: str) -> bool:
+        """Whether a gap in float64 is below the rounding of the largest tensors of its kind.
+
+        The derivative of a saturated gate is 1 - s with s near 1: what is left of it is small, and
+        rounded at the size of what it was made of.
+        """
+        a, b = self.wide.both(step, tensor)
+        if a is None or b is None:
+            return False
+        with np.errstate(all="ignore"):
+            apart = float(np.abs(a - b).max(initial=0.0))
+        return apart <= ROUNDING * DOUBLE * max(self.wide.magnitudes(step, tensor), default=0.0)
 
     def _float32_alone(self, step: int, tensor: str, gap: Gap, gap64: Gap) -> Ruling | None:
         """The float64 runs agree there: rounding that grew, a discontinuity, or less precision."""
@@ -269,24 +285,10 @@ def unheard(free: DiffResult, place: Difference) -> tuple[str, ...]:
             f"{crossing[0].words()} may have crossed a discontinuity (a ReLU, a maximum): the gap "
             f"of {crossing[1]} lies there alone; both runs in float64 would tell"
         )
-    mine, others = _magnitudes(pair, place)
-    if mine is not None and others and mine <= NOISE * max(others):
+    mine, *others = pair.magnitudes(place.step, place.tensor) or [math.inf]
+    if others and mine <= NOISE * max(others):
         lines.append(
             f"{place.tensor} reaches {mine:.2g} where tensors of its kind reach {max(others):.2g}: "
             "it may be zero but for rounding; both runs in float64 would tell"
         )
     return tuple(lines)
-
-
-def _first_part(name: str) -> str:
-    return re.split(r"[/.:]", name, maxsplit=1)[0]
-
-
-def _magnitudes(pair: Pair, place: Difference) -> tuple[float | None, list[float]]:
-    """The largest number of a place, and of each tensor of its kind in the same step."""
-    kind = _first_part(place.tensor)
-    sizes: dict[str, float] = {}
-    for entry in pair.traces["b"].step(place.step).entries:
-        if _first_part(entry.name) == kind and entry.max is not None:
-            sizes[entry.name] = max(abs(entry.min or 0.0), abs(entry.max))
-    return sizes.pop(place.tensor, None), list(sizes.values())
