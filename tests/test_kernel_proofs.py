@@ -217,6 +217,7 @@ def test_machine_code_is_kept_in_a_folder_named_by_what_it_depends_on(tmp_path):
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.nb?")} == times
 
 
+@pytest.mark.slow
 def test_without_a_word_it_is_kept_in_the_users_own_folder(tmp_path):
     home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "own"), "NUMBA_CACHE_DIR": ""}
     assert run_python(PROVE, **home) == ["9", "True"]
