@@ -252,9 +252,7 @@ def run_command(
         _print_run(result)
     if plot and result.diff:
         _plot(result.diff, plot)
-    if result.verdict:
-        return result.verdict.exit_code(strict)
-    return EQUIVALENT if result.equivalent else DIVERGENT
+    return result.exit_code(strict)
 
 
 def _print_run(result: RunResult) -> None:

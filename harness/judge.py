@@ -117,7 +117,7 @@ class Investigation:
         if needed > 0.9 * free:
             self.lacking = [
                 f"not run in float64 and following: {needed >> 20:,} MiB of traces, and "
-                f"{self.folder} has {free >> 20:,} MiB left: free some, or give another --out"
+                f"{self.folder} has {free >> 20:,} MiB left: free some, or choose another folder"
             ]
             return first, 0
         return first, last

@@ -63,6 +63,15 @@ class RunResult(msgspec.Struct, frozen=True):
     pairs: dict[str, str] = {}
     zoom: Zoom | None = None
 
+    def exit_code(self, strict: bool = False) -> int:
+        """The verdict's, or without one the diff's; 1 where another pair parts unjudged."""
+        if self.verdict is None:
+            return 0 if self.equivalent else 1
+        judged = "|".join(self.diff.labels) if self.diff else ""
+        others = [status for pair, status in self.pairs.items() if pair != judged]
+        parted = any(status not in ("identical", "close") for status in others)
+        return 1 if parted else self.verdict.exit_code(strict)
+
     @property
     def equivalent(self) -> bool:
         """Whether no pair of sides differs, and no fault was found in following."""

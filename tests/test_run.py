@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ import pytest
 import harness
 from harness import HarnessError
 from harness.cli import main
+from harness.explain import Verdict
+from harness.run import RunResult
 from harness.trace import open_trace
 
 TINY = ("embed_size=7", "hidden_size=11", "batch_size=3", "bptt=5")
@@ -212,3 +215,20 @@ def test_a_corpus_larger_than_the_vocabulary_of_the_weights_is_refused(tmp_path)
         harness.run_sides(
             trace=1, weights=tmp_path / "w.npz", data=tmp_path / "text.txt", out=tmp_path / "o"
         )
+
+
+def test_the_exit_code_is_the_verdicts_unless_another_pair_parts(tmp_path):
+    def ended(label, pairs, strict=False):
+        found = SimpleNamespace(labels=("pt", "np"))
+        verdict = Verdict(label, "") if label else None
+        return RunResult({}, {}, {}, None, found, verdict, pairs).exit_code(strict)
+
+    one = {"pt|np": "diverged"}
+    fine = ("identical", "close", "rounding")
+    assert [ended(label, one) for label in fine] == [0, 0, 0]
+    assert [ended(label, one, strict=True) for label in fine] == [0, 0, 1]
+    wrong = ("bug", "precision", "structure", "undecided")
+    assert [ended(label, one) for label in wrong] == [1, 1, 1, 1]
+    assert ended("rounding", one | {"tf|np": "close"}) == 0
+    assert ended("rounding", one | {"tf|np": "diverged"}) == 1
+    assert [ended(None, one), ended(None, {"pt|np": "close"})] == [1, 0]

@@ -120,6 +120,7 @@ class Walk:
                 self.notes.add(
                     "after the float64 runs had grown too far apart to tell", tensor, step
                 )
+                self.open = self.open or (None if rounded else self._unknown())
                 break
             found = self._look(step, tensor)
             if found is None:
@@ -134,6 +135,11 @@ class Walk:
         if last is None and parted:  # all that differs was passed over
             last = Ruling("rounding", parted.step, parted.tensor, False, ())
         return last and last._replace(proof=(*last.proof, *self.notes.lines()))
+
+    def _unknown(self) -> Ruling | None:
+        """The first divergence in float32, of which nothing was learned."""
+        place = self.free.first_divergence
+        return Ruling("undecided", place.step, place.tensor, False, ()) if place else None
 
     def _places(self) -> Iterator[tuple[int, str]]:
         """Every tensor from a few steps before the first that is not close, in execution order."""
@@ -167,6 +173,12 @@ class Walk:
         noise = self.noise.kind(step, tensor)
         if noise:
             self.notes.add(noise, tensor, step)
+            return None
+        if gap64.eps > DOUBLE:  # it convicts nobody, and acquits nobody
+            self.notes.add("no float64 tensor of the float64 runs", tensor, step)
+            if not gap.close:
+                line = self._words(step, tensor, gap, gap64)
+                self.open = self.open or Ruling("undecided", step, tensor, False, (line,))
             return None
         found = self._over(step, tensor, gap, gap64)
         self.path, self.path64 = before.further(gap, where), before64.further(gap64, where)

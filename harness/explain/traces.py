@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harness.compare import DiffResult, Tolerance, diff
 from harness.errors import HarnessError
@@ -58,27 +58,24 @@ def explain_traces(
     """
     watcher = observer or Observer()
     if (referee_a is None) != (referee_b is None):
-        raise HarnessError("--referee-a and --referee-b: give both, or neither")
-    looked_at = {"include": include, "exclude": exclude, "steps": steps}
-    rule = {"rtol": rtol, "atol": atol} | ({} if factor is None else {"factor": factor})
-    told = watcher.part("diff")
-    found = diff(a, b, **rule, **looked_at, all=all, progress=told)  # type: ignore[arg-type]
+        raise HarnessError(
+            "referee_a and referee_b (--referee-a, --referee-b): give both, or neither"
+        )
+    looked_at: dict[str, Any] = {"include": include, "exclude": exclude, "steps": steps}
+    rule: dict[str, Any] = {"rtol": rtol, "atol": atol, "factor": factor, "all": all}
+    found = diff(a, b, **rule, **looked_at, progress=watcher.part("diff"))
     free64 = None
     if referee_a is not None and referee_b is not None:
         referees = open_trace(referee_a), open_trace(referee_b)
         check_referees((open_trace(a), open_trace(b)), referees, found)
-        told = watcher.part("float64 diff")
-        free64 = diff(*referees, **looked_at, progress=told)  # type: ignore[arg-type]
-    runs = []
-    kinds: tuple[tuple[Side, str | Path | None, str | Path | None], ...] = (
-        ("a", followed_a, b),
-        ("b", a, followed_b),
-    )
-    for side, x, y in kinds:
-        if x is not None and y is not None:
-            told = watcher.part(f"following, {side}")
-            local = diff(x, y, all=True, tolerance=Tolerance.local(), **looked_at, progress=told)  # type: ignore[arg-type]
-            runs.append(Following(side, local))
+        free64 = diff(*referees, **looked_at, progress=watcher.part("float64 diff"))
+    pairs: list[tuple[Side, str | Path | None, str | Path | None]]
+    pairs = [("a", followed_a, b), ("b", a, followed_b)]
+    runs = [
+        Following(side, _followed(x, y, looked_at, watcher.part(f"following, {side}")))
+        for side, x, y in pairs
+        if x is not None and y is not None
+    ]
     wide = open_trace(b).header.dtype == "float64"
     evidence = Evidence(
         found,
@@ -88,6 +85,13 @@ def explain_traces(
         _missing(free64, runs),
     )
     return Explanation(found, judge(evidence))
+
+
+def _followed(
+    a: str | Path, b: str | Path, looked_at: dict[str, Any], told: Callable[[int, int], None]
+) -> DiffResult:
+    """The diff of a follower and what it followed: all of it, by the tolerance of single stages."""
+    return diff(a, b, all=True, tolerance=Tolerance.local(), **looked_at, progress=told)
 
 
 def _missing(free64: DiffResult | None, runs: list[Following]) -> tuple[str, ...]:
