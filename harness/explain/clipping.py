@@ -259,7 +259,7 @@ def _coefficient(case: Case, side: Side, scale: float, tolerance: float) -> Coef
                     size, times = figure(limit * value), figure(value)
                     made = f"scales as with {times} times the limit"
                     said = f"{words}, as with a limit of {size}, {times} times its own{named}"
-                    return Coefficient(f"{said}, or with a norm that is that much smaller", made)
+                    return Coefficient(f"{said}, or by a norm of {figure(norm / value)}", made)
     return Coefficient(words, "")
 
 
