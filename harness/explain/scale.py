@@ -31,6 +31,7 @@ SIZES = (
     ("embed_size", "the embedding size E"),
     ("vocab_size", "the vocabulary size V"),
 )
+SMALL = 8  # numbers up to which many things are by chance
 UNNAMED = -30.0  # log10 of the chance from which a factor needs no name to be one
 TIMES = {
     2.0: "twice",
@@ -225,7 +226,10 @@ def _factor_words(case: Case, subject: Side, size: float, named: Named | None, l
         return f"{words}: one factor over all elements, none of the run's own numbers"
     if not named.words:
         return words
-    words = f"{words}: {figure(max(size, 1 / size))} is {named.words}"
+    number = figure(max(size, 1 / size))
+    if named.value < SMALL and float(number).is_integer():
+        return f"{words} ({named.words} is {number} in this run)"
+    words = f"{words}: {number} is {named.words}"
     large, small = (mine, theirs) if size >= 1 else (theirs, mine)
     if case.tensor.startswith(("forward/loss", "backward/", "grads/")):
         if "BPTT" in named.words:
