@@ -12,7 +12,7 @@ FACTORS = [
         "factor",
         "batch mean",
         {"grads/layer0/w_i": lambda v, s: v / 3},
-        words="averages the loss over the batch",
+        words="the batch size B is 3 in this run",
     ),
     Plant("factor", "no name", {"grads/layer1/w_h": lambda v, s: 1.23457 * v}, words="none of"),
     Plant(
