@@ -39,6 +39,29 @@ def with_update(change):
         return change(params, new, step), slots
     twin.update = changed
 
+def with_rows(factor):
+    backward = twin.forward_backward
+    def changed(*arguments):
+        grads = backward(*arguments)
+        rows = grads["embedding"]
+        rows = rows._replace(values=rows.values * rows.values.dtype.type(factor))
+        return {{**grads, "embedding": rows}}
+    twin.forward_backward = changed
+
+def with_hidden_rate(factor):
+    def changed(params, grads, slots, lr, *rest):
+        return update(params, grads, slots, lr * lr.dtype.type(factor), *rest)
+    twin.update = changed
+
+def grid():
+    import np_impl.cells as cells
+    plain = cells.lstm_cell
+    def changed(z, c, see=cells.unseen, t=None):
+        def onward(name, value, t):
+            return see(name, np.rint(value * 1024) / 1024 if name == "h" else value, t)
+        return plain(z, c, onward, t)
+    cells.lstm_cell = changed
+
 def times(factor):
     def clipped(grads, norm, mode, limit):
         made = clip(grads, norm, mode, limit)
@@ -81,7 +104,7 @@ FAULTS = {
         "with_clip(lambda g, n, m, x: {**clip(g, n, m, x), 'softmax_b': g['softmax_b']})",
         {"clip_limit": 0.5},
         "update/clipped/softmax_b",
-        "^softmax_b alone, all other gradients agree: .*does not scale",
+        "^softmax_b alone, all other gradients agree: .*it leaves these out",
         "softmax_b alone",
     ),
     "no clipping is not said to be clipping element by element": (
@@ -110,7 +133,7 @@ FAULTS = {
         {},
         "params/softmax_w",
         "mine does not move it",
-        "mine does not move it.*so also at steps",
+        "mine does not move it.*so also where else it was tried: steps",
     ),
     "a stale mask is behind, and the other side not ahead": (
         "twin.randomness.dropout_masks = lambda m, t, s: masks_of(m, t, max(s - 1, 1))",
@@ -118,6 +141,27 @@ FAULTS = {
         "inputs/mask/embedding",
         "mine has the value of the step before|mine has what other had at the step before",
         "mine has",
+    ),
+    "a gradient that is a fifth says nothing of the loss": (
+        "with_rows(0.2)",
+        {},
+        "grads/embedding",
+        "(?!.*averages the loss)",
+        "mine is 0.2 times other",
+    ),
+    "a rate that is a millionth off is not 1 times the other": (
+        "with_hidden_rate(1.000001)",
+        {"dtype": "float64"},
+        "params/embedding",
+        "mine is 1 [+] 1e-06 times other",
+        "1 [+] 1e-06 times",
+    ),
+    "a fixed grid is no narrower format": (
+        "grid()",
+        {},
+        "forward/layer0/h",
+        "^$",
+        None,
     ),
     **{
         f"a ratio of {factor} is no count": (
@@ -191,7 +235,7 @@ def judged(cases, at=2):
 def test_a_sign_that_is_turned_at_every_step_is_certain_and_says_where():
     (cause,) = judged(places(lambda step: -drawn(step), drawn))
     assert (cause.name, cause.sure) == ("sign", "certain")
-    assert cause.sentence.endswith("; so also at steps 1, 3, 4, 5")
+    assert cause.sentence.endswith("; so also where else it was tried: steps 1, 3, 4, 5")
 
 
 def test_one_that_is_turned_once_is_only_likely():
@@ -222,7 +266,7 @@ def test_zeros_on_both_sides_neither_support_nor_refute():
 
     (cause,) = judged(places(of(-1), of(1)))
     assert cause.sure == "certain"
-    assert cause.sentence.endswith("; so also at steps 3, 5")
+    assert cause.sentence.endswith("; so also where else it was tried: steps 3, 5")
 
 
 def test_later_differences_of_free_runs_contradict_nothing():

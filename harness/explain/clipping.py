@@ -196,22 +196,26 @@ def clip_one_side(case: Case) -> Cause | None:
             return None
         left = max(left, rest)
         scales[side] = _coefficient(case, side, fit.factor, 8 * fit.error + 16 * case.eps)
-    made = {side: scales[side].made for side in SIDES}
+    made = {side: scales[side].made or OWN_WAY for side in SIDES}
     if made["a"] == made["b"]:
         return None  # each takes its own norm: that is where they differ
-    sure: Literal["certain", "likely"] = "likely" if "" in made.values() else "certain"
+    sure: Literal["certain", "likely"] = "likely" if OWN_WAY in made.values() else "certain"
     claim = ", ".join(f"{label(case, side)} {made[side]}" for side in SIDES)
-    sentence = _one_side_words(case, scales, left)
-    if not _one_ratio(case):
-        some = _apart(case)
-        if some is None:
-            return None
-        sentence = f"{' and '.join(some)} alone, all other gradients agree: {sentence}"
+    some = None if _one_ratio(case) else _apart(case)
+    if some is None and not _one_ratio(case):
+        return None
+    sentence = _one_side_words(case, scales, left, some)
     return Cause("clip-one-side", sentence, left, sure, claim=claim)
 
 
-def _one_side_words(case: Case, scales: dict[Side, Coefficient], left: float) -> str:
-    """The sentence; a side that scales nothing may clip by a limit that no element reaches."""
+def _one_side_words(
+    case: Case, scales: dict[Side, Coefficient], left: float, some: list[str] | None
+) -> str:
+    """The sentence; a side that scales nothing may clip by a limit that no element reaches.
+
+    `some` are the parameters that differ where others agree.
+    """
+    alone = f"{' and '.join(some)} alone, all other gradients agree: " if some else ""
     for side in SIDES:
         mine, theirs = scales[side].made, scales[other(side)]
         if mine == NOTHING and theirs.made == GLOBAL:
@@ -220,17 +224,20 @@ def _one_side_words(case: Case, scales: dict[Side, Coefficient], left: float) ->
                 f"{label(case, other(side))} clips by global norm ({theirs.words}), "
                 f"{label(case, side)} does not scale its gradients"
             )
-            if not _any_clamped(case, side, limit):
+            if some:
+                words += " here: it leaves these out, or clips them by another norm or limit"
+            elif not _any_clamped(case, side, limit):
                 words += (
                     ": it does not clip, or in a way that leaves these alone (each element at "
                     f"{figure(limit)}, each tensor by its own norm, all by a larger limit)"
                 )
-            return f"{words}; both recomputed {eps_words(left)}"
+            return f"{alone}{words}; both recomputed {eps_words(left)}"
     words = ", ".join(f"{label(case, side)} {scales[side].words}" for side in SIDES)
-    return f"one constant over all clipped gradients {eps_words(left)}: {words}"
+    over = alone or "one constant over all clipped gradients "
+    return f"{over}{eps_words(left)}: {words}"
 
 
-NOTHING, GLOBAL = "does not scale", "scales by limit / norm"
+NOTHING, GLOBAL, OWN_WAY = "does not scale", "scales by limit / norm", "scales in a way of its own"
 
 
 def _coefficient(case: Case, side: Side, scale: float, tolerance: float) -> Coefficient:

@@ -266,8 +266,8 @@ class Pair:
         steps = [step for step in self.steps() if step != case.step and self._holds(step, case)]
         parted = [step for step in steps if not self._alike(step, case.tensor)]
         agreed = [step for step in steps if step not in parted]
-        chosen = _spread(parted, most // 2)
-        chosen += _spread(agreed, most * 3 // 4 - len(chosen))
+        chosen = _spread(parted, most - 3)
+        chosen += _spread(agreed, most - 2 - len(chosen))
         places = [(step, case.tensor) for step in sorted(chosen)]
         names = [
             n for n in self.names(case.step) if n != case.tensor and same_stage(n, case.tensor)

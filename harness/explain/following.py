@@ -98,7 +98,8 @@ def _ratio(place: Difference, narrow: Sequence[Following]) -> str:
         if (found.step, found.tensor) == (place.step, place.tensor)
     ]
     if not math.isfinite(gap.rel_l2):
-        return "in float64 one side is not finite there, so it is no rounding"
+        what = "not finite" if place.nonfinite_mismatches else "zero all over, and the other is not"
+        return f"in float64 one side is {what}: that is no rounding"
     if same and math.isfinite(gap_of(same[0]).rel_l2):
         return (
             f"that gap is {gap.rel_l2:.3g} of the tensor (relative L2) in float64 and "

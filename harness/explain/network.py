@@ -34,7 +34,10 @@ class Way(NamedTuple):
 
 USUAL = Way("scales what dropout keeps by 1 / keep", lambda m, keep: m / keep)
 WAYS: tuple[Way, ...] = (
-    Way("does not scale what dropout keeps", lambda m, keep: 1.0 * m),
+    Way(
+        "does not scale what dropout keeps (or takes keep times it once more)",
+        lambda m, keep: 1.0 * m,
+    ),
     Way("scales what dropout keeps twice", lambda m, keep: m / keep**2),
     Way("takes the keep probability for the drop probability", lambda m, keep: m / (1 - keep)),
     Way("multiplies what it keeps by keep where the other divides", lambda m, keep: m * keep),

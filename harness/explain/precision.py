@@ -171,6 +171,9 @@ def _telling(mine: Array, full: Array, to: Format) -> bool:
     """
     flat, exact = mine.reshape(-1), full.reshape(-1)
     moved = (rounded(exact, to) != exact) & (flat != exact)
+    # On a grid of one width, as fixed-point numbers are, every format of enough bits has them.
+    top = np.frexp(largest(flat))[1] - 1
+    moved &= flat % np.ldexp(1.0, int(top) - to.bits) != 0
     return np.unique(flat[moved][:SAMPLE]).size >= TELLING
 
 

@@ -42,7 +42,10 @@ class Record:
             return _likely(cause, f"it does not hold at {places}")
         if not self.held:
             return _likely(cause, "seen at this place alone")
-        return replace(cause, sentence=f"{cause.sentence}; so also at {listed(self.held)}")
+        return replace(
+            cause,
+            sentence=f"{cause.sentence}; so also where else it was tried: {listed(self.held)}",
+        )
 
 
 def _likely(cause: Cause, why: str) -> Cause:
@@ -52,6 +55,7 @@ def _likely(cause: Cause, why: str) -> Cause:
 def listed(places: Sequence[str]) -> str:
     """Places in a sentence: "steps 2, 3, params/w"."""
     steps = [place.removeprefix("step ") for place in places if place.startswith("step ")]
+    steps.sort(key=int)
     others = [place for place in places if not place.startswith("step ")]
     words = [f"step{'s' * (len(steps) > 1)} {', '.join(steps)}"] if steps else []
     words += [f"{len(others)} tensors more of this stage"] if len(others) > 1 else others

@@ -196,14 +196,30 @@ def factor(case: Case) -> Cause | None:
         _factor_words(case, subject, _shown(size, error), named, left),
         left,
         "certain" if named or case.chance(1) <= UNNAMED else "likely",
-        claim=f"{label(case, subject)} is {size:.4g} times {label(case, other(subject))}",
+        claim=f"{label(case, subject)} is {_claimed(size)} times {label(case, other(subject))}",
     )
 
 
 def _shown(size: float, error: float) -> float:
     """A factor in as many digits as it is known to."""
     digits = min(6, max(2, int(-math.log10(max(error, 1e-16)))))
-    return float(f"{size:.{digits}g}")
+    return 1 + float(f"{size - 1:.{digits}g}") if _near_one(size) else float(f"{size:.{digits}g}")
+
+
+def _claimed(size: float) -> str:
+    """A factor as it must be found again elsewhere."""
+    return f"1 + {size - 1:.2g}" if _near_one(size) else f"{size:.4g}"
+
+
+def _near_one(size: float) -> bool:
+    return abs(size - 1) < 0.0137  # no round number, which rounding would put on either side
+
+
+def _number(size: float) -> str:
+    """A factor for a sentence; of one near 1, what it has beside that."""
+    if not _near_one(size):
+        return figure(size)
+    return f"1 {'+' if size > 1 else '-'} {abs(size - 1):.3g}"
 
 
 def _left(case: Case, a: Array, b: Array, exact: float) -> float | None:
@@ -220,7 +236,7 @@ def _factor_words(case: Case, subject: Side, size: float, named: Named | None, l
     mine, theirs = label(case, subject), label(case, other(subject))
     what = "step of this parameter" if case.tensor.startswith("params/") else case.tensor
     plain = min(TIMES, key=lambda times: abs(times - size))
-    times = TIMES[plain] if named and abs(size / plain - 1) < 1e-6 else f"{figure(size)} times"
+    times = TIMES[plain] if named and abs(size / plain - 1) < 1e-6 else f"{_number(size)} times"
     words = f"{what}: {mine} is {times} {theirs} {eps_words(left)}"
     if named is None:
         return f"{words}: one factor over all elements, none of the run's own numbers"
@@ -231,7 +247,7 @@ def _factor_words(case: Case, subject: Side, size: float, named: Named | None, l
         return f"{words} ({named.words} is {number} in this run)"
     words = f"{words}: {number} is {named.words}"
     large, small = (mine, theirs) if size >= 1 else (theirs, mine)
-    if case.tensor.startswith(("forward/loss", "backward/", "grads/")):
+    if case.tensor in ("forward/loss", "backward/logits") and " and " not in named.words:
         if "BPTT" in named.words:
             words += f", as where {small} averages the loss over time and {large} does not"
         elif "batch" in named.words:
