@@ -212,7 +212,7 @@ def _claimed(size: float) -> str:
 
 
 def _near_one(size: float) -> bool:
-    return abs(size - 1) < 0.0137  # no round number, which rounding would put on either side
+    return abs(size - 1) < 0.0037  # no round number, which rounding would put on either side
 
 
 def _number(size: float) -> str:
