@@ -2,12 +2,17 @@
 
 import multiprocessing
 import os
+import signal
 from concurrent.futures import Future, ProcessPoolExecutor
 
 import pytest
 import twin_calls
 
 DTYPES = ("float32", "float64")
+
+# Whoever starts the tests in the background may have them ignore Ctrl-C, which some of them send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Worker:
