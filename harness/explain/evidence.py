@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from harness.compare import Comparison, DiffResult, Tolerance, compare
 from harness.compare.diff import Difference
 from harness.explain.case import Case, Side
+from harness.explain.trial import same_claim
 from harness.trace import Step, TensorEntry, Trace, open_trace
 from harness.trace.dtypes import common, epsilon, is_float
 
 T = TypeVar("T")
 OVERFLOW = 2.0**-12  # of the largest number: sums of such numbers may leave the range on the way
 _KIND = re.compile(r"[/.:]")
-_LAYER = re.compile(r"layer\d+")
 
 # Tensors of one kind that do not feed one another: a follower's own are used for all of them.
 SIBLINGS = ("state/in/", "state/out/", "grads/", "update/clipped/", "optimizer/", "params/")
@@ -305,7 +305,7 @@ class Pair:
 def same_stage(one: str, two: str) -> bool:
     """Whether two tensors are made by one stage: of other layers, or for other parameters."""
     if one.startswith(("forward/", "backward/")):
-        return _LAYER.sub("layer", one) == _LAYER.sub("layer", two)
+        return same_claim(one, two)
     for prefix in ("params/", "update/clipped/", "optimizer/"):
         if one.startswith(prefix) and two.startswith(prefix):
             slots = one.rpartition("/")[2] == two.rpartition("/")[2]

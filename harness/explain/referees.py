@@ -13,9 +13,7 @@ from harness.explain.case import Array
 from harness.trace import Step, Trace
 
 SINGLE = float(np.finfo(np.float32).eps)
-OTHER_RUN = (
-    0.25  # of most tensors' norms: what a run and its referee never differ by at their start
-)
+OTHER_RUN = 0.25  # of most tensors' norms: a run and its referee are never so far apart at first
 NEARER = 8.0  # times: a referee that is so much nearer to the other side is that side's
 TELLING = 32  # different numbers that say whether they were computed in float32
 LOOKED_AT = 48  # tensors of the first step

@@ -43,14 +43,12 @@ def explain_traces(
     """The diff of two traces made anywhere, and whether they differ by rounding or by a bug.
 
     Args:
-        a: a trace.
-        b: the trace of the reference.
+        a, b: traces; b is the reference.
         referee_a: the run of `a` again in float64.
         referee_b: the run of `b` again in float64.
         followed_a: the run of `a` again, each stage given the inputs that `b` holds.
         followed_b: the run of `b` again, each stage given the inputs that `a` holds.
-        rtol, atol, factor, all, include, exclude, steps: as for `harness.diff`; what is left out
-            is not judged.
+        rtol, atol, factor, all, include, exclude, steps: as for `harness.diff`.
         observer: told about progress.
 
     Raises HarnessError for traces that cannot be compared, for one referee without the other, and

@@ -189,7 +189,7 @@ def _claim(case: Case, side: Side, guess: Guess) -> str:
 
 
 def same_claim(one: str, two: str) -> bool:
-    """Whether two claims are one, of whichever layer."""
+    """Whether two claims, or names of tensors, are one but for the layer's number."""
     return LAYER.sub("layer", one) == LAYER.sub("layer", two)
 
 
