@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn import functional
 
 from bench_impl.stock import check, windows
-from harness import weights
-from harness.layouts import LAYOUTS, to_layout
-from harness.serving import main
+from harness.data import weights
+from harness.data.layouts import LAYOUTS, to_layout
+from harness.side.serving import main
 
 
 class Model(nn.Module):

@@ -5,7 +5,7 @@ import sys
 import torch
 
 from bench_impl.products import shapes
-from harness.serving import main
+from harness.side.serving import main
 
 
 def train(run, report):

@@ -1,11 +1,11 @@
 """What the stock models of all frameworks share: the windows of a run, and what they refuse."""
 
-from harness import corpus
+from harness.data import corpus
 from harness.errors import HarnessError
 
 
 def windows(run):
-    """Every step of a run with its learning rate and its window (harness.corpus.Window)."""
+    """Every step of a run with its learning rate and its window (harness.data.corpus.Window)."""
     batches = corpus.Batches(corpus.load_tokens(run.tokens), run.train, run.eos)
     for step in range(run.start, run.steps + 1):
         window = batches.window(step)

@@ -6,16 +6,16 @@ import keras
 import tensorflow as tf
 
 from bench_impl.stock import check, windows
-from harness import weights
-from harness.layouts import LAYOUTS, to_layout
-from harness.serving import main
+from harness.data import weights
+from harness.data.layouts import LAYOUTS, to_layout
+from harness.side.serving import main
 
 
 class Model:
     """Keras' Embedding, LSTM, Dense and SGD, and one step of training by them."""
 
     def __init__(self, run, arrays):
-        """Build the layers and give them `arrays` (harness.layouts, "keras")."""
+        """Build the layers and give them `arrays` (harness.data.layouts, "keras")."""
         model, self.spec = run.model, run.train
         self.embedding = keras.layers.Embedding(model.vocab_size, model.embed_size)
         self.layers = [

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from harness.compare import Tolerance as Tolerance
     from harness.compare import compare as compare
     from harness.compare import diff as diff
+    from harness.data.weights import convert as convert_weights
+    from harness.data.weights import draw as draw_weights
+    from harness.data.weights import load as load_weights
+    from harness.data.weights import save as save_weights
     from harness.errors import HarnessError as HarnessError
     from harness.explain import Cause as Cause
     from harness.explain import Explanation as Explanation
@@ -27,8 +31,8 @@ if TYPE_CHECKING:
     from harness.explain import explain_traces as explain
     from harness.explain import explain_traces as explain_traces
     from harness.observer import Observer as Observer
-    from harness.run import RunResult as RunResult
-    from harness.run import run_sides as run_sides
+    from harness.runs.run import RunResult as RunResult
+    from harness.runs.run import run_sides as run_sides
     from harness.spec import Capture as Capture
     from harness.spec import ModelSpec as ModelSpec
     from harness.spec import TrainSpec as TrainSpec
@@ -37,10 +41,6 @@ if TYPE_CHECKING:
     from harness.trace import TraceWriter as TraceWriter
     from harness.trace import check_trace as check_trace
     from harness.trace import open_trace as open_trace
-    from harness.weights import convert as convert_weights
-    from harness.weights import draw as draw_weights
-    from harness.weights import load as load_weights
-    from harness.weights import save as save_weights
 
 # Public name: where it is defined, and its name there.
 _HOMES = {
@@ -53,7 +53,7 @@ _HOMES = {
     "HarnessError": ("harness.errors", "HarnessError"),
     "ModelSpec": ("harness.spec", "ModelSpec"),
     "Observer": ("harness.observer", "Observer"),
-    "RunResult": ("harness.run", "RunResult"),
+    "RunResult": ("harness.runs.run", "RunResult"),
     "Tolerance": ("harness.compare", "Tolerance"),
     "Trace": ("harness.trace", "Trace"),
     "TraceWriter": ("harness.trace", "TraceWriter"),
@@ -61,15 +61,15 @@ _HOMES = {
     "Verdict": ("harness.explain", "Verdict"),
     "check_trace": ("harness.trace", "check_trace"),
     "compare": ("harness.compare", "compare"),
-    "convert_weights": ("harness.weights", "convert"),
+    "convert_weights": ("harness.data.weights", "convert"),
     "diff": ("harness.compare", "diff"),
-    "draw_weights": ("harness.weights", "draw"),
+    "draw_weights": ("harness.data.weights", "draw"),
     "explain": ("harness.explain", "explain_traces"),
     "explain_traces": ("harness.explain", "explain_traces"),
-    "load_weights": ("harness.weights", "load"),
+    "load_weights": ("harness.data.weights", "load"),
     "open_trace": ("harness.trace", "open_trace"),
-    "run_sides": ("harness.run", "run_sides"),
-    "save_weights": ("harness.weights", "save"),
+    "run_sides": ("harness.runs.run", "run_sides"),
+    "save_weights": ("harness.data.weights", "save"),
 }
 
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -102,7 +102,7 @@ def forward(params, x, state, masks, model, points):
         params: tensors by canonical name (harness.spec.parameters).
         x: tokens, integers [B, T].
         state: h and c of each layer [B, H], by name "layer0/h".
-        masks: dropout masks by site (harness.randomness.dropout_masks); empty without dropout.
+        masks: dropout masks by site (harness.data.randomness.dropout_masks); empty without dropout.
         model: the ModelSpec.
         points: shown every stage (np_impl.points).
 

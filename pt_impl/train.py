@@ -4,7 +4,7 @@ from functools import cache
 
 import torch
 
-from harness import corpus, randomness, weights
+from harness.data import corpus, randomness, weights
 from harness.errors import HarnessError
 from harness.spec import replace
 from harness.trace import Intervention, TraceWriter, resumed
@@ -142,7 +142,7 @@ def evaluate(params, batches, model, train):
 
     Args:
         params: tensors by canonical name.
-        batches: the text (harness.corpus.Batches).
+        batches: the text (harness.data.corpus.Batches).
         model: the ModelSpec.
         train: the TrainSpec.
 
@@ -159,7 +159,7 @@ def evaluate(params, batches, model, train):
 
 
 def tokens_of(window):
-    """The input and target tokens of a window (harness.corpus.Window): integers [B, T] each."""
+    """Input and target tokens of a window (harness.data.corpus.Window): integers [B, T] each."""
     return torch.tensor(window.x), torch.tensor(window.y)
 
 
@@ -259,7 +259,7 @@ def see_inputs(step, window, masks, params, state, points):
 
     Args:
         step: the step, from 1.
-        window: its tokens (harness.corpus.Window).
+        window: its tokens (harness.data.corpus.Window).
         masks: its dropout masks by site, arrays.
         params: tensors by canonical name.
         state: h and c of each layer [B, H], by name.

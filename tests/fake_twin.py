@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from harness.serving import main
+from harness.side.serving import main
 from harness.trace import TraceWriter
 
 CHATTER = [

@@ -17,13 +17,13 @@ from harness.bench.pairs import Pair
 from harness.bench.place import Place, check_room
 from harness.bench.result import BenchResult, Fit, Row, Section, Spread, Target
 from harness.bench.rounds import Progress, interleave
-from harness.cli import main as command_line
+from harness.cli.main import main as command_line
 from harness.errors import HarnessError
 from harness.observer import Observer
 from harness.report.bench import show_bench, write_bench
 from harness.report.bench_plot import plot_bench
 from harness.report.terminal import console
-from harness.sides import TWINS
+from harness.runs.processes import TWINS
 from harness.spec import Capture
 from harness.trace import TraceWriter, open_trace
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from harness import TraceWriter
-from harness.cli import main
+from harness.cli.main import main
 
 FORBIDDEN = ("torch", "tensorflow", "jax", "matplotlib")
 COMMANDS = (
@@ -220,12 +220,12 @@ def test_importing_the_library_and_using_all_of_it_imports_no_framework():
 
 
 def test_help_does_not_even_import_numpy():
-    code = "from harness.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass"
+    code = "from harness.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass"
     assert not loaded_by(code).intersection((*FORBIDDEN, "numpy", "rich", "safetensors"))
 
 
 def test_diff_show_and_weights_import_no_framework(pair, tmp_path):
-    code = "from harness.cli import main\n"
+    code = "from harness.cli.main import main\n"
     weights = tmp_path / "w.npz"
     for arguments in (
         ["diff", *map(str, pair)],

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import xxhash
 
-from harness import corpus
-from harness.corpus import Batches
+from harness.data import corpus
+from harness.data.corpus import Batches
 from harness.errors import HarnessError
 from harness.spec import TrainSpec
 

@@ -10,7 +10,7 @@ import click
 import pytest
 
 import harness
-from harness.cli import harness as command_line
+from harness.cli.main import harness as command_line
 from harness.trace.schema import Header, StepEntry, TensorEntry
 
 ROOT = Path(__file__).parent.parent

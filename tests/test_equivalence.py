@@ -20,7 +20,7 @@ from twins import (
     train_spec,
 )
 
-from harness.randomness import dropout_masks
+from harness.data.randomness import dropout_masks
 from harness.spec import replace
 
 ZERO = pytest.mark.parametrize("zero", [True, False], ids=["from zero", "from a given state"])

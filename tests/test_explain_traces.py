@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import harness
-from harness.cli import main
+from harness.cli.main import main
 from harness.errors import HarnessError
 from harness.explain import explain_traces
 from harness.trace import TraceWriter

@@ -6,8 +6,8 @@ import pytest
 from twins import NAMES, RUN_MODEL, V, a_run, assert_close, tensors_of
 from twins import E as WIDTH
 
-from harness import weights
 from harness.compare import diff
+from harness.data import weights
 from harness.spec import SLOTS, Capture
 from harness.trace import Rows, check_trace, open_trace
 

@@ -8,8 +8,8 @@ from importlib import import_module
 import pytest
 import twin_calls
 
-from harness import corpus, weights
 from harness.compare import diff
+from harness.data import corpus, weights
 from harness.errors import HarnessError
 from harness.faults import BASE, CATALOGUE, Fault, first_step, named, planted_names
 from harness.spec import Follow, RunSpec, override, parameters, preset

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from twins import NAMES, RUN_MODEL, a_run, tensors_of
 
-from harness import weights
 from harness.compare import Tolerance, compare, diff
+from harness.data import weights
 from harness.errors import HarnessError
 from harness.spec import Capture, Disturbance
 from harness.trace import open_trace

@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from test_hostile_files import EDITS, EXAMPLES, damaged
 
-from harness import weights
+from harness.data import weights
+from harness.data.weights import WeightsError
 from harness.spec import ModelSpec
-from harness.weights import WeightsError
 
 MODEL = ModelSpec(vocab_size=5, embed_size=2, hidden_size=3, num_layers=1)
 TRUE = weights.draw(MODEL, 1)
@@ -142,7 +142,7 @@ def test_pickled_objects_are_refused_and_never_executed(here):
 
 LOAD = """
 import resource, sys
-from harness.weights import WeightsError, load
+from harness.data.weights import WeightsError, load
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20),) * 2)
 try:

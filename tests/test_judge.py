@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from harness.cli import main
+from harness.cli.main import main
 from harness.compare import diff
 from harness.errors import HarnessError
 from harness.explain import explain_traces
 from harness.faults.lab import Lab
-from harness.judge import Investigation, step_bytes
 from harness.observer import Observer
+from harness.runs.investigation import Investigation, step_bytes
 from harness.spec import Capture, Follow
 from harness.trace import open_trace
 
@@ -110,7 +110,7 @@ def test_a_run_that_fails_in_float64_is_told_of_and_float32_is_judged_alone(lab,
 
 
 def test_the_steps_that_are_judged_are_limited_where_the_traces_would_be_large(lab, monkeypatch):
-    monkeypatch.setattr("harness.judge.LARGE", 1000)
+    monkeypatch.setattr("harness.runs.investigation.LARGE", 1000)
     runs, found = run(lab, steps=6, faults={"pt": ("clip-elementwise",)})
     judged = Investigation(lab.session, runs, found).verdict()
     assert judged.label == "bug"
@@ -128,7 +128,9 @@ def test_what_a_full_step_takes_at_most_is_known_without_a_full_trace(lab):
 
 def test_a_disk_without_room_is_told_of_and_nothing_is_run(lab, monkeypatch):
     runs, found = run(lab, faults={"pt": ("clip-elementwise",)})
-    monkeypatch.setattr("harness.judge.shutil.disk_usage", lambda path: SimpleNamespace(free=1))
+    monkeypatch.setattr(
+        "harness.runs.investigation.shutil.disk_usage", lambda path: SimpleNamespace(free=1)
+    )
     monkeypatch.setattr(lab.session, "run_all", None)
     judged = Investigation(lab.session, runs, found).verdict()
     assert any("MiB of traces" in line for line in judged.evidence)

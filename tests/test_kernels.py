@@ -214,7 +214,7 @@ def test_numba_is_not_imported_before_large_tensors_differ(tmp_path):
     code = """if True:
         import sys
         from harness import diff
-        from harness.cli import main
+        from harness.cli.main import main
         traces, sys.argv[1:] = sys.argv[1:], ["--help"]
         try:
             main()

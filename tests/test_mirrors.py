@@ -17,8 +17,14 @@ PLACES = [
     (twin, file) for twin in TWINS for file in FILES if twin != "np_impl" or file not in FAULTS
 ]
 MIRRORS = [(twin, file) for twin, file in PLACES if twin != "pt_impl"]
-CORE = {"harness.spec", "harness.trace", "harness.randomness", "harness.corpus", "harness.weights"}
-CORE |= {"harness.errors", "harness.serving"}
+CORE = {
+    "harness.spec",
+    "harness.trace",
+    "harness.data.randomness",
+    "harness.data.corpus",
+    "harness.data.weights",
+}
+CORE |= {"harness.errors", "harness.side.serving"}
 
 STOCK = ("torch.nn", "torch.optim", "tf.keras", "tf.nn", "keras", "tf.clip_by_global_norm")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from harness.cli import main
+from harness.cli.main import main
 
 PTB = Path(os.environ.get("HARNESS_DATA", "")) / "ptb"
 pytestmark = [

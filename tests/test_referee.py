@@ -15,8 +15,8 @@ from twins import (
     train_spec,
 )
 
+from harness.data.randomness import dropout_masks
 from harness.errors import HarnessError
-from harness.randomness import dropout_masks
 from harness.spec import replace
 from harness.trace import open_trace
 

@@ -12,15 +12,15 @@ from harness import Observer
 from harness.compare import diff
 from harness.explain.case import Cause
 from harness.explain.causes import Fit, Row, explain, fitting, refuted
-from harness.judge import Investigation
-from harness.session import Session, Side
-from harness.sides import TWINS, Twin
+from harness.runs.investigation import Investigation
+from harness.runs.processes import TWINS, Twin
+from harness.runs.session import Session, Side
 
 TWIN = """
 import sys
 import numpy as np
 import np_impl.train as twin
-from harness.serving import main
+from harness.side.serving import main
 
 clip, update, step_of = twin.clip, twin.update, twin.train_step
 masks_of = twin.randomness.dropout_masks

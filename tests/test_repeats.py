@@ -4,13 +4,13 @@ import msgspec
 import pytest
 from twins import a_run
 
-import harness.judge
+import harness.runs.investigation
 from harness import Observer
 from harness.compare import diff
 from harness.explain import judge
-from harness.judge import Investigation
-from harness.session import Session, Side
-from harness.sides import TWINS, Twin
+from harness.runs.investigation import Investigation
+from harness.runs.processes import TWINS, Twin
+from harness.runs.session import Session, Side
 from harness.spec import Capture
 
 # Twins in NumPy with something between the gradients and their norm.
@@ -18,7 +18,7 @@ CHANGED = """
 import os, sys
 import numpy as np
 import np_impl.train as twin
-from harness.serving import main
+from harness.side.serving import main
 
 RUNS, plain, calls = [], twin.global_norm, []
 
@@ -71,7 +71,9 @@ def investigate(folder, monkeypatch, *twins, steps=6, **fields):
     """The evidence that is judged of sides "a" and "b" of these twins, and the session's folder."""
     seen = []
     monkeypatch.setattr(
-        harness.judge, "judge", lambda evidence, referee=None: seen.append(evidence) or evidence
+        harness.runs.investigation,
+        "judge",
+        lambda evidence, referee=None: seen.append(evidence) or evidence,
     )
     runs = tuple(a_run(folder, label, steps=steps, clip_limit=0.5, **fields) for label in "ab")
     runs = tuple(msgspec.structs.replace(run, weights=runs[0].weights) for run in runs)

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 from twins import RUN_MODEL, B, T, a_run
 
-from harness import weights
+from harness.data import weights
 from harness.errors import HarnessError
 from harness.spec import Capture, Follow, Resume
 from harness.trace import TraceError, open_trace

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from harness.cli import main
+from harness.cli.main import main
 from harness.errors import HarnessError
 from harness.explain import Cause, Verdict
 from harness.faults import fuzz as fuzzing

@@ -14,8 +14,8 @@ import pytest
 from twins import a_run
 
 from harness import HarnessError, Observer
-from harness.session import Session, Side
-from harness.sides import PATIENCE, TWINS, SideProcess, Twin
+from harness.runs.processes import PATIENCE, TWINS, SideProcess, Twin
+from harness.runs.session import Session, Side
 from harness.trace import open_trace
 
 LIMIT = 30.0  # seconds that a test waits
@@ -207,8 +207,8 @@ def test_sides_one_after_the_other_stop_at_the_first_that_fails(tmp_path):
 INTERRUPTED = """
 import sys
 from harness import Observer
-from harness.session import Session, Side
-from harness.sides import TWINS, Twin
+from harness.runs.session import Session, Side
+from harness.runs.processes import TWINS, Twin
 from harness.spec import load_run
 TWINS["fake"] = Twin("fake_twin", "NumPy", "all")
 folder, *runs = sys.argv[1:]

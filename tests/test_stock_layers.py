@@ -11,7 +11,7 @@ from twins import (
     train_spec,
 )
 
-from harness.layouts import LAYOUTS, to_layout
+from harness.data.layouts import LAYOUTS, to_layout
 
 STOCK = {"pt": "torch", "tf": "keras"}
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from twins import NAMES, RUN_MODEL, SHAPES, B, H, T, V, a_run, tensors_of
 
-from harness import corpus, weights
 from harness.compare import diff
+from harness.data import corpus, weights
 from harness.spec import Capture
 from harness.trace import open_trace
 

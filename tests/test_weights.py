@@ -9,10 +9,10 @@ import pytest
 import xxhash
 from safetensors.numpy import save_file
 
-from harness import weights
-from harness.layouts import LAYOUTS
+from harness.data import weights
+from harness.data.layouts import LAYOUTS
+from harness.data.weights import WeightsError
 from harness.spec import ModelSpec, parameters
-from harness.weights import WeightsError
 
 V, E, H, L = 29, 7, 11, 2
 MODEL = ModelSpec(vocab_size=V, embed_size=E, hidden_size=H, num_layers=L)
@@ -146,7 +146,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         before = path.read_bytes()
         for function in ("np.savez", "save_file", "os.replace"):
             with monkeypatch.context() as patch:
-                patch.setattr(f"harness.weights.{function}", refuse)
+                patch.setattr(f"harness.data.weights.{function}", refuse)
                 if (function, kind) in (("np.savez", "safetensors"), ("save_file", "npz")):
                     continue
                 with pytest.raises(WeightsError, match=r"w\..*: cannot be written: .*No space"):

@@ -5,16 +5,16 @@ import json
 import msgspec
 import pytest
 
-from harness.cli import main
+from harness.cli.main import main
 from harness.compare import diff
 from harness.errors import HarnessError
 from harness.faults.lab import Lab
-from harness.instep import in_step
-from harness.judge import Investigation
 from harness.observer import Observer
+from harness.runs.investigation import Investigation
+from harness.runs.lockstep import in_step
+from harness.runs.zoom import _twin, jumps, require_zoomable, suspects, zoom
 from harness.spec import Capture
 from harness.trace import Program, TraceWriter, open_trace
-from harness.zoom import _twin, jumps, require_zoomable, suspects, zoom
 
 EPOCH = 500  # tokens: with the lab's batches the second epoch starts at step 34
 STATS = Capture(level="stats", checkpoint_every=10)
@@ -98,7 +98,7 @@ def test_rounding_that_passes_the_tolerance_is_called_rounding_and_nothing_jumps
 
 @pytest.mark.parametrize("side", ["pt", "tf"])
 def test_in_step_a_late_bug_jumps_although_the_free_runs_have_grown_apart(lab, monkeypatch, side):
-    monkeypatch.setattr("harness.instep.LONGEST", 7)  # several stretches
+    monkeypatch.setattr("harness.runs.lockstep.LONGEST", 7)  # several stretches
     runs, _ = run(lab, 40, STATS, {"lr": "30"}, **{side: ["state-not-reset"]})
     pairs = list(in_step(lab.session, runs))
     assert [(a.step, b.step) for a, b in pairs] == [(s, s) for s in range(1, 41)]

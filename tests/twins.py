@@ -4,8 +4,8 @@ from functools import cache
 
 import numpy as np
 
-from harness import corpus, weights
 from harness.compare import Tolerance, compare
+from harness.data import corpus, weights
 from harness.spec import SLOTS, Follow, ModelSpec, RunSpec, TrainSpec, parameters
 from harness.trace import open_trace
 from harness.trace.statistics import describe

@@ -1,8 +1,8 @@
-"""A side as a process: `python -m tf_impl RUN.json`, or as a run starts it (harness.serving)."""
+"""A side as a process: `python -m tf_impl RUN.json`, or served (harness.side.serving)."""
 
 import sys
 
-from harness.serving import main
+from harness.side.serving import main
 from tf_impl.train import train
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from harness.bench.paced import short
 from harness.errors import HarnessError
-from harness.sides import BOOT, DEFAULT_ENVIRONMENT
+from harness.runs.processes import BOOT, DEFAULT_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "bench_impl" / "launch.py"

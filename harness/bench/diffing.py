@@ -41,7 +41,7 @@ WITHOUT_NUMBA = (
     "-P",
     "-c",
     f"import sys; sys.path.append({str(ROOT)!r}); import harness.kernels; "
-    "harness.kernels.choose(False); from harness.cli import main; main()",
+    "harness.kernels.choose(False); from harness.cli.main import main; main()",
 )
 # The targets.
 LEAST_OF_ALLCLOSE, LEAST_OF_COPY, MOST_PEAK, MOST_START = 5.0, 0.7, 300e6, 1.5

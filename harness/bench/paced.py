@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.errors import HarnessError
-from harness.sides import Job, SideProcess, Twin
+from harness.runs.processes import Job, SideProcess, Twin
 from harness.spec import RunSpec
 from harness.trace import remove_trace
 from harness.trace.schema import INDEX_FILE

@@ -11,7 +11,7 @@ import msgspec
 from harness.bench.paced import Span, TimedSide, trace_bytes
 from harness.bench.place import Place
 from harness.errors import HarnessError
-from harness.sides import TWINS
+from harness.runs.processes import TWINS
 from harness.spec import Capture, ModelSpec, TrainSpec
 from harness.trace import remove_trace
 

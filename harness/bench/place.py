@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from harness import corpus, weights
 from harness.bench.machine import processors
+from harness.data import corpus, weights
 from harness.errors import HarnessError
 from harness.spec import Capture, ModelSpec, RunSpec, TrainSpec, parameters, preset
 

@@ -13,7 +13,7 @@ from harness.bench.place import NEVER, VOCABULARY, Place
 from harness.bench.result import Row, Section, Spread, Target
 from harness.bench.rounds import Samples, interleave
 from harness.bench.twins import FRAMEWORKS
-from harness.sides import TWINS
+from harness.runs.processes import TWINS
 from harness.spec import Capture, ModelSpec, TrainSpec, preset
 from harness.trace import remove_trace
 

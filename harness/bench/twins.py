@@ -13,7 +13,7 @@ from harness.bench.place import VOCABULARY, Place
 from harness.bench.result import Row, Section, Spread, Target
 from harness.bench.rounds import Samples, interleave
 from harness.errors import HarnessError
-from harness.sides import TWINS, Twin
+from harness.runs.processes import TWINS, Twin
 from harness.spec import RunSpec, preset
 
 FRAMEWORKS = {"pt": "PyTorch", "tf": "TensorFlow"}

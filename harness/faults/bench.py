@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 import msgspec
 
 from harness.compare import DiffResult, Tolerance, diff
-from harness.corpus import Batches
+from harness.data.corpus import Batches
 from harness.errors import HarnessError
 from harness.explain import Evidence, Following, Verdict, judge
 from harness.faults.baselines import BASELINES, first_failure
 from harness.faults.catalogue import CATALOGUE, first_step, planted_names
 from harness.faults.fault import Fault
 from harness.faults.lab import SIDES, Lab
-from harness.judge import Investigation
 from harness.observer import Observer
+from harness.runs.investigation import Investigation
 from harness.spec import Follow, RunSpec
 from harness.trace import Trace, open_trace, remove_trace
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from harness.corpus import Batches
+from harness.data.corpus import Batches
 from harness.errors import HarnessError
 from harness.faults import backward, forward, update
 from harness.faults.fault import Fault

@@ -25,7 +25,7 @@ from harness.compare.metrics import compare
 from harness.errors import HarnessError
 from harness.faults.lab import SIDES, Lab
 from harness.observer import Observer
-from harness.sides import Job
+from harness.runs.processes import Job
 from harness.spec import Disturbance, Dtype, Follow
 from harness.trace import TensorEntry, Trace, open_trace, remove_trace
 

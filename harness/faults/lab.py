@@ -10,11 +10,11 @@ from types import TracebackType
 import msgspec
 import numpy as np
 
-from harness import corpus as corpora
-from harness import weights as weights_files
+from harness.data import corpus as corpora
+from harness.data import weights as weights_files
 from harness.faults.catalogue import BASE
 from harness.observer import Observer
-from harness.session import Session, Side
+from harness.runs.session import Session, Side
 from harness.spec import (
     Disturbance,
     Follow,

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from harness.compare import DiffResult
 from harness.compare.diff import Difference, StepSummary, Structure
-from harness.corpus import perplexity
+from harness.data.corpus import perplexity
 from harness.trace import Program, StepEntry, TensorEntry, Trace
 from harness.trace.dtypes import epsilon, is_float, smallest_normal
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from harness.options import DATA, EQUIVALENT, JSON, MODEL, TOKENS, example, print_json
+from harness.cli.options import DATA, EQUIVALENT, JSON, MODEL, TOKENS, example, print_json
 
 
 @click.group("weights")
@@ -32,7 +32,7 @@ def weights_init(
 ) -> int:
     """Draw weights for a model over a corpus's vocabulary and save them."""
     from harness import weights
-    from harness.run import model_for
+    from harness.runs.run import model_for
 
     spec = model_for(model, data, tokens, settings)
     drawn = weights.draw(spec, seed)
@@ -81,7 +81,7 @@ def weights_check(
     Without --model, --data and --set: of any model that is consistent in itself.
     """
     from harness import weights
-    from harness.run import model_for
+    from harness.runs.run import model_for
 
     expected = model_for(model, data, tokens, settings) if model or data or settings else None
     weights.load(file, expected)
@@ -120,7 +120,7 @@ def weights_convert(source: str, target: str, to: str, layout: str | None) -> in
 def corpus_command(data: str | None, tokens: str, as_json: bool) -> int:
     """Say what a corpus holds, and of the built-in one its exact entropy."""
     from harness import corpus
-    from harness.run import describe_corpus
+    from harness.runs.run import describe_corpus
 
     found = corpus.load(data, tokens)
     if as_json:

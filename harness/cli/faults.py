@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from harness.options import DIVERGENT, EQUIVALENT, JSON, example, print_json
+from harness.cli.options import DIVERGENT, EQUIVALENT, JSON, example, print_json
 
 
 @click.group("faults")

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.randomness import STREAM_CORPUS, STREAM_SHUFFLE, permutation, uniform
 from harness.errors import HarnessError
-from harness.randomness import STREAM_CORPUS, STREAM_SHUFFLE, permutation, uniform
 from harness.spec import TrainSpec, replace
 
 Tokens = NDArray[np.int32]

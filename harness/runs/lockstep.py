@@ -14,7 +14,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from harness.session import Session
+from harness.runs.session import Session
 from harness.spec import SLOTS, Capture, Follow, Resume, RunSpec, parameters
 from harness.trace import StepEntry, open_trace, remove_trace
 

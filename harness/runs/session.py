@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from harness.errors import HarnessError
 from harness.observer import Observer
-from harness.sides import TWINS, Job, SideProcess
+from harness.runs.processes import TWINS, Job, SideProcess
 from harness.spec import RunSpec
 from harness.trace import remove_trace
 

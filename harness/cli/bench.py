@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from harness.cli.options import EQUIVALENT, JSON, TROUBLE, example, print_json
 from harness.errors import HarnessError
-from harness.options import EQUIVALENT, JSON, TROUBLE, example, print_json
 
 if TYPE_CHECKING:
     from pathlib import Path

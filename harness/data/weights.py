@@ -1,7 +1,7 @@
 """Weights on disk: draw, save, load, check, and convert between layouts. No pickle is ever read.
 
 Canonical arrays are those of `harness.spec.parameters`. Files that other programs write are
-recognised by their names and carried over by `harness.layouts`.
+recognised by their names and carried over by `harness.data.layouts`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from harness.data.layouts import LAYOUTS, from_layout, infer_model, recognise, to_layout
+from harness.data.randomness import STREAM_WEIGHTS, uniform
 from harness.errors import HarnessError
-from harness.layouts import LAYOUTS, from_layout, infer_model, recognise, to_layout
-from harness.randomness import STREAM_WEIGHTS, uniform
 from harness.spec import ModelSpec, parameters
 from harness.trace.schema import check_name, quote, said
 from harness.trace.statistics import digest
@@ -86,7 +86,7 @@ def load(
     """Read weights in any known layout and return them canonical, in canonical order.
 
     `model` is what they must fit (None: whatever consistent model they describe); `layout` one of
-    `harness.layouts.LAYOUTS` (None: recognised by its names); `dtype` what to cast to.
+    `harness.data.layouts.LAYOUTS` (None: recognised by its names); `dtype` what to cast to.
     Raises WeightsError that names every missing, extra, misshaped, non-finite or foreign array.
     """
     shapes = read_shapes(path)

@@ -19,8 +19,8 @@ from harness.errors import HarnessError
 from harness.explain.case import Side, distance
 from harness.explain.evidence import Evidence, Following, Repeat, Vote
 from harness.explain.verdict import Verdict, judge
-from harness.repeats import find_repeats
-from harness.session import Session
+from harness.runs.repeats import find_repeats
+from harness.runs.session import Session
 from harness.spec import SLOTS, Capture, Dtype, Follow, Resume, RunSpec, parameters
 from harness.trace import open_trace, remove_trace
 from harness.trace.dtypes import epsilon

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from harness.cli.options import DIVERGENT, EQUIVALENT, JSON, example, print_json
 from harness.errors import HarnessError
-from harness.options import DIVERGENT, EQUIVALENT, JSON, example, print_json
 
 if TYPE_CHECKING:
-    from harness.zoom import Found
+    from harness.runs.zoom import Found
 
 
 @click.command("zoom", epilog=example("harness zoom traces/pt.trace traces/tf.trace"))
@@ -31,7 +31,7 @@ def zoom_command(a: str, b: str, step: int | None, pythons: tuple[str, ...], as_
     A and B (the reference) are traces of level stats, where harness run left them.
     """
     from harness.report.progress import LiveObserver
-    from harness.zoom import zoom_traces
+    from harness.runs.zoom import zoom_traces
 
     places = {}
     for text in pythons:

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from harness.compare import DiffResult, diff
 from harness.explain.case import Side
 from harness.explain.evidence import Repeat
-from harness.session import Session
+from harness.runs.session import Session
 from harness.spec import Level, RunSpec
 from harness.trace import open_trace, remove_trace
 

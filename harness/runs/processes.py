@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.errors import HarnessError
-from harness.serving import CHANNEL, LONGEST, Ended, Stepped, decode, encode
+from harness.side.serving import CHANNEL, LONGEST, Ended, Stepped, decode, encode
 from harness.spec import RunSpec, save_run
 from harness.trace.schema import quote, said
 
@@ -109,7 +109,7 @@ class _BrokenError(Exception):
 class SideProcess:
     """A twin in a process of its own: it imports its framework once and is handed run after run.
 
-    Runs and messages go over a channel (harness.serving); what the process prints goes to a log.
+    Runs and messages go over a channel (harness.side.serving); what it prints goes to a log.
     """
 
     def __init__(

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from harness.cli_bench import bench_command
-from harness.cli_faults import faults_group
-from harness.cli_files import corpus_command, weights_group
-from harness.cli_zoom import zoom_command
-from harness.errors import HarnessError
-from harness.options import (
+from harness.cli.bench import bench_command
+from harness.cli.faults import faults_group
+from harness.cli.files import corpus_command, weights_group
+from harness.cli.options import (
     ALL,
     ATOL,
     CONTEXT,
@@ -40,11 +38,13 @@ from harness.options import (
     parse_steps,
     print_json,
 )
+from harness.cli.zoom import zoom_command
+from harness.errors import HarnessError
 from harness.spec import field_names
 
 if TYPE_CHECKING:
     from harness.compare import DiffResult
-    from harness.run import RunResult
+    from harness.runs.run import RunResult
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -222,7 +222,7 @@ def run_command(
     last step) and LABEL.json (what the side was told to do) in --out.
     """
     from harness.report.progress import LiveObserver
-    from harness.run import run_sides
+    from harness.runs.run import run_sides
     from harness.spec import Capture, build
 
     first, last = parse_steps(steps)

@@ -1,0 +1,1 @@
+"""The bytes that both sides are handed: corpora, weights, random draws."""

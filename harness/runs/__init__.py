@@ -1,0 +1,1 @@
+"""Runs: sides as processes, the further runs that a verdict needs, zoom."""

@@ -1,0 +1,1 @@
+"""What every side's process does with bytes, whatever its framework."""
