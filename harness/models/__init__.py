@@ -1,0 +1,1 @@
+"""Models as data: graphs of stages, the ops that they are made of, and the table of models."""

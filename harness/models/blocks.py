@@ -1,0 +1,77 @@
+"""The blocks that models are made of: each a few lines of what it computes, stage by stage.
+
+Each function takes the Builder, the block's name, what it reads and its sizes, and gives what it
+makes; a twin has a function and its derivative under the same name.
+"""
+
+from __future__ import annotations
+
+from harness.models.build import Builder
+from harness.models.graph import BATCH, TIME, Blocks, Node, const, node
+
+GATES = Blocks("gate", tuple("ifgo"))
+WIDTH = "unit"
+
+
+def embedding(m: Builder, size: int, vocabulary: int) -> Node:
+    """The rows of a table that tokens name."""
+    table = m.param("embedding", (vocabulary, size), ("token", WIDTH))
+    m.block("embed", "embedding", params=("embedding",), traced=("embedding",))
+    return m.trace("embedding", node("embed", table, _tokens()), WIDTH)
+
+
+def _tokens() -> Node:
+    from harness.models.graph import ref
+
+    return ref("inputs/x")
+
+
+def dropout(m: Builder, site: str, x: Node, width: int, rate: float) -> Node:
+    """Dropout with a new mask for every element (Zaremba et al. 2014); nothing at rate 0."""
+    if not rate:
+        return x
+    mask = m.mask(site, (None, None, width), (BATCH, TIME, WIDTH), rate)
+    m.block("dropout", site, draws=(site,), args={"rate": rate})
+    return node("dropout", x, mask, const(rate, "dropout"))
+
+
+def lstm(m: Builder, name: str, x: Node, width: int, units: int) -> Node:
+    """An LSTM layer: z = x w_i + b_i + h w_h + b_h; c = s(f) c + s(i) tanh(g); h = s(o) tanh(c).
+
+    (Zaremba et al. 2014, arXiv 1409.2329, section 3.1, whose j is g; no forget-bias offset.)
+    """
+    w_i = m.param(f"{name}/w_i", (width, 4 * units), ("input", GATES))
+    w_h = m.param(f"{name}/w_h", (units, 4 * units), ("hidden", GATES))
+    b_i = m.param(f"{name}/b_i", (4 * units,), (GATES,))
+    b_h = m.param(f"{name}/b_h", (4 * units,), (GATES,))
+    h, c = m.carried(f"{name}/h", units), m.carried(f"{name}/c", units)
+    m.block(
+        "lstm",
+        name,
+        params=tuple(f"{name}/{part}" for part in ("w_i", "w_h", "b_i", "b_h")),
+        state=(f"{name}/h", f"{name}/c"),
+        traced=(f"{name}/gates", f"{name}/c", f"{name}/h"),
+    )
+    z = node("add", node("linear", x, w_i), node("linear", h, w_h))
+    z = m.trace(f"{name}/gates", node("bias", node("bias", z, b_i), b_h), GATES)
+    i, f, g, o = (node("block", z, index=k, of=4) for k in range(4))
+    kept = node("multiply", node("sigmoid", f), c)
+    taken = node("multiply", node("sigmoid", i), node("tanh", g))
+    c = m.trace(f"{name}/c", node("add", kept, taken), WIDTH)
+    return m.trace(f"{name}/h", node("multiply", node("sigmoid", o), node("tanh", c)), WIDTH)
+
+
+def project(m: Builder, x: Node, width: int, vocabulary: int) -> Node:
+    """Logits: x w + b."""
+    w = m.param("softmax_w", (width, vocabulary), ("hidden", "token"))
+    b = m.param("softmax_b", (vocabulary,), ("token",))
+    m.block("project", "logits", params=("softmax_w", "softmax_b"), traced=("logits",))
+    return m.trace("logits", node("bias", node("linear", x, w), b), "token")
+
+
+def cross_entropy(m: Builder, logits: Node) -> Node:
+    """The negative log-likelihood of the targets."""
+    from harness.models.graph import ref
+
+    time = m.train.loss if m.train else "sum"
+    return node("cross_entropy", logits, ref("inputs/y"), time=time)

@@ -1,0 +1,115 @@
+"""The value of an expression in float64, from what a trace holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.models.graph import Graph, Node, below, is_ref, name_of
+from harness.models.ops import find
+
+Array = NDArray[Any]
+# (steps before this one, name) to a tensor; None where the trace has none.
+Read = Callable[[int, str], Array | None]
+
+
+class MissingError(Exception):
+    """A tensor that an expression needs is not traced, and cannot be computed from what is."""
+
+
+class Values:
+    """Expressions of one step of one side, each computed once.
+
+    What is not traced is computed from the graph where that has a stage for it. `pick` takes a part
+    of every tensor that is read, to try an expression on a sample.
+    """
+
+    def __init__(
+        self,
+        read: Read,
+        step: int,
+        graph: Graph | None = None,
+        pick: Callable[[str, Array], Array] | None = None,
+    ) -> None:
+        """Nothing is read yet."""
+        self.step, self._read, self._graph, self._pick = step, read, graph, pick
+        self._made: dict[Node, Any] = {}
+        self._open: set[str] = set()
+
+    def value(self, root: Node) -> Any:
+        """The value of an expression. Raises MissingError, and what a formula raises for bad shapes."""
+        for x in below(root):
+            if x not in self._made:
+                self._made[x] = self._one(x)
+        return self._made[root]
+
+    def tensor(self, back: int, name: str) -> Array | None:
+        """A traced tensor, floats in float64."""
+        found = self._read(back, name)
+        if found is None:
+            return None
+        found = self._pick(name, found) if self._pick else found
+        return found.astype(np.float64) if found.dtype.kind not in "iub" else found
+
+    def _one(self, x: Node) -> Any:
+        if x.op == "const":
+            return x.arg("value")
+        if x.op == "step":
+            return self.step + x.arg("more", 0)
+        if is_ref(x):
+            return self._reference(x)
+        inputs = [self._made[i] for i in x.inputs]
+        with np.errstate(all="ignore"):
+            return find(x.op).formula(*inputs, **dict(x.args))
+
+    def _reference(self, x: Node) -> Array:
+        name, time, back, first = name_of(x), x.arg("time"), x.arg("back"), x.arg("first")
+        if back and back >= self.step:
+            found = self._before_all(name, first)
+        else:
+            found = self.tensor(back, name)
+        if found is None and not back:
+            found = self._computed(name)
+        if found is None:
+            raise MissingError(name)
+        if time:
+            found = shift(found, time, self.tensor(0, first) if first else None)
+        return found
+
+    def _before_all(self, name: str, first: str | None) -> Array | None:
+        if first == "zeros":
+            now = self.tensor(0, name)
+            return None if now is None else np.zeros_like(now)
+        return self.tensor(0, first) if first else None
+
+    def _computed(self, name: str) -> Array | None:
+        """A tensor that is not traced, from the stage that makes it."""
+        made = self._graph.value(name) if self._graph else None
+        if made is None or made.op == "given" or name in self._open:
+            return None
+        self._open.add(name)
+        try:
+            return np.asarray(self.value(made))
+        except MissingError:
+            return None
+        finally:
+            self._open.discard(name)
+
+
+def shift(x: Array, by: int, first: Array | None = None) -> Array:
+    """x [B, T, ..] as it is `by` timesteps later; `first` [B, ..] (or zeros) comes in at the end.
+
+    by = -1 gives the timestep before: first, x[0], x[1], ...
+    """
+    made = np.zeros_like(x)
+    length = x.shape[1] - abs(by)
+    if by < 0:
+        made[:, -by:] = x[:, :length]
+        if first is not None:
+            made[:, :-by] = first[:, None]
+    else:
+        made[:, :length] = x[:, by:]
+    return made

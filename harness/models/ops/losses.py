@@ -1,0 +1,115 @@
+"""Softmax cross-entropy over a window."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from harness.models.graph import node
+from harness.models.ops.op import Array, kin, op
+
+
+def _softmax(z: Array) -> Array:
+    e = np.exp(z - z.max(axis=-1, keepdims=True))
+    return np.asarray(e / e.sum(axis=-1, keepdims=True))
+
+
+def _log_likelihoods(z: Array, y: Array) -> Array:
+    top = z.max(axis=-1, keepdims=True)
+    log_sum = np.log(np.exp(z - top).sum(axis=-1, keepdims=True)) + top
+    return np.asarray(np.take_along_axis(z, np.asarray(y, np.int64)[..., None], axis=-1) - log_sum)
+
+
+def _count(y: Array, time: str) -> int:
+    return int(y.shape[0] if time == "sum" else y.size)
+
+
+@op(
+    lambda n, dy: (node("cross_entropy_slope", *n.inputs, **dict(n.args)), None),
+    over_time=True,
+    size=lambda z, y, **args: z,
+    says="the cross-entropy",
+)
+def cross_entropy(z: Array, y: Array, time: str = "sum") -> Array:
+    """-log softmax(z)_y averaged over the batch, and summed or averaged over time: a scalar.
+
+    z is [B, T, V], y integers [B, T]; `time` is "sum" or "mean" (Zaremba et al. 2014 sum).
+    """
+    return np.asarray(-_log_likelihoods(z, y).sum() / _count(y, time))
+
+
+@op(size=lambda z, y, time="sum": None, says="the slope of the cross-entropy")
+def cross_entropy_slope(z: Array, y: Array, time: str = "sum") -> Array:
+    """(softmax(z) - onehot(y)) / B, or / (B T): its derivative by z [B, T, V] (Bridle 1990)."""
+    made = _softmax(z)
+    places = np.asarray(y, np.int64)[..., None]
+    np.put_along_axis(made, places, np.take_along_axis(made, places, -1) - 1, -1)
+    return np.asarray(made / made.dtype.type(_count(y, time)))
+
+
+def _by(z: Array, y: Array, time: str, count: float) -> Array:
+    return np.asarray(cross_entropy(z, y, time) * (_count(y, time) / count))
+
+
+_DIVISORS = (
+    ("sums the loss over batch and time", lambda y: 1),
+    ("averages the loss over batch and time", lambda y: y.size),
+    ("sums the loss over time and averages it over the batch", lambda y: y.shape[0]),
+    ("averages the loss over time and sums it over the batch", lambda y: y.shape[1]),
+    ("divides the loss by one position more", lambda y: y.size + 1),
+    ("divides the loss by one position less", lambda y: max(y.size - 1, 1)),
+)
+
+
+def _put_divisors() -> None:
+    for does, count in _DIVISORS:
+
+        def loss(z: Array, y: Array, time: str, count=count) -> Array:  # type: ignore[no-untyped-def]
+            return _by(z, y, time, count(y))
+
+        def slope(z: Array, y: Array, time: str, count=count) -> Array:  # type: ignore[no-untyped-def]
+            return np.asarray(cross_entropy_slope(z, y, time) * (_count(y, time) / count(y)))
+
+        kin("cross_entropy", does)(loss)
+        kin("cross_entropy_slope", does)(slope)
+
+
+_put_divisors()
+
+
+@kin("cross_entropy", "takes logarithms to the base of 2")
+def _bits(z: Array, y: Array, time: str) -> Array:
+    return np.asarray(cross_entropy(z, y, time) / np.log(2))
+
+
+@kin("cross_entropy", "leaves the last timestep out of the loss")
+def _without_last(z: Array, y: Array, time: str) -> Array:
+    return np.asarray(-_log_likelihoods(z, y)[:, :-1].sum() / _count(y, time))
+
+
+@kin("cross_entropy", "leaves the first timestep out of the loss")
+def _without_first(z: Array, y: Array, time: str) -> Array:
+    return np.asarray(-_log_likelihoods(z, y)[:, 1:].sum() / _count(y, time))
+
+
+@kin("cross_entropy_slope", "leaves the target out of the gradient: p, not p - onehot(y)")
+def _without_target(z: Array, y: Array, time: str) -> Array:
+    return np.asarray(_softmax(z) / _count(y, time))
+
+
+@kin("cross_entropy_slope", "leaves the softmax out of the gradient: -onehot(y)")
+def _without_softmax(z: Array, y: Array, time: str) -> Array:
+    return np.asarray(cross_entropy_slope(z, y, time) - _without_target(z, y, time))
+
+
+@kin("cross_entropy_slope", "passes no gradient from the last timestep")
+def _not_from_last(z: Array, y: Array, time: str) -> Array:
+    made = cross_entropy_slope(z, y, time)
+    made[:, -1] = 0
+    return made
+
+
+@kin("cross_entropy_slope", "passes no gradient from the first timestep")
+def _not_from_first(z: Array, y: Array, time: str) -> Array:
+    made = cross_entropy_slope(z, y, time)
+    made[:, 0] = 0
+    return made

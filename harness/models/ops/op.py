@@ -1,0 +1,81 @@
+"""What an op is, and the table of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.errors import HarnessError
+from harness.models.graph import Node
+
+Array = NDArray[Any]
+# Of a node and the gradient of its result: the gradient of each operand, None where none flows.
+Derivative = Callable[[Node, Node], tuple[Node | None, ...]]
+# The sizes (largest absolute numbers) of the operands, None where not known, to the size that the
+# op rounds at; None: no other than that of its result.
+Size = Callable[..., float | None]
+
+
+class Op(NamedTuple):
+    """An op: `formula` takes the operands as arrays and the arguments by name.
+
+    `size` gives the size of the terms that the op adds up: it rounds at that, whatever is left of
+    them. `over_time` says that the result has no timesteps where the operands have. `kin` are the
+    ops that programs have in its place: same operands, another formula, each with what a program
+    does that has it. `says` are words for the op in a sentence ("the sigmoid").
+    """
+
+    name: str
+    formula: Callable[..., Array]
+    derivative: Derivative | None = None
+    size: Size | None = None
+    over_time: bool = False
+    kin: tuple[tuple[str, Callable[..., Array]], ...] = ()
+    says: str = ""
+    known: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+
+
+OPS: dict[str, Op] = {}
+
+
+def op(
+    derivative: Derivative | None = None,
+    *,
+    size: Size | None = None,
+    over_time: bool = False,
+    says: str = "",
+    name: str = "",
+) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
+    """Put a formula into the table of ops, under its own name (or `name`)."""
+
+    def put(formula: Callable[..., Array]) -> Callable[..., Array]:
+        key = name or formula.__name__
+        OPS[key] = Op(key, formula, derivative, size, over_time, (), says)
+        return formula
+
+    return put
+
+
+def kin(of: str, does: str) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
+    """Put a formula into the family of an op: what a program `does` that has it in its place."""
+
+    def put(formula: Callable[..., Array]) -> Callable[..., Array]:
+        OPS[of] = OPS[of]._replace(kin=(*OPS[of].kin, (does, formula)))
+        return formula
+
+    return put
+
+
+def find(name: str) -> Op:
+    """The op of that name. Raises HarnessError that lists those that there are."""
+    if name not in OPS:
+        raise HarnessError(f"no op named {name!r}; there are: {', '.join(sorted(OPS))}")
+    return OPS[name]
+
+
+def rows(x: Array) -> Array:
+    """All but the last axis as one."""
+    return np.reshape(x, (-1, x.shape[-1]))
