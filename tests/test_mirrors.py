@@ -20,6 +20,7 @@ MIRRORS = [(twin, file) for twin, file in PLACES if twin != "pt_impl"]
 CORE = {
     "harness.spec",
     "harness.trace",
+    "harness.data",
     "harness.data.randomness",
     "harness.data.corpus",
     "harness.data.weights",

@@ -31,7 +31,7 @@ def weights_init(
     settings: tuple[str, ...],
 ) -> int:
     """Draw weights for a model over a corpus's vocabulary and save them."""
-    from harness import weights
+    from harness.data import weights
     from harness.runs.run import model_for
 
     spec = model_for(model, data, tokens, settings)
@@ -47,7 +47,7 @@ def weights_init(
 @JSON
 def weights_show(file: str, as_json: bool) -> int:
     """List the arrays of a file: name, shape, dtype, range."""
-    from harness import weights
+    from harness.data import weights
     from harness.report import terminal
 
     arrays = weights.read_arrays(file)
@@ -80,7 +80,7 @@ def weights_check(
 
     Without --model, --data and --set: of any model that is consistent in itself.
     """
-    from harness import weights
+    from harness.data import weights
     from harness.runs.run import model_for
 
     expected = model_for(model, data, tokens, settings) if model or data or settings else None
@@ -106,7 +106,7 @@ def weights_check(
 @click.option("--from", "layout", help="Layout of SOURCE. [default: recognised by its names]")
 def weights_convert(source: str, target: str, to: str, layout: str | None) -> int:
     """Rewrite weights in the layout of another program: names, axes, gate order, biases."""
-    from harness import weights
+    from harness.data import weights
 
     written = weights.convert(source, target, to, layout)
     click.echo(f"{target}: {len(written)} arrays in layout {to}")
@@ -119,7 +119,7 @@ def weights_convert(source: str, target: str, to: str, layout: str | None) -> in
 @JSON
 def corpus_command(data: str | None, tokens: str, as_json: bool) -> int:
     """Say what a corpus holds, and of the built-in one its exact entropy."""
-    from harness import corpus
+    from harness.data import corpus
     from harness.runs.run import describe_corpus
 
     found = corpus.load(data, tokens)

@@ -40,7 +40,7 @@ class Values:
         self._open: set[str] = set()
 
     def value(self, root: Node) -> Any:
-        """The value of an expression. Raises MissingError, and what a formula raises for bad shapes."""
+        """An expression's value. Raises MissingError, and what formulas raise for bad shapes."""
         for x in below(root):
             if x not in self._made:
                 self._made[x] = self._one(x)
