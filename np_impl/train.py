@@ -1,15 +1,14 @@
-"""Training: one step with all that a trace sees, and the loop over steps."""
+"""Training: the mathematics of one step, with all that a trace sees."""
 
 import numpy as np
 
-from harness.data import corpus, randomness, weights
-from harness.errors import HarnessError
-from harness.trace import Intervention, TraceWriter, resumed
+from harness.side import loop
+from harness.side.points import Points
+from np_impl import backend
 from np_impl.faults import planted
 from np_impl.losses import cross_entropy, cross_entropy_backward
 from np_impl.model import carry, forward, forward_backward, zero_state
 from np_impl.optim import clip, global_norm, learning_rate, plateaus, update, zero_slots
-from np_impl.points import Points, to_numpy, to_tensor, to_trace
 
 
 def gradients(params, state, x, y, masks, model, train, points):
@@ -29,10 +28,29 @@ def gradients(params, state, x, y, masks, model, train, points):
         The loss, the new state, and the gradients of the parameters.
 
     """
+    if train.autograd:
+        return gradients_by_autograd(params, state, x, y, masks, model, train, points)
     logits, new_state = forward(params, x, state, masks, model, points)
     loss = points.see("forward/loss", cross_entropy(logits, y, train.loss))
     gradient = points.see("backward/logits", cross_entropy_backward(logits, y, train.loss))
     grads = forward_backward(params, x, state, masks, model, points, gradient)
+    return loss, new_state, {name: points.see(f"grads/{name}", g) for name, g in grads.items()}
+
+
+def gradients_by_autograd(params, state, x, y, masks, model, train, points):
+    """As `gradients`, by the framework's own back-propagation: proves those written out by hand.
+
+    It also differentiates a step that a fault has been planted in.
+    """
+
+    def computed(params):
+        logits, new_state = forward(params, x, state, masks, model, points)
+        return cross_entropy(logits, y, train.loss), new_state, points.gone_on
+
+    points.differentiate()
+    loss, new_state, grads, of_points = backend.differentiate(computed, params)
+    loss = points.see("forward/loss", loss)
+    points.see_gradients(of_points)
     return loss, new_state, {name: points.see(f"grads/{name}", g) for name, g in grads.items()}
 
 
@@ -85,142 +103,20 @@ def evaluate(params, batches, model, train):
     total, state = 0.0, zero_state(model, train.batch_size, params["embedding"].dtype)
     for step in range(1, batches.steps_per_epoch + 1):
         x, y = tokens_of(batches.window(step))
-        logits, state = forward(params, x, state, {}, model, Points(watch=False))
+        logits, state = forward(params, x, state, {}, model, Points(backend, watch=False))
         total += float(cross_entropy(logits, y, "mean"))
     return total / batches.steps_per_epoch
 
 
 def tokens_of(window):
     """Input and target tokens of a window (harness.data.corpus.Window): integers [B, T] each."""
-    return np.array(window.x), np.array(window.y)
-
-
-def prepare(run):
-    """Make the framework deterministic, in full precision, on the run's device; its dtype."""
-    # run.threads cannot be kept: the BLAS under NumPy takes its number of threads from the
-    # environment when it is loaded, and NumPy has no call that changes it.
-    if run.device == "gpu":
-        raise HarnessError("device gpu: NumPy has none; use --device cpu")
-    if run.train.compile or run.train.autograd:
-        name = "compile" if run.train.compile else "autograd"
-        raise HarnessError(f"{name}=true: NumPy has neither compiler nor autograd; leave it out")
-    if int(np.__version__.split(".")[0]) < 2:
-        raise HarnessError(
-            f"NumPy {np.__version__} computes with float32 scalars in float64; this twin needs "
-            "NumPy 2 or newer"
-        )
-    return np.dtype(run.train.dtype)
+    return backend.to_tensor(window.x), backend.to_tensor(window.y)
 
 
 def train(run, report):
-    """Run the steps of `run` from its weights on its tokens, tracing what it asks to trace.
-
-    Args:
-        run: the RunSpec.
-        report: called after every step with step, epoch, lr and loss, and at the end of an epoch
-            with the validation loss (None otherwise).
-
-    """
-    dtype = prepare(run)
-    arrays = weights.load(run.weights, run.model, dtype=run.train.dtype)
-    tokens = corpus.load_tokens(run.tokens)
-    batches = corpus.Batches(tokens, run.train, run.eos)
-    valid_batches = corpus.evaluation_batches(corpus.load_tokens(run.valid), run.train)
-    framework, intervention = {"numpy": np.__version__}, Intervention.of(run)
-    with (
-        np.errstate(all="ignore"),  # a run that explodes is not warned of
-        planted(run.faults),
-        TraceWriter.for_run(run, framework, arrays, tokens, __package__) as trace,
-    ):
-        params, slots, state, losses = begin(run, {n: np.array(a) for n, a in arrays.items()})
-        for step in range(run.start, run.steps + 1):
-            window = batches.window(step)
-            points = Points(intervention and intervention.within, trace.wants_step(step))
-            masks = randomness.dropout_masks(run.model, run.train, step)
-            if intervention:
-                intervention.begin(step)
-                params, slots, state = restart(intervention, params, slots, state, run)
-            lr = learning_rate(run.train, window.epoch, plateaus(losses))
-            state = carry(state, window.first, run.model, run.train)
-            x, y, masks, params, state = see_inputs(step, window, masks, params, state, points)
-            params, slots, state, loss = train_step(
-                params, slots, state, x, y, masks, lr, step, run.model, run.train, points
-            )
-            valid = None
-            if window.last and valid_batches:
-                own = evaluate(params, valid_batches, run.model, run.train)
-                valid = float(points.see("evaluate/loss", np.asarray(own, dtype)))
-                losses.append(valid)
-            if trace.wants_step(step):
-                wanted = {name: p for name, p in points.seen.items() if trace.wants(name)}
-                trace.write(step, {name: to_trace(p) for name, p in wanted.items()})
-            report(step=step, epoch=window.epoch, lr=lr, loss=float(loss), valid=valid)
-    weights.save({name: to_numpy(p) for name, p in params.items()}, run.final)
-
-
-def begin(run, params):
-    """What the first step starts from: `params`, or what the trace to resume left of its last step.
-
-    Args:
-        run: the RunSpec.
-        params: the weights that it was handed, by name.
-
-    Returns:
-        Parameters, slots, state (None before the first step), and the validation losses so far.
-
-    """
-    slots = zero_slots(params, run.train)
-    if run.resume is None:
-        return params, slots, None, []
-    names = zero_state(run.model, 1, np.dtype(run.train.dtype))
-    groups, losses = resumed(run, {"params": params, "optimizer": slots, "state/out": names})
-    found = [{n: to_tensor(a) for n, a in group.items()} for group in groups.values()]
-    return *found, losses
-
-
-def see_inputs(step, window, masks, params, state, points):
-    """What a step is given, shown to `points` (the weights at the first step alone).
-
-    Args:
-        step: the step, from 1.
-        window: its tokens (harness.data.corpus.Window).
-        masks: its dropout masks by site, arrays.
-        params: tensors by canonical name.
-        state: h and c of each layer [B, H], by name.
-        points: shown all of it.
-
-    Returns:
-        Input tokens, target tokens, masks, parameters and state, as the step goes on with them.
-
-    """
-    x, y = tokens_of(window)
-    x, y = points.see("inputs/x", x), points.see("inputs/y", y)
-    kept = {site: to_tensor(mask) for site, mask in masks.items()}
-    kept = {site: points.see(f"inputs/mask/{site}", mask) for site, mask in kept.items()}
-    if step == 1:
-        params = {name: points.see(f"inputs/params/{name}", p) for name, p in params.items()}
-    state = {name: points.see(f"state/in/{name}", s) for name, s in state.items()}
-    return x, y, kept, params, state
-
-
-def restart(intervention, params, slots, state, run):
-    """What a step starts from: what the side that is followed left of the step before it.
-
-    Args:
-        intervention: the Intervention, at this step.
-        params: this side's own parameters by name.
-        slots: its optimizer's slots.
-        state: its hidden and cell states; None before the first step.
-        run: the RunSpec.
-
-    Returns:
-        Parameters, slots and state; this side's own at the first step, or where it follows nobody.
-
-    """
-    names = zero_state(run.model, 1, np.dtype(run.train.dtype))
-    groups = {"params": (params, params), "optimizer": (slots, slots), "state/out": (state, names)}
-    found = []
-    for group, (own, names) in groups.items():
-        other = intervention.restart(group, names)
-        found.append(own if other is None else {n: to_tensor(a) for n, a in other.items()})
-    return found
+    """Run the steps of `run` and report each (harness.side.loop), faults planted where it asks."""
+    with planted(run.faults):
+        twin = loop.Mathematics(
+            tokens_of, zero_slots, carry, plateaus, learning_rate, train_step, evaluate
+        )
+        loop.train(run, report, backend, twin)

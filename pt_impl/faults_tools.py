@@ -2,7 +2,7 @@
 
 import torch
 
-from pt_impl.points import swap
+from pt_impl.backend import swap
 
 # What a fault remembers from one call to the next; `planted` empties it.
 kept = {}

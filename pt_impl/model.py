@@ -103,7 +103,7 @@ def forward(params, x, state, masks, model, points):
         state: h and c of each layer [B, H], by name "layer0/h".
         masks: dropout masks by site (harness.data.randomness.dropout_masks); empty without dropout.
         model: the ModelSpec.
-        points: shown every stage (pt_impl.points).
+        points: shown every stage (harness.side.points).
 
     Returns:
         Logits [B, T, V] and the state after the last timestep.

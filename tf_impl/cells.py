@@ -17,7 +17,7 @@ def lstm_cell(z, c, see=unseen, t=None):
     Args:
         z: pre-activations [B, 4H], blocks in the order i, f, g, o.
         c: cell state [B, H].
-        see: shown each result; returns what goes on (tf_impl.points).
+        see: shown each result; returns what goes on (harness.side.points).
         t: the timestep.
 
     Returns:

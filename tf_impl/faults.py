@@ -9,6 +9,7 @@ from functools import partial
 from importlib import import_module
 
 from harness.errors import HarnessError
+from harness.side.loop import compiled
 from tf_impl.faults_backward import FAULTS as BACKWARD
 from tf_impl.faults_forward import FAULTS as FORWARD
 from tf_impl.faults_tools import kept
@@ -16,14 +17,6 @@ from tf_impl.faults_update import FAULTS as UPDATE
 
 # Name of the fault -> name of the function that is replaced -> its replacement.
 FAULTS = {**FORWARD, **BACKWARD, **UPDATE}
-# Those that are Python: they keep something from one call to the next, or compute a setting.
-NO_GRAPH = {"gradients-stale", "gradients-accumulated", "old-weights", "norm-duplicates"}
-NO_GRAPH |= {
-    "optimizer-rebuilt",
-    "unclipped-used",
-    "dropout-in-evaluation",
-    "adam-epsilon-uncorrected",
-}
 
 
 @contextmanager
@@ -32,9 +25,9 @@ def planted(names):
     unknown = [name for name in names if name not in FAULTS]
     if unknown:
         raise HarnessError(f"no fault named {unknown[0]!r}; there are: {', '.join(sorted(FAULTS))}")
-    train = import_module(f"{__package__}.train")  # it imports all that can be replaced
+    import_module(f"{__package__}.train")  # it imports all that can be replaced
     if names:
-        train.compiled.cache_clear()  # graphs of the functions as they were
+        compiled.cache_clear()  # graphs of the functions as they were
     twin = [module for name, module in sys.modules.items() if name.startswith(f"{__package__}.")]
     originals = []
     kept.clear()
@@ -50,4 +43,4 @@ def planted(names):
             setattr(module, function, original)
         kept.clear()
         if names:
-            train.compiled.cache_clear()
+            compiled.cache_clear()

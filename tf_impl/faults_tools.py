@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tf_impl.points import swap
+from tf_impl.backend import swap
 
 # What a fault remembers from one call to the next; `planted` empties it.
 kept = {}

@@ -1,19 +1,17 @@
 """The trace points of one step: what each stage made, and what the next is given."""
 
-import numpy as np
-import tensorflow as tf
+from __future__ import annotations
 
-from harness.trace import Rows, Timesteps
+from collections.abc import Callable
+from typing import Any
 
+from numpy.typing import NDArray
 
-def swap(value, onward, backward):
-    """`onward` in place of `value`; back-propagation goes on with backward(gradient)."""
+from harness.side.backend import Backend
+from harness.trace import Intervention, Rows, Timesteps
 
-    @tf.custom_gradient
-    def swapped(value):
-        return tf.identity(onward), backward
-
-    return swapped(value)
+Point = Any  # a tensor of the framework, Rows of tensors, or a list of T tensors [B, ...]
+Array = NDArray[Any]
 
 
 class Points:
@@ -25,19 +23,22 @@ class Points:
     (`autograd`), it is made to go on with what is put in place there.
     """
 
-    def __init__(self, intervention=None, watch=True):
+    def __init__(
+        self, backend: Backend, intervention: Intervention | None = None, watch: bool = True
+    ) -> None:
         """`watch`: whether to keep the points; an intervention acts either way."""
+        self.backend = backend
         self.intervention = intervention
         self.watch = watch or intervention is not None
         self.autograd = False
-        self.seen = {}
-        self.gone_on = {}
+        self.seen: dict[str, Point] = {}
+        self.gone_on: dict[str, Point] = {}
 
-    def see(self, name, value, t=None):
+    def see(self, name: str, value: Point, t: int | None = None) -> Point:
         """What goes on in place of `value`, which is kept; at timestep `t` if there is one."""
         own = onward = value
         if self.intervention is not None:
-            own, onward = self._replaced(name, value, t)
+            own, onward = self._replaced(self.intervention, name, value, t)
         if name.startswith("forward/"):
             onward = self._forward(name, value, onward, t)
             # Back-propagation reads it, watched or not: derivatives hold where the step went on.
@@ -46,15 +47,15 @@ class Points:
             _keep(self.seen, name, own, t)
         return onward
 
-    def within(self, prefix):
+    def within(self, prefix: str) -> Callable[[str, Point, int | None], Point]:
         """`see` for the stages of a part of the model, named from there."""
         return lambda name, value, t: self.see(f"{prefix}/{name}", value, t)
 
-    def differentiate(self):
+    def differentiate(self) -> None:
         """From now on the framework differentiates: it is to go on with what is put in place."""
         self.autograd = True
 
-    def see_gradients(self, found):
+    def see_gradients(self, found: dict[str, Point]) -> None:
         """Keep the gradients of the forward points (structured as `gone_on`), last stage first."""
         for name, gradient in reversed(found.items()):
             point = name.replace("forward/", "backward/", 1)
@@ -64,28 +65,34 @@ class Points:
             else:
                 self.seen[point] = self._disturbed(point, gradient, None)
 
-    def _replaced(self, name, value, t):
-        array = to_numpy(value)
-        own = self.intervention.own(name, t, array)
-        onward = self.intervention.onward(name, t, own)
+    def _replaced(
+        self, intervention: Intervention, name: str, value: Point, t: int | None
+    ) -> tuple[Point, Point]:
+        array = to_array(self.backend, value)
+        own = intervention.own(name, t, array)
+        onward = intervention.onward(name, t, own)
         if onward is array:
             return value, value
-        return like(value, own), like(value, onward)
+        return like(self.backend, value, own), like(self.backend, value, onward)
 
-    def _disturbed(self, name, value, t):
+    def _disturbed(self, name: str, value: Point, t: int | None) -> Point:
         if self.intervention is None:
             return value
-        return to_tensor(self.intervention.own(name, t, to_numpy(value)))
+        array = to_array(self.backend, value)
+        return self.backend.to_tensor(self.intervention.own(name, t, array))
 
-    def _forward(self, name, value, onward, t):
+    def _forward(self, name: str, value: Point, onward: Point, t: int | None) -> Point:
         """A stage that back-propagation passes: its gradient is replaced on the way as well."""
-        if self.intervention is None or not self.autograd:
+        intervention = self.intervention
+        if intervention is None or not self.autograd:
             return onward
         point = name.replace("forward/", "backward/", 1)
-        return swap(value, onward, lambda gradient: self._replaced(point, gradient, t)[1])
+        return self.backend.swap(
+            value, onward, lambda gradient: self._replaced(intervention, point, gradient, t)[1]
+        )
 
 
-def _keep(points, name, value, t):
+def _keep(points: dict[str, Point], name: str, value: Point, t: int | None) -> None:
     if t is None:
         points[name] = value
     else:
@@ -94,36 +101,28 @@ def _keep(points, name, value, t):
         over_time.insert(0 if name.startswith("backward/") else len(over_time), value)
 
 
-def to_numpy(point):
+def to_array(backend: Backend, point: Point) -> Array:
     """A trace point as an array: a list over time is stacked to [B, T, ...], Rows are filled up."""
-    kept = to_trace(point)
+    kept = to_trace(backend, point)
     return kept.dense() if isinstance(kept, Rows | Timesteps) else kept
 
 
-def to_trace(point):
+def to_trace(backend: Backend, point: Point) -> Array | Rows | Timesteps:
     """A trace point as a trace takes it: arrays that share the memory of the tensors."""
     if isinstance(point, list):
-        return Timesteps([array(part) for part in point])
+        return Timesteps([backend.to_array(part) for part in point])
     if isinstance(point, Rows):
-        return Rows(array(point.rows), array(point.values), point.shape)
-    return array(point)
+        rows, values = backend.to_array(point.rows), backend.to_array(point.values)
+        return Rows(rows, values, point.shape)
+    return backend.to_array(point)
 
 
-def like(point, array):
+def like(backend: Backend, point: Point, array: Array) -> Point:
     """An array in place of a trace point: in the rows that the point has, if it is Rows."""
     if not isinstance(point, Rows):
-        return to_tensor(array)
-    kept = to_trace(point).of(array)
+        return backend.to_tensor(array)
+    trace = to_trace(backend, point)
+    kept = trace.of(array) if isinstance(trace, Rows) else array
     if not isinstance(kept, Rows):
-        return to_tensor(kept)
-    return Rows(point.rows, to_tensor(kept.values), point.shape)
-
-
-def array(tensor):
-    """A tensor as an array; on the CPU it shares the tensor's memory."""
-    return np.asarray(memoryview(tensor)) if "CPU" in tensor.device else tensor.numpy()
-
-
-def to_tensor(array):
-    """An array as a tensor on the run's device; the tensor does not share its memory."""
-    return tf.constant(array)
+        return backend.to_tensor(kept)
+    return Rows(point.rows, backend.to_tensor(kept.values), point.shape)
