@@ -20,10 +20,11 @@ TWIN = """
 import sys
 import numpy as np
 import np_impl.train as twin
+from harness.data import randomness
 from harness.side.serving import main
 
 clip, update, step_of = twin.clip, twin.update, twin.train_step
-masks_of = twin.randomness.dropout_masks
+masks_of = randomness.dropout_masks
 
 def with_rate(change):
     def train_step(params, slots, state, x, y, masks, lr, step, *rest):
@@ -136,7 +137,7 @@ FAULTS = {
         "mine does not move it.*so also where else it was tried: steps",
     ),
     "a stale mask is behind, and the other side not ahead": (
-        "twin.randomness.dropout_masks = lambda m, t, s: masks_of(m, t, max(s - 1, 1))",
+        "randomness.dropout_masks = lambda m, t, s: masks_of(m, t, max(s - 1, 1))",
         {},
         "inputs/mask/embedding",
         "mine has the value of the step before|mine has what other had at the step before",

@@ -3,11 +3,13 @@
 Arrays go in and come out as NumPy; specs and scalars go in as they are.
 """
 
+from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
 
 import numpy as np
 
+from harness.side.points import Points, to_array
 from harness.trace import Rows
 
 
@@ -170,13 +172,11 @@ def watched(twin, where, *args, watch=True):
     of = framework(twin)
     module, function = where.rsplit(".", 1)
     found = getattr(import_module(f"{twin}_impl.{module}"), function)
-    kept = import_module(f"{twin}_impl.points")
-    points = kept.Points(watch=watch)
+    backend = import_module(f"{twin}_impl.backend")
+    points, array = Points(backend, watch=watch), partial(to_array, backend)
     tensors = _convert(list(args), of.tensor, lambda x: isinstance(x, np.ndarray))
-    outputs = _convert(
-        found(*tensors, points), kept.to_numpy, lambda x: of.is_tensor(x) or _rows(x)
-    )
-    return *outputs, {name: kept.to_numpy(point) for name, point in points.seen.items()}
+    outputs = _convert(found(*tensors, points), array, lambda x: of.is_tensor(x) or _rows(x))
+    return *outputs, {name: array(point) for name, point in points.seen.items()}
 
 
 def optimize(twin, params, grads, lr, train):
