@@ -7,12 +7,6 @@ from harness.errors import HarnessError
 
 def prepare(run):
     """Make the framework deterministic, in full precision, on the run's device."""
-    stages = run.follow is not None and run.follow.level == "stage"
-    if run.train.compile and (run.faults or run.disturb or stages or run.train.autograd):
-        raise HarnessError(
-            "compile=true: a compiled step is one piece, with no place in it for a planted fault, "
-            "a disturbance, stages that follow another side, or autograd; leave compile out"
-        )
     torch.set_num_threads(run.threads)
     torch.use_deterministic_algorithms(True)
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -38,6 +38,10 @@ def fault_table(twin):
     }
 
 
+def graphless():
+    return import_module("tf_impl.backend").NO_GRAPH
+
+
 def train_with_harmless_replacements(twin, run):
     """A run whose faults are planted, but whose replacements all call what they replace."""
     table = import_module(f"{twin}_impl.faults").FAULTS
@@ -204,6 +208,7 @@ def test_both_twins_have_the_faults_of_the_catalogue_with_the_same_replacements(
     assert all(doc for where in ours.values() for _, doc in where.values())
     assert len(ours) >= 50
     assert len(PAIRS) >= 3
+    assert tf.pool.submit(graphless).result() <= set(ours)
 
 
 def test_what_the_catalogue_says_of_a_fault_is_whole():

@@ -128,3 +128,12 @@ def test_a_compiled_step_has_no_place_for_faults_or_stages(side, tmp_path):
 def test_numpy_has_neither_a_compiler_nor_autograd(referee, tmp_path, name):
     with pytest.raises(HarnessError, match=f"^{name}=true: NumPy has neither"):
         referee("train", a_run(tmp_path, "side", **{name: True}))
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "name"),
+    [("compiled", 2, "compile"), ("differentiate", 2, "autograd"), ("swap", 3, "autograd")],
+)
+def test_the_backend_in_numpy_refuses_what_it_has_not(referee, function, arguments, name):
+    with pytest.raises(HarnessError, match=f"^{name}=true: NumPy has neither"):
+        referee("call", f"backend.{function}", *[None] * arguments)

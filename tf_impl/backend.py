@@ -18,12 +18,6 @@ NO_GRAPH |= {
 
 def prepare(run):
     """Make the framework deterministic, in full precision, on the run's device."""
-    stages = run.follow is not None and run.follow.level == "stage"
-    if run.train.compile and (run.faults or run.disturb or stages or run.train.autograd):
-        raise HarnessError(
-            "compile=true: a compiled step is one piece, with no place in it for a planted fault, "
-            "a disturbance, stages that follow another side, or autograd; leave compile out"
-        )
     tf.config.threading.set_intra_op_parallelism_threads(run.threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     tf.config.experimental.enable_op_determinism()

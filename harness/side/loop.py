@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data import corpus, randomness, weights
+from harness.errors import HarnessError
 from harness.side.backend import Backend
 from harness.side.points import Points, to_array, to_trace
 from harness.spec import CHECKPOINT, ModelSpec, RunSpec, TrainSpec, replace, restart_names
@@ -47,6 +48,7 @@ def train(run: RunSpec, report: Callable[..., None], backend: Backend, twin: Mat
 
     """
     backend.prepare(run)
+    _check(run)
     arrays = weights.load(run.weights, run.model, dtype=run.train.dtype)
     tokens = corpus.load_tokens(run.tokens)
     batches = corpus.Batches(tokens, run.train, run.eos)
@@ -88,6 +90,15 @@ def train(run: RunSpec, report: Callable[..., None], backend: Backend, twin: Mat
                 trace.write(step, {name: to_trace(backend, p) for name, p in wanted.items()})
             report(step=step, epoch=window.epoch, lr=lr, loss=float(loss), valid=valid)
     weights.save({name: to_array(backend, p) for name, p in params.items()}, run.final)
+
+
+def _check(run: RunSpec) -> None:
+    stages = run.follow is not None and run.follow.level == "stage"
+    if run.train.compile and (run.faults or run.disturb or stages or run.train.autograd):
+        raise HarnessError(
+            "compile=true: a compiled step is one piece, with no place in it for a planted fault, "
+            "a disturbance, stages that follow another side, or autograd; leave compile out"
+        )
 
 
 def _groups(run: RunSpec) -> dict[str, list[str]]:
