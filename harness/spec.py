@@ -1,24 +1,22 @@
 """What a run computes: the model, its training, and one side's share of it. Frozen and validated.
 
-The table of parameters is here because names, order and shapes of weights are part of the model's
-specification: both twins, the weights files and the trace read them from this one place.
+What a model consists of follows from its row (harness.models.table).
 """
 
 from __future__ import annotations
 
 import re
-import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
 from harness.errors import HarnessError
+from harness.models.spec import ModelSpec as ModelSpec
+from harness.models.spec import Positive, PositiveFloat, Probability
+from harness.models.table import PRESETS, check_fields, fields_of
 
-Positive = Annotated[int, msgspec.Meta(ge=1)]
-PositiveFloat = Annotated[float, msgspec.Meta(gt=0, le=sys.float_info.max)]
-Probability = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Dtype = Literal["float32", "float64"]
 Optimizer = Literal["sgd", "momentum", "adam", "rmsprop", "adagrad"]
 Level = Literal["full", "stats", "hash"]
@@ -28,21 +26,6 @@ CHECKPOINT = ("params/", "optimizer/", "state/out/")
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 S = TypeVar("S", bound=msgspec.Struct)
-
-
-class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An LSTM language model: embedding [V,E], LSTM layers of H units, softmax [H,V].
-
-    `init_scale` is the half-width of the uniform distribution that weights are drawn from;
-    `dropout` the probability of dropping (never of keeping) at every non-recurrent site.
-    """
-
-    vocab_size: Positive
-    embed_size: Positive
-    hidden_size: Positive
-    num_layers: Positive
-    init_scale: PositiveFloat = 0.1
-    dropout: Probability = 0.0
 
 
 class TrainSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -188,72 +171,6 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queue: Positive = 1 << 30
 
 
-class Parameter(NamedTuple):
-    """A row of the table of parameters: canonical name, shape, and what each axis counts."""
-
-    name: str
-    shape: tuple[int, ...]
-    axes: tuple[str, ...]
-
-
-PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    # Zaremba et al. 2014 (arXiv 1409.2329), section 4.1; clip and schedule as stated there.
-    "zaremba-small": (
-        dict(embed_size=200, hidden_size=200, num_layers=2, init_scale=0.1, dropout=0.0),
-        dict(batch_size=20, bptt=20, lr=1.0, flat_epochs=4, lr_decay=2.0, clip_limit=5.0),
-    ),
-    "zaremba-medium": (
-        dict(embed_size=650, hidden_size=650, num_layers=2, init_scale=0.05, dropout=0.5),
-        dict(batch_size=20, bptt=35, lr=1.0, flat_epochs=6, lr_decay=1.2, clip_limit=5.0),
-    ),
-    "zaremba-large": (
-        dict(embed_size=1500, hidden_size=1500, num_layers=2, init_scale=0.04, dropout=0.65),
-        dict(batch_size=20, bptt=35, lr=1.0, flat_epochs=14, lr_decay=1.15, clip_limit=10.0),
-    ),
-}
-
-
-# What each optimizer keeps for each parameter from step to step.
-SLOTS: dict[Optimizer, tuple[str, ...]] = {
-    "sgd": (),
-    "momentum": ("velocity",),
-    "adam": ("m", "v"),
-    "rmsprop": ("square",),
-    "adagrad": ("accumulator",),
-}
-
-
-def parameters(model: ModelSpec) -> tuple[Parameter, ...]:
-    """The parameters of `model` in canonical order: the order of files, traces and norms.
-
-    Matrices are [in, out], so that a layer computes x @ w; the 4H columns of a layer's matrices
-    and biases are four blocks of H in the order i, f, g, o. Each layer has two biases.
-    """
-    v, e, h = model.vocab_size, model.embed_size, model.hidden_size
-    table = [Parameter("embedding", (v, e), ("token", "unit"))]
-    for k in range(model.num_layers):
-        inputs = e if k == 0 else h
-        table += [
-            Parameter(f"layer{k}/w_i", (inputs, 4 * h), ("input", "gate")),
-            Parameter(f"layer{k}/w_h", (h, 4 * h), ("hidden", "gate")),
-            Parameter(f"layer{k}/b_i", (4 * h,), ("gate",)),
-            Parameter(f"layer{k}/b_h", (4 * h,), ("gate",)),
-        ]
-    table += [
-        Parameter("softmax_w", (h, v), ("hidden", "token")),
-        Parameter("softmax_b", (v,), ("token",)),
-    ]
-    return tuple(table)
-
-
-def restart_names(model: ModelSpec, train: TrainSpec) -> tuple[str, ...]:
-    """The tensors at the end of a step that a run of these can start again from (CHECKPOINT)."""
-    names = [parameter.name for parameter in parameters(model)]
-    slots = [f"optimizer/{name}/{slot}" for name in names for slot in SLOTS[train.optimizer]]
-    state = [f"state/out/layer{k}/{part}" for k in range(model.num_layers) for part in ("h", "c")]
-    return (*(f"params/{name}" for name in names), *slots, *state)
-
-
 def preset(name: str, vocab_size: int) -> tuple[ModelSpec, TrainSpec]:
     """The model and training of a published model over a vocabulary of `vocab_size` tokens."""
     if name not in PRESETS:
@@ -288,7 +205,7 @@ def _explain(kind: type[msgspec.Struct], fields: dict[str, Any], error: Exceptio
 
 
 def field_names() -> tuple[str, ...]:
-    """Every name that `--set NAME=VALUE` takes."""
+    """Every name that `--set NAME=VALUE` takes for one model or another."""
     return ModelSpec.__struct_fields__ + TrainSpec.__struct_fields__
 
 
@@ -297,16 +214,22 @@ def override(
 ) -> tuple[ModelSpec, TrainSpec]:
     """`model` and `train` with `settings` (field name to text) applied to whichever has the field.
 
-    Raises HarnessError for an unknown name or a value outside what the field allows.
+    Raises HarnessError for a name that neither this model nor its training has, and for a value
+    outside what the field allows.
     """
+    network = settings.get("network", model.network)
+    known = (*fields_of(network), *TrainSpec.__struct_fields__)
     for name in settings:
-        if name not in field_names():
-            raise HarnessError(
-                f"no setting named {name!r}; there are: {', '.join(sorted(field_names()))}"
-            )
+        if name not in known:
+            model_has = f"no setting named {name!r}"
+            if name in ModelSpec.__struct_fields__:
+                model_has = f"{name}: the model {network} has no such field"
+            raise HarnessError(f"{model_has}; there are: {', '.join(sorted(known))}")
     own = {k: v for k, v in settings.items() if k in ModelSpec.__struct_fields__}
     rest = {k: v for k, v in settings.items() if k not in own}
-    return replace(model, **own), replace(train, **rest)
+    changed = replace(model, **own)
+    check_fields(changed)
+    return changed, replace(train, **rest)
 
 
 def check_label(label: str) -> str:

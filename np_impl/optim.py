@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from harness.spec import SLOTS
+from harness.models.table import SLOTS
 from harness.trace import Rows
 
 

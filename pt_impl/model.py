@@ -1,88 +1,30 @@
-"""The language model: embedding, LSTM layers, softmax."""
+"""The model: a walk over the blocks of its row, forwards and backwards."""
 
 import torch
 
-from harness.trace import Rows
-from pt_impl.cells import lstm_layer, lstm_layer_backward, project, project_backward
+from harness.models.table import model_of
+from pt_impl.blocks import KINDS
+
+
+@torch.compiler.assume_constant_result
+def described(model):
+    """The blocks and the carried state (harness.models.table.Model) of a ModelSpec."""
+    return model_of(model)
 
 
 def zero_state(model, batch_size, dtype):
-    """The state at the start of an epoch: h and c of each layer, zeros [B, H]."""
-    shape = [batch_size, model.hidden_size]
+    """The state at the start of an epoch: zeros [B, H] for all that the layers carry, by name."""
     return {
-        f"layer{k}/{part}": torch.zeros(shape, dtype=dtype)
-        for k in range(model.num_layers)
-        for part in ("h", "c")
+        name: torch.zeros([batch_size, size], dtype=dtype)
+        for name, size in described(model).state.items()
     }
-
-
-def dropout(x, mask, rate):
-    """Zero what the mask drops and scale what it keeps by 1 / (1 - rate).
-
-    Args:
-        x: activations [B, T, width].
-        mask: boolean [B, T, width], True where kept; None leaves x as it is.
-        rate: the probability of dropping that the mask was drawn with.
-
-    Returns:
-        [B, T, width].
-
-    """
-    if mask is None:
-        return x
-    return x * mask.to(x.dtype) / (1 - rate)
-
-
-def dropout_backward(dy, mask, rate):
-    """The derivative of `dropout`, which is linear: the same mask and scale on the gradient.
-
-    Args:
-        dy: gradient of the result [B, T, width].
-        mask: boolean [B, T, width]; None leaves dy as it is.
-        rate: the probability of dropping.
-
-    Returns:
-        Gradient of the activations [B, T, width].
-
-    """
-    if mask is None:
-        return dy
-    return dy * mask.to(dy.dtype) / (1 - rate)
-
-
-def embed(table, x):
-    """The rows of `table` [V, E] that tokens x [B, T] name: [B, T, E]."""
-    return table[x]
-
-
-def embed_backward(table, x, dy):
-    """The derivative of `embed`: row v of it is the sum of dy [B, T, E] wherever x [B, T] is v.
-
-    Every other row is zero, so only those of the tokens read are made: as many rows as tokens, the
-    sum at a token's first occurrence and zeros at the others.
-
-    Args:
-        table: [V, E].
-        x: tokens, integers [B, T].
-        dy: gradient of the embedded tokens [B, T, E].
-
-    Returns:
-        Rows (harness.trace) of the gradient [V, E].
-
-    """
-    tokens, flat = torch.reshape(x, [-1]), torch.reshape(dy, [-1, table.shape[1]])  # [B T, E]
-    places = torch.arange(tokens.shape[0], device=tokens.device)
-    same = tokens[:, None] == tokens[None, :]
-    first = torch.amin(torch.where(same, places, tokens.shape[0]), dim=1)  # [B T]
-    values = torch.index_add(torch.zeros_like(flat), 0, first, flat)
-    return Rows(tokens, values, tuple(table.shape))
 
 
 def carry(state, first, model, train):
     """The state that a window starts from: the last one's, or zeros at the start of an epoch.
 
     Args:
-        state: h and c of each layer [B, H] after the last window; None before the first.
+        state: what each layer carries [B, H] after the last window; None before the first.
         first: whether an epoch begins.
         model: the ModelSpec.
         train: the TrainSpec.
@@ -94,13 +36,47 @@ def carry(state, first, model, train):
     return zero_state(model, train.batch_size, getattr(torch, train.dtype)) if first else state
 
 
-def forward(params, x, state, masks, model, points):
-    """The model over one window.
+def given_to(block, params, state, masks):
+    """What a block reads besides its input: lists of parameters, of state and of masks.
+
+    A mask is None where nothing is dropped.
+    """
+    weights, carried = [params[n] for n in block.params], [state[n] for n in block.state]
+    return weights, carried, [masks.get(site) for site in block.draws]
+
+
+def inputs_of(x, masks, model, points):
+    """What each block of `forward` read, from what the stages went on with (points.gone_on).
 
     Args:
-        params: tensors by canonical name (harness.spec.parameters).
         x: tokens, integers [B, T].
-        state: h and c of each layer [B, H], by name "layer0/h".
+        masks: dropout masks by site.
+        model: the ModelSpec.
+        points: has been shown the forward pass.
+
+    Returns:
+        A tensor for each block.
+
+    """
+    inputs = []
+    for block in described(model).blocks:
+        inputs.append(x)
+        if block.traced:
+            x = points.gone_on[f"forward/{block.traced[-1]}"]
+            x = torch.stack(x, dim=1) if isinstance(x, list) else x
+        else:
+            given = given_to(block, {}, {}, masks)
+            x, _ = KINDS[block.kind][0](x, *given, None, **dict(block.args))
+    return inputs
+
+
+def forward(params, x, state, masks, model, points):
+    """The model over one window: what each block makes is read by the next.
+
+    Args:
+        params: tensors by canonical name (harness.models.table.parameters).
+        x: tokens, integers [B, T].
+        state: what each layer carries [B, H], by name "layer0/h".
         masks: dropout masks by site (harness.data.randomness.dropout_masks); empty without dropout.
         model: the ModelSpec.
         points: shown every stage (harness.side.points).
@@ -109,56 +85,42 @@ def forward(params, x, state, masks, model, points):
         Logits [B, T, V] and the state after the last timestep.
 
     """
-    embedded = points.see("forward/embedding", embed(params["embedding"], x))  # [B, T, E]
-    inputs = dropout(embedded, masks.get("embedding"), model.dropout)  # [B, T, E]
     new_state = {}
-    for k in range(model.num_layers):
-        layer = f"layer{k}"
-        weights = [params[f"{layer}/{name}"] for name in ("w_i", "w_h", "b_i", "b_h")]
-        see = points.within(f"forward/{layer}")
-        h, c = lstm_layer(inputs, state[f"{layer}/h"], state[f"{layer}/c"], *weights, see)
-        new_state |= {f"{layer}/h": h[-1], f"{layer}/c": c[-1]}
-        inputs = dropout(torch.stack(h, dim=1), masks.get(layer), model.dropout)  # [B, T, H]
-    logits = project(inputs, params["softmax_w"], params["softmax_b"])  # [B, T, V]
-    return points.see("forward/logits", logits), new_state
+    for block in described(model).blocks:
+        run, given = KINDS[block.kind][0], given_to(block, params, state, masks)
+        x, after = run(x, *given, points.within(f"forward/{block.name}"), **dict(block.args))
+        if block.traced and not block.state:  # a layer with a state shows each timestep itself
+            x = points.see(f"forward/{block.traced[-1]}", x)
+        new_state |= zip(block.state, after, strict=True)
+    return x, new_state
 
 
 def forward_backward(params, x, state, masks, model, points, gradient):
-    """The derivatives of `forward`: the chain rule from the logits down to the embedding.
+    """The derivatives of `forward`: the chain rule from the last block back to the first.
 
     Local derivatives are taken at the values that the forward pass went on with (points.gone_on).
 
     Args:
         params: tensors by canonical name.
         x: tokens, integers [B, T].
-        state: h and c of each layer [B, H], by name "layer0/h"; no gradient flows into it.
+        state: what each layer carries [B, H], by name "layer0/h"; no gradient flows into it.
         masks: dropout masks by site.
         model: the ModelSpec.
-        points: shown the gradient of every stage but the logits.
+        points: shown the gradient of every stage.
         gradient: of the logits [B, T, V].
 
     Returns:
         The gradients of the parameters by name.
 
     """
-    stages = {"embedding": points.gone_on["forward/embedding"]}  # [B, T, E], then [B, T, H] each
-    for k in range(model.num_layers):
-        stages[f"layer{k}"] = torch.stack(points.gone_on[f"forward/layer{k}/h"], dim=1)
-    inputs = [dropout(x, masks.get(site), model.dropout) for site, x in stages.items()]
-    grads = {}
-    projected = project_backward(inputs.pop(), params["softmax_w"], gradient)
-    gradient, grads["softmax_w"], grads["softmax_b"] = projected  # [B, T, H]
-    for k in reversed(range(model.num_layers)):
-        layer = f"layer{k}"
-        gradient = dropout_backward(gradient, masks.get(layer), model.dropout)  # [B, T, H]
-        given = [state[f"{layer}/h"], state[f"{layer}/c"]]
-        given += [params[f"{layer}/w_i"], params[f"{layer}/w_h"]]
-        given += [points.gone_on[f"forward/{layer}/{name}"] for name in ("gates", "h", "c")]
-        see = points.within(f"backward/{layer}")
-        gradient, *found = lstm_layer_backward(inputs.pop(), *given, gradient, see)
-        names = [f"{layer}/{name}" for name in ("w_i", "w_h", "b_i", "b_h")]
-        grads |= dict(zip(names, found, strict=True))
-    gradient = dropout_backward(gradient, masks.get("embedding"), model.dropout)  # [B, T, E]
-    gradient = points.see("backward/embedding", gradient)
-    grads["embedding"] = embed_backward(params["embedding"], x, gradient)
+    inputs, grads = inputs_of(x, masks, model, points), {}
+    for block in reversed(described(model).blocks):
+        if block.traced and not block.state:
+            gradient = points.see(f"backward/{block.traced[-1]}", gradient)
+        run, given = KINDS[block.kind][1], given_to(block, params, state, masks)
+        seen = [points.gone_on[f"forward/{name}"] for name in block.traced]
+        see = points.within(f"backward/{block.name}")
+        read = inputs.pop()
+        gradient, found = run(gradient, read, *given, seen, see, **dict(block.args))
+        grads |= zip(block.params, found, strict=True)
     return {name: grads[name] for name in params}

@@ -32,7 +32,7 @@ def gradients(params, state, x, y, masks, model, train, points):
         return gradients_by_autograd(params, state, x, y, masks, model, train, points)
     logits, new_state = forward(params, x, state, masks, model, points)
     loss = points.see("forward/loss", cross_entropy(logits, y, train.loss))
-    gradient = points.see("backward/logits", cross_entropy_backward(logits, y, train.loss))
+    gradient = cross_entropy_backward(logits, y, train.loss)
     grads = forward_backward(params, x, state, masks, model, points, gradient)
     return loss, new_state, {name: points.see(f"grads/{name}", g) for name, g in grads.items()}
 

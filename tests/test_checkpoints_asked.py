@@ -6,7 +6,8 @@ from test_run import TINY
 
 import harness
 from harness import HarnessError, Observer
-from harness.spec import CHECKPOINT, Capture, restart_names
+from harness.models.table import restart_names
+from harness.spec import CHECKPOINT, Capture
 from harness.trace import open_trace
 
 SETTINGS = (*TINY, "num_layers=1")

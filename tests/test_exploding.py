@@ -8,7 +8,8 @@ from twins import E as WIDTH
 
 from harness.compare import diff
 from harness.data import weights
-from harness.spec import SLOTS, Capture
+from harness.models.table import SLOTS
+from harness.spec import Capture
 from harness.trace import Rows, check_trace, open_trace
 
 OPTIMIZERS = list(SLOTS)

@@ -12,7 +12,8 @@ from harness.compare import diff
 from harness.data import corpus, weights
 from harness.errors import HarnessError
 from harness.faults import BASE, CATALOGUE, Fault, first_step, named, planted_names
-from harness.spec import Follow, RunSpec, override, parameters, preset
+from harness.models.table import parameters
+from harness.spec import Follow, RunSpec, override, preset
 from harness.trace import open_trace
 from np_impl.faults import planted as planted_in_the_referee
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from twins import assert_all_close, assert_close, rng, train_spec
 
-from harness.spec import SLOTS
+from harness.models.table import SLOTS
 
 # Where each is stable: an Adam whose averages are a few steps old moves by lr in every element.
 OPTIMIZERS = {

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from harness.errors import HarnessError
+from harness.models.table import PRESETS, parameters
 from harness.spec import (
-    PRESETS,
     ModelSpec,
     RunSpec,
     TrainSpec,
@@ -14,7 +14,6 @@ from harness.spec import (
     check_label,
     load_run,
     override,
-    parameters,
     preset,
     replace,
     save_run,

@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 from harness.data import weights
 from harness.data.layouts import LAYOUTS
 from harness.data.weights import WeightsError
-from harness.spec import ModelSpec, parameters
+from harness.models.table import parameters
+from harness.spec import ModelSpec
 
 V, E, H, L = 29, 7, 11, 2
 MODEL = ModelSpec(vocab_size=V, embed_size=E, hidden_size=H, num_layers=L)

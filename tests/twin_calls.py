@@ -194,13 +194,13 @@ def optimize(twin, params, grads, lr, train):
 
 def watched_with_detached_embedding(twin, *args):
     """`watched`, with an embedding that is cut off from the gradient."""
-    of, model = framework(twin), import_module(f"{twin}_impl.model")
-    original = model.embed
-    model.embed = lambda table, x: of.detached(original(table, x))
+    of, blocks = framework(twin), import_module(f"{twin}_impl.blocks")
+    original = blocks.embed
+    blocks.embed = lambda table, x: of.detached(original(table, x))
     try:
         return watched(twin, *args)
     finally:
-        model.embed = original
+        blocks.embed = original
 
 
 def train_reports(twin, run):

@@ -6,7 +6,8 @@ import numpy as np
 
 from harness.compare import Tolerance, compare
 from harness.data import corpus, weights
-from harness.spec import SLOTS, Follow, ModelSpec, RunSpec, TrainSpec, parameters
+from harness.models.table import SLOTS, parameters
+from harness.spec import Follow, ModelSpec, RunSpec, TrainSpec
 from harness.trace import open_trace
 from harness.trace.statistics import describe
 

@@ -12,7 +12,8 @@ import numpy as np
 from harness.bench.machine import processors
 from harness.data import corpus, weights
 from harness.errors import HarnessError
-from harness.spec import Capture, ModelSpec, RunSpec, TrainSpec, parameters, preset
+from harness.models.table import parameters
+from harness.spec import Capture, ModelSpec, RunSpec, TrainSpec, preset
 
 VOCABULARY = 10_000
 ZIPF_TOKENS = 930_000  # about as many as PTB has

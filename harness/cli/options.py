@@ -7,7 +7,7 @@ from typing import Literal
 import click
 
 from harness.errors import HarnessError
-from harness.spec import PRESETS
+from harness.models.table import PRESETS
 
 EQUIVALENT, DIVERGENT, TROUBLE = 0, 1, 2
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

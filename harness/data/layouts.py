@@ -3,7 +3,7 @@
 Sources: torch.nn.LSTM documentation (weight_ih_l0 is [4H, in], gates i f g o, two biases);
 keras/src/layers/rnn/lstm.py (kernel [in, 4H], gates i f c o, one bias, forget bias in the bias);
 TF1 BasicLSTMCell (one kernel [in + H, 4H], gates i j f o, one bias, forget_bias=1 added at run
-time).
+time). Any model of the table is held by the canonical layout; the others hold LSTMs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import HarnessError
-from harness.spec import ModelSpec, build, parameters
+from harness.models.table import fitting, parameters
+from harness.spec import ModelSpec, build
 
 Arrays = Mapping[str, NDArray[Any]]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -92,6 +93,7 @@ _ROWS = (
     ),
 )
 LAYOUTS = {row.name: row for row in _ROWS}
+CANONICAL = LAYOUTS["canonical"]
 
 
 def recognise(names: Iterable[str]) -> Layout:
@@ -113,6 +115,8 @@ def infer_model(shapes: Shapes, layout: Layout, model: ModelSpec | None) -> Mode
 
     Raises HarnessError that names every missing, extra or misshaped array.
     """
+    if layout is CANONICAL:
+        model = model or fitting(shapes)
     if model is None:
         layers = 0
         while any(name in shapes for name in layout.layer_names(layers)):
@@ -133,7 +137,7 @@ def infer_model(shapes: Shapes, layout: Layout, model: ModelSpec | None) -> Mode
             num_layers=layers,
         )
     else:
-        _check_names(shapes, layout.names(model.num_layers))
+        _check_names(shapes, list(_shapes(model, layout)))
     expected = _shapes(model, layout)
     wrong = [
         f"{name} has shape {list(shapes[name])}, expected {list(shape)}"
@@ -148,6 +152,8 @@ def infer_model(shapes: Shapes, layout: Layout, model: ModelSpec | None) -> Mode
 
 def from_layout(arrays: Arrays, layout: Layout, model: ModelSpec) -> dict[str, NDArray[Any]]:
     """Canonical arrays from those of a file whose shapes were checked by `infer_model`."""
+    if layout is CANONICAL:
+        return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     turn = _turn(layout)
     weights = {"embedding": arrays[layout.embedding]}
     for k in range(model.num_layers):
@@ -172,7 +178,10 @@ def from_layout(arrays: Arrays, layout: Layout, model: ModelSpec) -> dict[str, N
 
 
 def to_layout(weights: Arrays, layout: Layout) -> dict[str, NDArray[Any]]:
-    """The arrays of a file in `layout` from canonical ones."""
+    """The arrays of a file in `layout` from canonical ones. Raises HarnessError if it has none."""
+    if layout is CANONICAL:
+        return {name: np.ascontiguousarray(array) for name, array in weights.items()}
+    _check_lstm(fitting({name: array.shape for name, array in weights.items()}), layout)
     turn = _turn(layout)
     arrays = {layout.embedding: weights["embedding"]}
     layers = sum(name.endswith("/w_h") for name in weights)
@@ -217,6 +226,9 @@ def _regate(array: NDArray[Any], have: str, want: str) -> NDArray[Any]:
 def _shapes(model: ModelSpec, layout: Layout) -> dict[str, tuple[int, ...]]:
     """Name and shape of every array of a file in `layout`."""
     canonical = {p.name: p.shape for p in parameters(model)}
+    if layout is CANONICAL:
+        return canonical
+    _check_lstm(model, layout)
     step = -1 if layout.transposed else 1
     shapes = {layout.embedding: canonical["embedding"]}
     for k in range(model.num_layers):
@@ -231,6 +243,13 @@ def _shapes(model: ModelSpec, layout: Layout) -> dict[str, tuple[int, ...]]:
     shapes[layout.softmax_w] = canonical["softmax_w"][::step]
     shapes[layout.softmax_b] = canonical["softmax_b"]
     return shapes
+
+
+def _check_lstm(model: ModelSpec | None, layout: Layout) -> None:
+    if model and model.network != "lstm":
+        raise HarnessError(
+            f"the layout {layout.name} is of LSTMs, and the model is {model.network}: use canonical"
+        )
 
 
 def _check_names(found: Iterable[str], expected: list[str]) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.models.graph import BATCH, TIME
+from harness.models.table import model_of
 from harness.spec import ModelSpec, TrainSpec
 
 # One stream a purpose, so that drawing more of one thing never moves another.
@@ -33,32 +35,22 @@ def permutation(seed: int, stream: int, count: int) -> NDArray[np.int64]:
     return np.argsort(words(seed, stream, 0, count), kind="stable")
 
 
-def dropout_sites(model: ModelSpec) -> dict[str, int]:
-    """Where dropout acts and how wide: the embedding's output and every layer's, never recurrent.
-
-    (Zaremba et al. 2014, figure 2: the dashed arrows.)
-    """
-    sites = {"embedding": model.embed_size}
-    for k in range(model.num_layers):
-        sites[f"layer{k}"] = model.hidden_size
-    return sites
-
-
 def dropout_masks(model: ModelSpec, train: TrainSpec, step: int) -> dict[str, NDArray[np.bool_]]:
-    """The masks of one step: for each site a boolean array [B, T, width], True where kept.
+    """The masks of one step, by site: boolean arrays, True where kept.
 
-    Empty when the model has no dropout. The scaling by 1 / (1 - dropout) is left to the twins: it
-    is arithmetic, and arithmetic that both sides shared could be wrong in both.
+    Sites, rates and shapes are those of the model's row ([B, T, width], [B, 1, width], ..). The
+    scaling by 1 / (1 - rate) is left to the twins: it is arithmetic, and arithmetic that both sides
+    shared could be wrong in both.
     """
-    if model.dropout == 0:
-        return {}
-    limit = np.uint64(round((1 - model.dropout) * 2**32))
     masks = {}
-    for site, (name, width) in enumerate(dropout_sites(model).items()):
-        shape = (train.batch_size, train.bptt, width)
+    for draw in model_of(model).draws.values():
+        limit = np.uint64(round((1 - draw.rate) * 2**32))
+        window = {BATCH: train.batch_size, TIME: train.bptt}
+        axes = zip(draw.shape, draw.axes, strict=True)
+        shape = [window[str(axis)] if size < 0 else size for size, axis in axes]
         count = int(np.prod(shape))
-        raw = words(train.seed, STREAM_DROPOUT + site, step, (count + 1) // 2)
+        raw = words(train.seed, STREAM_DROPOUT + draw.stream, step, (count + 1) // 2)
         # Little-endian halves of each word, on any machine.
         halves = raw.astype("<u8").view("<u4")[:count]
-        masks[name] = (halves < limit).reshape(shape)
+        masks[draw.site] = (halves < limit).reshape(shape)
     return masks

@@ -1,6 +1,6 @@
 """Weights on disk: draw, save, load, check, and convert between layouts. No pickle is ever read.
 
-Canonical arrays are those of `harness.spec.parameters`. Files that other programs write are
+Canonical arrays are those of `harness.models.table.parameters`. Files that other programs write are
 recognised by their names and carried over by `harness.data.layouts`.
 """
 
@@ -26,7 +26,8 @@ from safetensors.numpy import save_file
 from harness.data.layouts import LAYOUTS, from_layout, infer_model, recognise, to_layout
 from harness.data.randomness import STREAM_WEIGHTS, uniform
 from harness.errors import HarnessError
-from harness.spec import ModelSpec, parameters
+from harness.models.table import parameters
+from harness.spec import ModelSpec
 from harness.trace.schema import check_name, quote, said
 from harness.trace.statistics import digest
 
@@ -49,12 +50,14 @@ class WeightsError(HarnessError):
 def draw(model: ModelSpec, seed: int) -> Weights:
     """Random weights, float32, every parameter from U(-init_scale, init_scale).
 
-    (Zaremba et al. 2014, section 4.1.) Always float32: a float64 run starts from the same numbers.
+    (Zaremba et al. 2014, section 4.1), or from the half-width that the model's row has for it.
+    Always float32: a float64 run starts from the same numbers.
     """
     weights = {}
     for block, parameter in enumerate(parameters(model)):
         count = math.prod(parameter.shape)
-        values = (2 * uniform(seed, STREAM_WEIGHTS, block, count) - 1) * model.init_scale
+        scale = model.init_scale if parameter.init is None else parameter.init
+        values = (2 * uniform(seed, STREAM_WEIGHTS, block, count) - 1) * scale
         weights[parameter.name] = values.astype(np.float32).reshape(parameter.shape)
     return weights
 

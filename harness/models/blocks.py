@@ -7,7 +7,7 @@ makes; a twin has a function and its derivative under the same name.
 from __future__ import annotations
 
 from harness.models.build import Builder
-from harness.models.graph import BATCH, TIME, Blocks, Node, const, node
+from harness.models.graph import BATCH, TIME, Blocks, Node, node, ref
 
 GATES = Blocks("gate", tuple("ifgo"))
 WIDTH = "unit"
@@ -17,22 +17,13 @@ def embedding(m: Builder, size: int, vocabulary: int) -> Node:
     """The rows of a table that tokens name."""
     table = m.param("embedding", (vocabulary, size), ("token", WIDTH))
     m.block("embed", "embedding", params=("embedding",), traced=("embedding",))
-    return m.trace("embedding", node("embed", table, _tokens()), WIDTH)
-
-
-def _tokens() -> Node:
-    from harness.models.graph import ref
-
-    return ref("inputs/x")
+    return m.trace("embedding", node("embed", table, ref("inputs/x")), WIDTH)
 
 
 def dropout(m: Builder, site: str, x: Node, width: int, rate: float) -> Node:
-    """Dropout with a new mask for every element (Zaremba et al. 2014); nothing at rate 0."""
-    if not rate:
-        return x
-    mask = m.mask(site, (None, None, width), (BATCH, TIME, WIDTH), rate)
+    """Dropout with a new mask for every element (Zaremba et al. 2014)."""
     m.block("dropout", site, draws=(site,), args={"rate": rate})
-    return node("dropout", x, mask, const(rate, "dropout"))
+    return m.dropout(x, site, (-1, -1, width), (BATCH, TIME, WIDTH), rate)
 
 
 def lstm(m: Builder, name: str, x: Node, width: int, units: int) -> Node:
@@ -71,7 +62,5 @@ def project(m: Builder, x: Node, width: int, vocabulary: int) -> Node:
 
 def cross_entropy(m: Builder, logits: Node) -> Node:
     """The negative log-likelihood of the targets."""
-    from harness.models.graph import ref
-
     time = m.train.loss if m.train else "sum"
     return node("cross_entropy", logits, ref("inputs/y"), time=time)

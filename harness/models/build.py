@@ -4,27 +4,34 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from harness.models.graph import BATCH, TIME, Axis, Node, Stage, Tensor, ref
+from harness.models.graph import BATCH, TIME, Axis, Node, Stage, Tensor, const, node, ref
 
 
 class Parameter(NamedTuple):
-    """A row of the table of parameters: canonical name, shape, and what each axis counts."""
+    """A row of the table of parameters: canonical name, shape, and what each axis counts.
+
+    `init` is the half-width of the uniform distribution that it is drawn from; None: that of the
+    model (init_scale).
+    """
 
     name: str
     shape: tuple[int, ...]
     axes: tuple[Axis, ...]
+    init: float | None = None
 
 
 class Draw(NamedTuple):
-    """A random mask of every step: its site, its shape (None: the batch's, or the window's, size).
+    """A random mask of every step: its site, and its shape (-1: the batch's size, or the window's).
 
-    `rate` is the probability of dropping; `axes` what the mask's axes count.
+    `rate` is the probability of dropping; `axes` what the mask's axes count; `stream` the number
+    of the random stream that it is drawn from, which no other site has.
     """
 
     site: str
-    shape: tuple[int | None, ...]
+    shape: tuple[int, ...]
     axes: tuple[Axis, ...]
     rate: float
+    stream: int
 
 
 class Block(NamedTuple):
@@ -32,7 +39,7 @@ class Block(NamedTuple):
 
     `kind` names the function; `name` is what the names of its stages begin with. `params` are the
     canonical names of its parameters, `state` those of what it carries, `traced` those of its
-    stages, `draws` the sites of its masks; `args` are numbers.
+    stages, the last of them what it hands on; `draws` the sites of its masks; `args` are settings.
     """
 
     kind: str
@@ -53,12 +60,19 @@ class Builder:
         self.params: dict[str, Parameter] = {}
         self.state: dict[str, int] = {}
         self.draws: dict[str, Draw] = {}
+        self.sites = 0
         self.stages: list[Stage] = []
         self.blocks: list[Block] = []
 
-    def param(self, name: str, shape: tuple[int, ...], axes: tuple[Axis, ...]) -> Node:
+    def param(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        axes: tuple[Axis, ...],
+        init: float | None = None,
+    ) -> Node:
         """A parameter as the forward pass reads it: as it was before the step."""
-        self.params.setdefault(name, Parameter(name, shape, axes))
+        self.params.setdefault(name, Parameter(name, shape, axes, init))
         return ref(f"params/{name}", back=1, first=f"inputs/params/{name}")
 
     def carried(self, name: str, size: int) -> Node:
@@ -66,12 +80,18 @@ class Builder:
         self.state[name] = size
         return ref(f"forward/{name}", time=-1, first=f"state/in/{name}")
 
-    def mask(
-        self, site: str, shape: tuple[int | None, ...], axes: tuple[Axis, ...], rate: float
+    def dropout(
+        self, x: Node, site: str, shape: tuple[int, ...], axes: tuple[Axis, ...], rate: float
     ) -> Node:
-        """The mask of a site, drawn anew at every step."""
-        self.draws[site] = Draw(site, shape, axes, rate)
-        return ref(f"inputs/mask/{site}")
+        """x with what the mask of this site drops set to zero, a new mask at every step.
+
+        Nothing is drawn at rate 0; every site has a stream of its own, whatever the others' rates.
+        """
+        stream, self.sites = self.sites, self.sites + 1
+        if not rate:
+            return x
+        self.draws[site] = Draw(site, shape, axes, rate, stream)
+        return node("dropout", x, ref(f"inputs/mask/{site}"), const(rate, "dropout"))
 
     def trace(self, name: str, value: Node, *axes: Axis) -> Node:
         """A stage of the forward pass that is traced; `axes` those after batch and timestep."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness.errors import HarnessError
 from harness.models import blocks
 from harness.models.build import Block, Builder, Draw, Parameter
-from harness.models.derive import backward
 from harness.models.graph import BATCH, TIME, Graph, Stage, Tensor, node, ref
+from harness.models.presets import PRESETS as PRESETS
+from harness.models.spec import ModelSpec
 from harness.models.update import RATE, update
+from harness.models.update import SLOTS as SLOTS
 
 if TYPE_CHECKING:
-    from harness.spec import ModelSpec, TrainSpec
-
-CELLS = {"lstm": blocks.lstm}
+    from harness.spec import TrainSpec
 
 
 class Model(NamedTuple):
@@ -27,29 +29,98 @@ class Model(NamedTuple):
     forward: tuple[Stage, ...]
 
 
+class Row(NamedTuple):
+    """A model: the function that declares it, and the fields of ModelSpec that it reads."""
+
+    declare: Callable[[ModelSpec, Builder], None]
+    fields: tuple[str, ...]
+
+
 def language_model(spec: ModelSpec, m: Builder) -> None:
     """Embedding, recurrent layers, softmax; dropout between them, never along time."""
     x = blocks.embedding(m, spec.embed_size, spec.vocab_size)
     x, width = blocks.dropout(m, "embedding", x, spec.embed_size, spec.dropout), spec.embed_size
     for k in range(spec.num_layers):
-        x = CELLS["lstm"](m, f"layer{k}", x, width, spec.hidden_size)
+        x = LAYERS[spec.network](m, f"layer{k}", x, width, spec.hidden_size)
         width = spec.hidden_size
         x = blocks.dropout(m, f"layer{k}", x, width, spec.dropout)
     logits = blocks.project(m, x, width, spec.vocab_size)
     m.trace("loss", blocks.cross_entropy(m, logits))
 
 
+SIZES = ("network", "vocab_size", "embed_size", "hidden_size", "num_layers", "init_scale")
+LAYERS: dict[str, Callable[..., Any]] = {"lstm": blocks.lstm}
+ROWS = {"lstm": Row(language_model, (*SIZES, "dropout"))}
+
+
+def fields_of(network: str) -> tuple[str, ...]:
+    """The fields that the model of this name has. Raises HarnessError that lists the models."""
+    if network not in ROWS:
+        raise HarnessError(f"network={network!r}: no such model; there are: {', '.join(ROWS)}")
+    return ROWS[network].fields
+
+
+def check_fields(spec: ModelSpec) -> None:
+    """Raises HarnessError for a field that the spec gives a value and its model has not."""
+    known = fields_of(spec.network)
+    for name, default in zip(
+        reversed(spec.__struct_fields__), reversed(spec.__struct_defaults__), strict=False
+    ):
+        value = getattr(spec, name)
+        if name not in known and value != default:
+            raise HarnessError(
+                f"{name}={value}: the model {spec.network} has no such field; it has: "
+                f"{', '.join(known)}"
+            )
+
+
 @lru_cache(maxsize=64)
 def model_of(spec: ModelSpec, train: TrainSpec | None = None) -> Model:
-    """The model that a spec describes."""
+    """The model that a spec describes. Raises HarnessError for one that cannot be."""
+    check_fields(spec)
     m = Builder(train)
-    language_model(spec, m)
+    ROWS[spec.network].declare(spec, m)
     return Model(tuple(m.params.values()), m.state, m.draws, tuple(m.blocks), tuple(m.stages))
+
+
+def parameters(spec: ModelSpec) -> tuple[Parameter, ...]:
+    """The parameters of a model in canonical order: the order of files, traces and norms.
+
+    Matrices are [in, out], so that a layer computes x @ w; a layer's columns are blocks of H, which
+    the axes name ("ifgo" of an LSTM). Each layer has two biases.
+    """
+    return model_of(spec).params
+
+
+def fitting(shapes: Mapping[str, tuple[int, ...]]) -> ModelSpec | None:
+    """The first model of the table whose parameters have these names and shapes, if there is one.
+
+    What shapes do not tell (rates, scales) has its default.
+    """
+    embedding, recurrent = shapes.get("embedding", ()), shapes.get("layer0/w_h", ())
+    if len(embedding) != 2 or len(recurrent) != 2 or 0 in (*embedding, *recurrent):
+        return None
+    layers = sum(name.endswith("/w_h") for name in shapes)
+    for network in ROWS:
+        spec = ModelSpec(*embedding, recurrent[0], layers, network=network)
+        if {p.name: p.shape for p in parameters(spec)} == dict(shapes):
+            return spec
+    return None
+
+
+def restart_names(spec: ModelSpec, train: TrainSpec) -> tuple[str, ...]:
+    """The tensors at the end of a step that a run of these can start again from (CHECKPOINT)."""
+    names = [parameter.name for parameter in parameters(spec)]
+    slots = [f"optimizer/{name}/{slot}" for name in names for slot in SLOTS[train.optimizer]]
+    state = [f"state/out/{name}" for name in model_of(spec).state]
+    return (*(f"params/{name}" for name in names), *slots, *state)
 
 
 @lru_cache(maxsize=64)
 def graph_of(spec: ModelSpec, train: TrainSpec) -> Graph:
     """All stages of a step in their order: forward, backward, gradients, update, state."""
+    from harness.models.derive import backward  # with all ops, which only a graph needs
+
     model = model_of(spec, train)
     names = [Tensor(p.name, p.axes) for p in model.params]
     stages = [*_inputs(model), *model.forward]

@@ -19,9 +19,10 @@ from harness.errors import HarnessError
 from harness.explain.case import Side, distance
 from harness.explain.evidence import Evidence, Following, Repeat, Vote
 from harness.explain.verdict import Verdict, judge
+from harness.models.table import SLOTS, parameters
 from harness.runs.repeats import find_repeats
 from harness.runs.session import Session
-from harness.spec import SLOTS, Capture, Dtype, Follow, Resume, RunSpec, parameters
+from harness.spec import Capture, Dtype, Follow, Resume, RunSpec
 from harness.trace import open_trace, remove_trace
 from harness.trace.dtypes import epsilon
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from harness.models.table import SLOTS, parameters
 from harness.runs.session import Session
-from harness.spec import SLOTS, Capture, Follow, Resume, RunSpec, parameters
+from harness.spec import Capture, Follow, Resume, RunSpec
 from harness.trace import StepEntry, open_trace, remove_trace
 
 STRETCH = 1 << 30  # bytes of kept states in a stretch

@@ -25,12 +25,13 @@ from msgspec.structs import replace
 from harness.compare import DiffResult, diff
 from harness.errors import HarnessError
 from harness.explain import Verdict
+from harness.models.table import restart_names
 from harness.observer import Observer
 from harness.runs.investigation import Investigation
 from harness.runs.lockstep import in_step
 from harness.runs.processes import TWINS
 from harness.runs.session import Session, Side
-from harness.spec import CHECKPOINT, Capture, Resume, RunSpec, load_run, restart_names
+from harness.spec import CHECKPOINT, Capture, Resume, RunSpec, load_run
 from harness.trace import StepEntry, TensorEntry, Trace, open_trace
 from harness.trace.sketch import distance
 

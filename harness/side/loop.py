@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from harness.data import corpus, randomness, weights
 from harness.errors import HarnessError
+from harness.models.table import restart_names
 from harness.side.backend import Backend
 from harness.side.points import Points, to_array, to_trace
-from harness.spec import CHECKPOINT, ModelSpec, RunSpec, TrainSpec, replace, restart_names
+from harness.spec import CHECKPOINT, ModelSpec, RunSpec, TrainSpec, replace
 from harness.trace import Intervention, TraceWriter, resumed
 
 Array = NDArray[Any]

@@ -1,0 +1,21 @@
+"""The models that `--model` names: fields of the ModelSpec and of the TrainSpec."""
+
+from __future__ import annotations
+
+from typing import Any
+
+PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    # Zaremba et al. 2014 (arXiv 1409.2329), section 4.1; clip and schedule as stated there.
+    "zaremba-small": (
+        dict(embed_size=200, hidden_size=200, num_layers=2, init_scale=0.1, dropout=0.0),
+        dict(batch_size=20, bptt=20, lr=1.0, flat_epochs=4, lr_decay=2.0, clip_limit=5.0),
+    ),
+    "zaremba-medium": (
+        dict(embed_size=650, hidden_size=650, num_layers=2, init_scale=0.05, dropout=0.5),
+        dict(batch_size=20, bptt=35, lr=1.0, flat_epochs=6, lr_decay=1.2, clip_limit=5.0),
+    ),
+    "zaremba-large": (
+        dict(embed_size=1500, hidden_size=1500, num_layers=2, init_scale=0.04, dropout=0.65),
+        dict(batch_size=20, bptt=35, lr=1.0, flat_epochs=14, lr_decay=1.15, clip_limit=10.0),
+    ),
+}

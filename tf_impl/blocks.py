@@ -1,0 +1,129 @@
+"""What a model is made of: each block of a row (harness.models.blocks) and its derivative.
+
+A block is given what the one before it made, its parameters, the state that it carries, its masks
+(None: nothing is dropped), and `see`, which is shown every timestep of its stages; it returns what
+the next block reads and its state after the last timestep. A derivative is given the gradient of
+what the block made, all that the block was given, the stages that went on, and `see` for their
+gradients; it returns the gradient of what the block read, and those of its parameters.
+"""
+
+import tensorflow as tf
+
+from harness.trace import Rows
+from tf_impl.cells import lstm_layer, lstm_layer_backward, project, project_backward
+
+
+def dropout(x, mask, rate):
+    """Zero what the mask drops and scale what it keeps by 1 / (1 - rate).
+
+    Args:
+        x: activations [B, T, width].
+        mask: boolean [B, T, width], True where kept; None leaves x as it is.
+        rate: the probability of dropping that the mask was drawn with.
+
+    Returns:
+        [B, T, width].
+
+    """
+    if mask is None:
+        return x
+    return x * tf.cast(mask, x.dtype) / (1 - rate)
+
+
+def dropout_backward(dy, mask, rate):
+    """The derivative of `dropout`, which is linear: the same mask and scale on the gradient.
+
+    Args:
+        dy: gradient of the result [B, T, width].
+        mask: boolean [B, T, width]; None leaves dy as it is.
+        rate: the probability of dropping.
+
+    Returns:
+        Gradient of the activations [B, T, width].
+
+    """
+    if mask is None:
+        return dy
+    return dy * tf.cast(mask, dy.dtype) / (1 - rate)
+
+
+def embed(table, x):
+    """The rows of `table` [V, E] that tokens x [B, T] name: [B, T, E]."""
+    return tf.gather(table, x)
+
+
+def embed_backward(table, x, dy):
+    """The derivative of `embed`: row v of it is the sum of dy [B, T, E] wherever x [B, T] is v.
+
+    Every other row is zero, so only those of the tokens read are made: as many rows as tokens, the
+    sum at a token's first occurrence and zeros at the others.
+
+    Args:
+        table: [V, E].
+        x: tokens, integers [B, T].
+        dy: gradient of the embedded tokens [B, T, E].
+
+    Returns:
+        Rows (harness.trace) of the gradient [V, E].
+
+    """
+    tokens, flat = tf.reshape(x, [-1]), tf.reshape(dy, [-1, table.shape[1]])  # [B T, E]
+    places = tf.range(tokens.shape[0])
+    same = tokens[:, None] == tokens[None, :]
+    first = tf.reduce_min(tf.where(same, places, tokens.shape[0]), axis=1)  # [B T]
+    values = tf.math.unsorted_segment_sum(flat, first, tokens.shape[0])
+    return Rows(tokens, values, tuple(table.shape))
+
+
+def embed_block(x, params, state, masks, see):
+    """The embedded tokens."""
+    return embed(*params, x), []
+
+
+def embed_block_backward(gradient, x, params, state, masks, seen, see):
+    """The derivative of `embed_block`; tokens have none."""
+    return None, [embed_backward(*params, x, gradient)]
+
+
+def dropout_block(x, params, state, masks, see, rate):
+    """Activations with what the mask of the site drops set to zero."""
+    return dropout(x, *masks, rate), []
+
+
+def dropout_block_backward(gradient, x, params, state, masks, seen, see, rate):
+    """The derivative of `dropout_block`."""
+    return dropout_backward(gradient, *masks, rate), []
+
+
+def lstm_block(x, params, state, masks, see):
+    """An LSTM layer."""
+    hidden, cell = lstm_layer(x, *state, *params, see)
+    return tf.stack(hidden, axis=1), [hidden[-1], cell[-1]]
+
+
+def lstm_block_backward(gradient, x, params, state, masks, seen, see):
+    """The derivative of `lstm_block`."""
+    w_i, w_h, _, _ = params
+    gates, cell, hidden = seen
+    given = [w_i, w_h, gates, hidden, cell]
+    dx, *found = lstm_layer_backward(x, *state, *given, gradient, see)
+    return dx, found
+
+
+def project_block(x, params, state, masks, see):
+    """The logits."""
+    return project(x, *params), []
+
+
+def project_block_backward(gradient, x, params, state, masks, seen, see):
+    """The derivative of `project_block`."""
+    dx, *found = project_backward(x, params[0], gradient)
+    return dx, found
+
+
+KINDS = {
+    "embed": (embed_block, embed_block_backward),
+    "dropout": (dropout_block, dropout_block_backward),
+    "lstm": (lstm_block, lstm_block_backward),
+    "project": (project_block, project_block_backward),
+}
