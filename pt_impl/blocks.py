@@ -10,7 +10,7 @@ gradients; it returns the gradient of what the block read, and those of its para
 import torch
 
 from harness.trace import Rows
-from pt_impl.cells import lstm_layer, lstm_layer_backward, project, project_backward
+from pt_impl.cells import lstm_layer, lstm_layer_backward, over_time, project, project_backward
 
 
 def dropout(x, mask, rate):
@@ -95,6 +95,32 @@ def dropout_block_backward(gradient, x, params, state, masks, seen, see, rate):
     return dropout_backward(gradient, *masks, rate), []
 
 
+def rnn_block(x, params, state, masks, see):
+    """A tanh RNN layer: a_t = x_t w_i + b_i + h_(t-1) w_h + b_h, h_t = tanh(a_t)."""
+    (w_i, w_h, b_i, b_h), (h,), hidden = params, state, []
+    for t, a in enumerate(torch.unbind(project(x, w_i, b_i + b_h), dim=1)):
+        h = see("h", torch.tanh(see("a", a + h @ w_h, t)), t)  # [B, H]
+        hidden.append(h)
+    return torch.stack(hidden, dim=1), [h]
+
+
+def rnn_block_backward(gradient, x, params, state, masks, seen, see):
+    """The derivative of `rnn_block`: da_t = dh_t (1 - tanh(a_t)^2), dh_(t-1) = da_t w_h^T.
+
+    (Goodfellow et al. 2016, Deep Learning, section 10.2.2.)
+    """
+    (w_i, w_h, _, _), (h,), (before, hidden) = params, state, seen
+    from_above, dh, da = torch.unbind(gradient, dim=1), torch.zeros_like(h), []
+    for t in reversed(range(len(hidden))):
+        tanh_a = torch.tanh(before[t])
+        dh = see("h", from_above[t] + dh, t)  # [B, H]
+        da.insert(0, see("a", dh * (1 - tanh_a * tanh_a), t))  # [B, H]
+        dh = da[0] @ w_h.T
+    da = torch.stack(da, dim=1)  # [B, T, H]
+    dx, dw_i, db = project_backward(x, w_i, da)
+    return dx, [dw_i, over_time(torch.stack([h, *hidden[:-1]], dim=1), da), db, db]
+
+
 def lstm_block(x, params, state, masks, see):
     """An LSTM layer."""
     hidden, cell = lstm_layer(x, *state, *params, see)
@@ -124,6 +150,7 @@ def project_block_backward(gradient, x, params, state, masks, seen, see):
 KINDS = {
     "embed": (embed_block, embed_block_backward),
     "dropout": (dropout_block, dropout_block_backward),
+    "rnn": (rnn_block, rnn_block_backward),
     "lstm": (lstm_block, lstm_block_backward),
     "project": (project_block, project_block_backward),
 }

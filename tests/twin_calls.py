@@ -234,16 +234,18 @@ def _torch_step(weights, x, y, state, model, dtype):
             kind = getattr(torch, dtype)
             self.encoder = torch.nn.Embedding(model.vocab_size, model.embed_size, dtype=kind)
             sizes = (model.embed_size, model.hidden_size, model.num_layers)
-            self.rnn = torch.nn.LSTM(*sizes, batch_first=True, dtype=kind)
+            layers = {"lstm": torch.nn.LSTM, "rnn": torch.nn.RNN}[model.network]
+            self.rnn = layers(*sizes, batch_first=True, dtype=kind)
             self.decoder = torch.nn.Linear(model.hidden_size, model.vocab_size, dtype=kind)
 
     net = Model()
     net.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
-    h, c = (
+    parts = list(dict.fromkeys(name.rsplit("/", 1)[1] for name in state))
+    given = [
         torch.stack([torch.tensor(state[f"layer{k}/{part}"]) for k in range(model.num_layers)])
-        for part in "hc"
-    )
-    out, (h, c) = net.rnn(net.encoder(torch.tensor(x)), (h, c))
+        for part in parts
+    ]
+    out, after = net.rnn(net.encoder(torch.tensor(x)), given[0] if len(given) == 1 else given)
     logits = net.decoder(out)
     flat = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), torch.tensor(y).long().flatten(), reduction="sum"
@@ -251,8 +253,12 @@ def _torch_step(weights, x, y, state, model, dtype):
     loss = flat / x.shape[0]
     loss.backward()
     grads = {name: p.grad.numpy() for name, p in net.named_parameters()}
-    last = {f"layer{k}/h": h[k].detach().numpy() for k in range(model.num_layers)}
-    last |= {f"layer{k}/c": c[k].detach().numpy() for k in range(model.num_layers)}
+    after = [after] if len(given) == 1 else after
+    last = {
+        f"layer{k}/{part}": value[k].detach().numpy()
+        for k in range(model.num_layers)
+        for part, value in zip(parts, after, strict=True)
+    }
     return logits.detach().numpy(), loss.item(), grads, last
 
 
@@ -261,31 +267,35 @@ def _keras_step(weights, x, y, state, model, dtype):
     import tensorflow as tf
 
     embedding = keras.layers.Embedding(model.vocab_size, model.embed_size, dtype=dtype)
-    lstms = [
-        keras.layers.LSTM(model.hidden_size, return_sequences=True, return_state=True, dtype=dtype)
+    kind, name = {
+        "lstm": (keras.layers.LSTM, "lstm"),
+        "rnn": (keras.layers.SimpleRNN, "simple_rnn"),
+    }[model.network]
+    layers = [
+        kind(model.hidden_size, return_sequences=True, return_state=True, dtype=dtype)
         for _ in range(model.num_layers)
     ]
     dense = keras.layers.Dense(model.vocab_size, dtype=dtype)
     embedding.build((None, None))
-    for k, lstm in enumerate(lstms):
-        lstm.build((None, None, model.embed_size if k == 0 else model.hidden_size))
+    for k, layer in enumerate(layers):
+        layer.build((None, None, model.embed_size if k == 0 else model.hidden_size))
     dense.build((None, None, model.hidden_size))
     variables = {"embedding/embeddings": embedding.embeddings}
-    for k, lstm in enumerate(lstms):
-        cell = lstm.cell
-        variables[f"lstm_{k}/kernel"] = cell.kernel
-        variables[f"lstm_{k}/recurrent_kernel"] = cell.recurrent_kernel
-        variables[f"lstm_{k}/bias"] = cell.bias
+    for k, layer in enumerate(layers):
+        cell = layer.cell
+        variables[f"{name}_{k}/kernel"] = cell.kernel
+        variables[f"{name}_{k}/recurrent_kernel"] = cell.recurrent_kernel
+        variables[f"{name}_{k}/bias"] = cell.bias
     variables |= {"dense/kernel": dense.kernel, "dense/bias": dense.bias}
-    for name, variable in variables.items():
-        variable.assign(weights[name])
-    last = {}
+    for array, variable in variables.items():
+        variable.assign(weights[array])
+    parts, last = list(dict.fromkeys(name.rsplit("/", 1)[1] for name in state)), {}
     with tf.GradientTape() as tape:
         out = embedding(x)
-        for k, lstm in enumerate(lstms):
-            start = [tf.constant(state[f"layer{k}/{part}"]) for part in "hc"]
-            out, h, c = lstm(out, initial_state=start)
-            last |= {f"layer{k}/h": h.numpy(), f"layer{k}/c": c.numpy()}
+        for k, layer in enumerate(layers):
+            start = [tf.constant(state[f"layer{k}/{part}"]) for part in parts]
+            out, *after = layer(out, initial_state=start)
+            last |= {f"layer{k}/{p}": s.numpy() for p, s in zip(parts, after, strict=True)}
         logits = dense(out)
         each = keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)
         loss = tf.reduce_sum(each) / x.shape[0]

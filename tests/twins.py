@@ -6,7 +6,7 @@ import numpy as np
 
 from harness.compare import Tolerance, compare
 from harness.data import corpus, weights
-from harness.models.table import SLOTS, parameters
+from harness.models.table import SLOTS, model_of, parameters
 from harness.spec import Follow, ModelSpec, RunSpec, TrainSpec
 from harness.trace import open_trace
 from harness.trace.statistics import describe
@@ -32,21 +32,20 @@ def random_weights(dtype, seed=1, model=MODEL):
     return {p.name: draw.normal(0, 0.4, p.shape).astype(dtype) for p in parameters(model)}
 
 
-def random_state(dtype, seed=2, zero=False):
+def random_state(dtype, seed=2, zero=False, model=MODEL):
     draw = rng(seed)
     scale = 0.0 if zero else 0.7
     return {
-        f"layer{k}/{part}": (scale * draw.normal(size=(B, H))).astype(dtype)
-        for k in range(L)
-        for part in "hc"
+        name: (scale * draw.normal(size=(B, size))).astype(dtype)
+        for name, size in model_of(model).state.items()
     }
 
 
-def random_slots(dtype, train, seed=12):
+def random_slots(dtype, train, seed=12, model=MODEL):
     """What an optimizer may have kept; squares are not negative."""
     draw, scale = rng(seed), 0.1
     found = {}
-    for p in parameters(MODEL):
+    for p in parameters(model):
         for slot in SLOTS[train.optimizer]:
             array = scale * draw.normal(size=p.shape).astype(dtype)
             found[f"{p.name}/{slot}"] = array if slot in ("velocity", "m") else np.abs(array)

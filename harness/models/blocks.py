@@ -6,8 +6,10 @@ makes; a twin has a function and its derivative under the same name.
 
 from __future__ import annotations
 
+from typing import Any
+
 from harness.models.build import Builder
-from harness.models.graph import BATCH, TIME, Blocks, Node, node, ref
+from harness.models.graph import BATCH, TIME, Axis, Blocks, Node, node, ref
 
 GATES = Blocks("gate", tuple("ifgo"))
 WIDTH = "unit"
@@ -26,23 +28,50 @@ def dropout(m: Builder, site: str, x: Node, width: int, rate: float) -> Node:
     return m.dropout(x, site, (-1, -1, width), (BATCH, TIME, WIDTH), rate)
 
 
+def _layer(
+    m: Builder, name: str, width: int, units: int, columns: Axis, of: int = 1
+) -> tuple[Node, ...]:
+    """The parameters of a recurrent layer: w_i, w_h, b_i, b_h, with `of` blocks of columns."""
+    w_i = m.param(f"{name}/w_i", (width, of * units), ("input", columns))
+    w_h = m.param(f"{name}/w_h", (units, of * units), ("hidden", columns))
+    b_i = m.param(f"{name}/b_i", (of * units,), (columns,))
+    b_h = m.param(f"{name}/b_h", (of * units,), (columns,))
+    return w_i, w_h, b_i, b_h
+
+
+def _block(m: Builder, kind: str, name: str, state: str, traced: str, **fields: Any) -> None:
+    """A recurrent layer for the twins; `state` and `traced` are the last parts of names."""
+    m.block(
+        kind,
+        name,
+        params=tuple(f"{name}/{part}" for part in ("w_i", "w_h", "b_i", "b_h")),
+        state=tuple(f"{name}/{part}" for part in state.split()),
+        traced=tuple(f"{name}/{part}" for part in traced.split()),
+        **fields,
+    )
+
+
+def rnn(m: Builder, name: str, x: Node, width: int, units: int) -> Node:
+    """A tanh RNN layer: a = x w_i + h w_h + b_i + b_h; h = tanh(a).
+
+    (Elman 1990; Goodfellow et al. 2016, Deep Learning, equations 10.8 and 10.9.)
+    """
+    w_i, w_h, b_i, b_h = _layer(m, name, width, units, WIDTH)
+    h = m.carried(f"{name}/h", units)
+    _block(m, "rnn", name, "h", "a h")
+    a = node("add", node("linear", x, w_i), node("linear", h, w_h))
+    a = m.trace(f"{name}/a", node("bias", node("bias", a, b_i), b_h), WIDTH)
+    return m.trace(f"{name}/h", node("tanh", a), WIDTH)
+
+
 def lstm(m: Builder, name: str, x: Node, width: int, units: int) -> Node:
     """An LSTM layer: z = x w_i + b_i + h w_h + b_h; c = s(f) c + s(i) tanh(g); h = s(o) tanh(c).
 
     (Zaremba et al. 2014, arXiv 1409.2329, section 3.1, whose j is g; no forget-bias offset.)
     """
-    w_i = m.param(f"{name}/w_i", (width, 4 * units), ("input", GATES))
-    w_h = m.param(f"{name}/w_h", (units, 4 * units), ("hidden", GATES))
-    b_i = m.param(f"{name}/b_i", (4 * units,), (GATES,))
-    b_h = m.param(f"{name}/b_h", (4 * units,), (GATES,))
+    w_i, w_h, b_i, b_h = _layer(m, name, width, units, GATES, of=4)
     h, c = m.carried(f"{name}/h", units), m.carried(f"{name}/c", units)
-    m.block(
-        "lstm",
-        name,
-        params=tuple(f"{name}/{part}" for part in ("w_i", "w_h", "b_i", "b_h")),
-        state=(f"{name}/h", f"{name}/c"),
-        traced=(f"{name}/gates", f"{name}/c", f"{name}/h"),
-    )
+    _block(m, "lstm", name, "h c", "gates c h")
     z = node("add", node("linear", x, w_i), node("linear", h, w_h))
     z = m.trace(f"{name}/gates", node("bias", node("bias", z, b_i), b_h), GATES)
     i, f, g, o = (node("block", z, index=k, of=4) for k in range(4))

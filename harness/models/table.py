@@ -49,8 +49,11 @@ def language_model(spec: ModelSpec, m: Builder) -> None:
 
 
 SIZES = ("network", "vocab_size", "embed_size", "hidden_size", "num_layers", "init_scale")
-LAYERS: dict[str, Callable[..., Any]] = {"lstm": blocks.lstm}
-ROWS = {"lstm": Row(language_model, (*SIZES, "dropout"))}
+LAYERS: dict[str, Callable[..., Any]] = {"lstm": blocks.lstm, "rnn": blocks.rnn}
+ROWS = {
+    "lstm": Row(language_model, (*SIZES, "dropout")),
+    "rnn": Row(language_model, (*SIZES, "dropout")),
+}
 
 
 def fields_of(network: str) -> tuple[str, ...]:
