@@ -234,7 +234,9 @@ def _torch_step(weights, x, y, state, model, dtype):
             kind = getattr(torch, dtype)
             self.encoder = torch.nn.Embedding(model.vocab_size, model.embed_size, dtype=kind)
             sizes = (model.embed_size, model.hidden_size, model.num_layers)
-            layers = {"lstm": torch.nn.LSTM, "rnn": torch.nn.RNN}[model.network]
+            layers = {"lstm": torch.nn.LSTM, "rnn": torch.nn.RNN, "gru": torch.nn.GRU}[
+                model.network
+            ]
             self.rnn = layers(*sizes, batch_first=True, dtype=kind)
             self.decoder = torch.nn.Linear(model.hidden_size, model.vocab_size, dtype=kind)
 
@@ -270,6 +272,7 @@ def _keras_step(weights, x, y, state, model, dtype):
     kind, name = {
         "lstm": (keras.layers.LSTM, "lstm"),
         "rnn": (keras.layers.SimpleRNN, "simple_rnn"),
+        "gru": (partial(keras.layers.GRU, reset_after=model.reset == "after"), "gru"),
     }[model.network]
     layers = [
         kind(model.hidden_size, return_sequences=True, return_state=True, dtype=dtype)

@@ -121,6 +121,61 @@ def rnn_block_backward(gradient, x, params, state, masks, seen, see):
     return dx, [dw_i, over_time(tf.stack([h, *hidden[:-1]], axis=1), da), db, db]
 
 
+def gru_block(x, params, state, masks, see, reset):
+    """A GRU layer: h_t = (1 - s(z_t)) tanh(n_t) + s(z_t) h_(t-1), s being the sigmoid.
+
+    With a = x w_i + b_i and u = h_(t-1) w_h + b_h in blocks r, z, n: r = a_r + u_r, z = a_z + u_z
+    and n = a_n + s(r) u_n, or, reset before the product, n = a_n + (s(r) h_(t-1)) w_hn + b_hn.
+    """
+    (w_i, w_h, b_i, b_h), (h,), hidden = params, state, []
+    H = h.shape[1]
+    w_rz, w_n, b_rz, b_n = w_h[:, : 2 * H], w_h[:, 2 * H :], b_h[: 2 * H], b_h[2 * H :]
+    for t, a in enumerate(tf.unstack(project(x, w_i, b_i), axis=1)):
+        rz = a[:, : 2 * H] + (h @ w_rz + b_rz)  # [B, 2H]
+        r, z = see("r", rz[:, :H], t), see("z", rz[:, H:], t)  # [B, H] each
+        kept = tf.sigmoid(r)  # [B, H]
+        taken = kept * (h @ w_n + b_n) if reset == "after" else (kept * h) @ w_n + b_n
+        n = see("n", a[:, 2 * H :] + taken, t)  # [B, H]
+        h = see("h", (1 - tf.sigmoid(z)) * tf.tanh(n) + tf.sigmoid(z) * h, t)  # [B, H]
+        hidden.append(h)
+    return tf.stack(hidden, axis=1), [h]
+
+
+def gru_block_backward(gradient, x, params, state, masks, seen, see, reset):
+    """The derivative of `gru_block`: the chain rule through h_t, n_t, z_t and r_t in turn.
+
+    With s' = s (1 - s): dn = dh (1 - s(z)) (1 - tanh(n)^2) and dz = dh (h_(t-1) - tanh(n)) s'(z).
+    Reset after the product, du_n = dn s(r) and dr = dn u_n s'(r); before it, s(r) h_(t-1) has the
+    gradient q = dn w_hn^T, and dr = q h_(t-1) s'(r). h_(t-1) gets dh s(z), what r and z send
+    through w_h, and du_n w_hn^T or q s(r).
+    """
+    (w_i, w_h, _, b_h), (h,), (r, z, n, hidden) = params, state, seen
+    H, after = h.shape[1], reset == "after"
+    w_rz, w_n = w_h[:, : 2 * H], w_h[:, 2 * H :]
+    before = tf.stack([h, *hidden[:-1]], axis=1)  # [B, T, H]
+    r, z, n = (tf.stack(part, axis=1) for part in (r, z, n))  # each [B, T, H]
+    r, z, n = tf.sigmoid(r), tf.sigmoid(z), tf.tanh(n)
+    of_n, of_z = (1 - z) * (1 - n * n), (before - n) * z * (1 - z)
+    of_r = r * (1 - r) * (project(before, w_n, b_h[2 * H :]) if after else before)
+    from_above, dh, da = tf.unstack(gradient, axis=1), tf.zeros_like(h), []
+    for t in reversed(range(len(hidden))):
+        dh = see("h", from_above[t] + dh, t)  # [B, H]
+        dn = see("n", dh * of_n[:, t], t)  # [B, H]
+        dz = see("z", dh * of_z[:, t], t)  # [B, H]
+        q = dn if after else tf.matmul(dn, w_n, transpose_b=True)  # [B, H]
+        dr = see("r", q * of_r[:, t], t)  # [B, H]
+        through = q * r[:, t]  # [B, H]
+        through = tf.matmul(through, w_n, transpose_b=True) if after else through
+        da.insert(0, tf.concat([dr, dz, dn], axis=1))  # [B, 3H]
+        dh = dh * z[:, t] + through + tf.matmul(da[0][:, : 2 * H], w_rz, transpose_b=True)
+    da = tf.stack(da, axis=1)  # [B, T, 3H]
+    dx, dw_i, db_i = project_backward(x, w_i, da)
+    du = da[:, :, 2 * H :] * r if after else da[:, :, 2 * H :]  # [B, T, H]
+    du, read = tf.concat([da[:, :, : 2 * H], du], axis=2), before if after else r * before
+    dw_h = [over_time(before, du[:, :, : 2 * H]), over_time(read, du[:, :, 2 * H :])]
+    return dx, [dw_i, tf.concat(dw_h, axis=1), db_i, tf.reduce_sum(du, axis=[0, 1])]
+
+
 def lstm_block(x, params, state, masks, see):
     """An LSTM layer."""
     hidden, cell = lstm_layer(x, *state, *params, see)
@@ -151,6 +206,7 @@ KINDS = {
     "embed": (embed_block, embed_block_backward),
     "dropout": (dropout_block, dropout_block_backward),
     "rnn": (rnn_block, rnn_block_backward),
+    "gru": (gru_block, gru_block_backward),
     "lstm": (lstm_block, lstm_block_backward),
     "project": (project_block, project_block_backward),
 }

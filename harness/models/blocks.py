@@ -12,6 +12,7 @@ from harness.models.build import Builder
 from harness.models.graph import BATCH, TIME, Axis, Blocks, Node, node, ref
 
 GATES = Blocks("gate", tuple("ifgo"))
+RESETS = Blocks("gate", tuple("rzn"))
 WIDTH = "unit"
 
 
@@ -62,6 +63,37 @@ def rnn(m: Builder, name: str, x: Node, width: int, units: int) -> Node:
     a = node("add", node("linear", x, w_i), node("linear", h, w_h))
     a = m.trace(f"{name}/a", node("bias", node("bias", a, b_i), b_h), WIDTH)
     return m.trace(f"{name}/h", node("tanh", a), WIDTH)
+
+
+def gru(m: Builder, name: str, x: Node, width: int, units: int, reset: str) -> Node:
+    """A GRU layer: h = (1 - s(z)) tanh(n) + s(z) h, s being the sigmoid.
+
+    r, z and n are blocks of x w_i + b_i + h w_h + b_h, but that n takes of its block of h w_h + b_h
+    s(r) times as much (`reset` "after": torch, cuDNN, Keras), or (s(r) h) w_h + b_h (`reset`
+    "before": Cho et al. 2014, arXiv 1406.1078, equations 5 to 8, whose z is 1 - z here).
+    """
+    w_i, w_h, b_i, b_h = _layer(m, name, width, units, RESETS, of=3)
+    h = m.carried(f"{name}/h", units)
+    _block(m, "gru", name, "h", "r z n h", args={"reset": reset})
+
+    def third(y: Node, index: int) -> Node:
+        return node("block", y, index=index, of=3)
+
+    read, kept = (
+        node("bias", node("linear", x, w_i), b_i),
+        node("bias", node("linear", h, w_h), b_h),
+    )
+    r = m.trace(f"{name}/r", node("add", third(read, 0), third(kept, 0)), WIDTH)
+    z = m.trace(f"{name}/z", node("add", third(read, 1), third(kept, 1)), WIDTH)
+    if reset == "after":
+        taken = node("multiply", node("sigmoid", r), third(kept, 2))
+    else:
+        taken = node("linear", node("multiply", node("sigmoid", r), h), third(w_h, 2))
+        taken = node("bias", taken, third(b_h, 2))
+    n = m.trace(f"{name}/n", node("add", third(read, 2), taken), WIDTH)
+    update = node("sigmoid", z)
+    new = node("multiply", node("complement", update), node("tanh", n))
+    return m.trace(f"{name}/h", node("add", new, node("multiply", update, h)), WIDTH)
 
 
 def lstm(m: Builder, name: str, x: Node, width: int, units: int) -> Node:

@@ -19,6 +19,11 @@ PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         dict(network="rnn", embed_size=200, hidden_size=200, num_layers=2, init_scale=0.1),
         dict(batch_size=20, bptt=20, lr=0.1, flat_epochs=4, lr_decay=2.0, clip_limit=5.0),
     ),
+    # A GRU of the size of zaremba-small.
+    "gru": (
+        dict(network="gru", embed_size=200, hidden_size=200, num_layers=2, init_scale=0.1),
+        dict(batch_size=20, bptt=20, lr=1.0, flat_epochs=4, lr_decay=2.0, clip_limit=5.0),
+    ),
     "zaremba-large": (
         dict(embed_size=1500, hidden_size=1500, num_layers=2, init_scale=0.04, dropout=0.65),
         dict(batch_size=20, bptt=35, lr=1.0, flat_epochs=14, lr_decay=1.15, clip_limit=10.0),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -18,7 +18,8 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Embedding [V,E], `num_layers` recurrent layers of H units, softmax. `init_scale` is the
     half-width of the uniform distribution that weights are drawn from; `dropout` the probability
     of dropping (never of keeping) at every non-recurrent site. `network` names the row, which says
-    what of the other fields it has; a field that it has not is refused.
+    what of the other fields it has; a field that it has not is refused. `reset`: where a GRU resets
+    the hidden state, after its product with w_h or before.
     """
 
     vocab_size: Positive
@@ -28,3 +29,4 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     init_scale: PositiveFloat = 0.1
     dropout: Probability = 0.0
     network: str = "lstm"
+    reset: Literal["after", "before"] = "after"

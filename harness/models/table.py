@@ -41,7 +41,8 @@ def language_model(spec: ModelSpec, m: Builder) -> None:
     x = blocks.embedding(m, spec.embed_size, spec.vocab_size)
     x, width = blocks.dropout(m, "embedding", x, spec.embed_size, spec.dropout), spec.embed_size
     for k in range(spec.num_layers):
-        x = LAYERS[spec.network](m, f"layer{k}", x, width, spec.hidden_size)
+        more = {name: getattr(spec, name) for name in OF_LAYER if name in fields_of(spec.network)}
+        x = LAYERS[spec.network](m, f"layer{k}", x, width, spec.hidden_size, **more)
         width = spec.hidden_size
         x = blocks.dropout(m, f"layer{k}", x, width, spec.dropout)
     logits = blocks.project(m, x, width, spec.vocab_size)
@@ -49,10 +50,16 @@ def language_model(spec: ModelSpec, m: Builder) -> None:
 
 
 SIZES = ("network", "vocab_size", "embed_size", "hidden_size", "num_layers", "init_scale")
-LAYERS: dict[str, Callable[..., Any]] = {"lstm": blocks.lstm, "rnn": blocks.rnn}
+OF_LAYER = ("reset",)  # fields that a recurrent layer takes
+LAYERS: dict[str, Callable[..., Any]] = {
+    "lstm": blocks.lstm,
+    "rnn": blocks.rnn,
+    "gru": blocks.gru,
+}
 ROWS = {
     "lstm": Row(language_model, (*SIZES, "dropout")),
     "rnn": Row(language_model, (*SIZES, "dropout")),
+    "gru": Row(language_model, (*SIZES, "dropout", "reset")),
 }
 
 
