@@ -191,15 +191,22 @@ def lstm_block_backward(gradient, x, params, state, masks, seen, see):
     return dx, found
 
 
-def project_block(x, params, state, masks, see):
-    """The logits."""
-    return project(x, *params), []
+def project_block(x, params, state, masks, see, tied):
+    """The logits; where `tied`, the weights are the transposed embedding."""
+    w, b = params
+    return project(x, w.T if tied else w, b), []
 
 
-def project_block_backward(gradient, x, params, state, masks, seen, see):
+def project_block_backward(gradient, x, params, state, masks, seen, see, tied):
     """The derivative of `project_block`."""
-    dx, *found = project_backward(x, params[0], gradient)
-    return dx, found
+    w, _ = params
+    dx, dw, db = project_backward(x, w.T if tied else w, gradient)
+    return dx, [dw.T.contiguous() if tied else dw, db]
+
+
+def added(a, b):
+    """The sum of two gradients of one parameter; `b` may be Rows (harness.trace)."""
+    return a.index_add(0, b.rows, b.values) if isinstance(b, Rows) else a + b
 
 
 KINDS = {

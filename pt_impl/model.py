@@ -3,7 +3,7 @@
 import torch
 
 from harness.models.table import model_of
-from pt_impl.blocks import KINDS
+from pt_impl.blocks import KINDS, added
 
 
 @torch.compiler.assume_constant_result
@@ -122,5 +122,7 @@ def forward_backward(params, x, state, masks, model, points, gradient):
         see = points.within(f"backward/{block.name}")
         read = inputs.pop()
         gradient, found = run(gradient, read, *given, seen, see, **dict(block.args))
-        grads |= zip(block.params, found, strict=True)
+        for name, g in zip(block.params, found, strict=True):
+            # A parameter of two blocks has the sum of what each sends it.
+            grads[name] = added(grads[name], g) if name in grads else g
     return {name: grads[name] for name in params}

@@ -56,7 +56,8 @@ def _variants(network):
 
 
 def _model(network, more):
-    return ModelSpec(V, E, H, L, network=network, **_rates(network), **more)
+    embed = H if more.get("tied") else E
+    return ModelSpec(V, embed, H, L, network=network, **_rates(network), **more)
 
 
 CASES = {
@@ -72,6 +73,7 @@ def test_blocks_name_all_parameters_states_stages_and_draws_of_the_row(model):
     found = model_of(model)
     names = [name for block in found.blocks for name in block.params]
     assert list(dict.fromkeys(names)) == [p.name for p in found.params]
+    assert ("softmax_w" in names) != model.tied
     assert [name for block in found.blocks for name in block.state] == list(found.state)
     traced = [f"forward/{name}" for block in found.blocks for name in block.traced]
     assert [*traced, "forward/loss"] == [stage.out.name for stage in found.forward]
@@ -176,7 +178,7 @@ def test_a_run_that_follows_at_every_stage_is_close(pt, tf, model, tmp_path):
 
 # The models that frameworks have as stock layers.
 STOCK = {"rnn": "simple_rnn", "gru": "gru"}
-STOCKED = {name: model for name, model in CASES.items() if model.network in STOCK}
+STOCKED = {n: m for n, m in CASES.items() if m.network in STOCK and not m.tied}
 
 
 def one_bias(model):
@@ -232,6 +234,25 @@ def test_a_step_is_that_of_the_stock_layers(side, dtype, model):
     assert expected.keys() == stock_grads.keys()
     for name, value in expected.items():
         assert_close(value, stock_grads[name], name)
+
+
+def test_a_tied_embedding_has_the_gradients_of_lookup_and_softmax(side, dtype):
+    """Against the same model untied, whose softmax has the transposed table for its weights."""
+    tied = ModelSpec(V, H, H, L, tied=True)
+    given, state = random_weights(dtype, model=tied), random_state(dtype, model=tied)
+    (x, y), train = random_tokens(), train_spec(dtype)
+    call = ["watched", "train.gradients"]
+    loss, _, grads, _ = side(*call, given, state, x, y, {}, tied, train)
+    untied, more = ModelSpec(V, H, H, L), {**given, "softmax_w": given["embedding"].T.copy()}
+    more["softmax_b"] = more.pop("softmax_b")
+    other, _, parts, _ = side(*call, more, state, x, y, {}, untied, train)
+    assert_close(loss, other, "loss")
+    assert_close(grads["embedding"], parts["embedding"] + parts["softmax_w"].T, "grads/embedding")
+
+
+def test_tied_weights_of_two_widths_are_refused_with_the_remedy():
+    with pytest.raises(HarnessError, match=r"^tied=true: the embedding has 7 units and the last"):
+        model_of(ModelSpec(V, E, H, L, tied=True))
 
 
 @pytest.mark.parametrize("network", ROWS)

@@ -191,15 +191,26 @@ def lstm_block_backward(gradient, x, params, state, masks, seen, see):
     return dx, found
 
 
-def project_block(x, params, state, masks, see):
-    """The logits."""
-    return project(x, *params), []
+def project_block(x, params, state, masks, see, tied):
+    """The logits; where `tied`, the weights are the transposed embedding."""
+    w, b = params
+    return project(x, tf.transpose(w) if tied else w, b), []
 
 
-def project_block_backward(gradient, x, params, state, masks, seen, see):
+def project_block_backward(gradient, x, params, state, masks, seen, see, tied):
     """The derivative of `project_block`."""
-    dx, *found = project_backward(x, params[0], gradient)
-    return dx, found
+    w, _ = params
+    dx, dw, db = project_backward(x, tf.transpose(w) if tied else w, gradient)
+    return dx, [tf.transpose(dw) if tied else dw, db]
+
+
+def added(a, b):
+    """The sum of two gradients of one parameter; `b` may be Rows (harness.trace)."""
+    return (
+        a + tf.math.unsorted_segment_sum(b.values, b.rows, a.shape[0])
+        if isinstance(b, Rows)
+        else a + b
+    )
 
 
 KINDS = {

@@ -246,9 +246,11 @@ def _shapes(model: ModelSpec, layout: Layout) -> dict[str, tuple[int, ...]]:
 
 
 def _check_lstm(model: ModelSpec | None, layout: Layout) -> None:
-    if model and model.network != "lstm":
+    if model and (model.network != "lstm" or model.tied):
+        kind = f"{model.network}{', tied' if model.tied else ''}"
         raise HarnessError(
-            f"the layout {layout.name} is of LSTMs, and the model is {model.network}: use canonical"
+            f"the layout {layout.name} is of LSTMs whose weights are not tied, and the model is "
+            f"{kind}: use canonical"
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from harness.errors import HarnessError
 from harness.models.build import Builder
 from harness.models.graph import BATCH, TIME, Axis, Blocks, Node, node, ref
 
@@ -113,11 +114,24 @@ def lstm(m: Builder, name: str, x: Node, width: int, units: int) -> Node:
     return m.trace(f"{name}/h", node("multiply", node("sigmoid", o), node("tanh", c)), WIDTH)
 
 
-def project(m: Builder, x: Node, width: int, vocabulary: int) -> Node:
-    """Logits: x w + b."""
-    w = m.param("softmax_w", (width, vocabulary), ("hidden", "token"))
+def project(m: Builder, x: Node, width: int, vocabulary: int, tied: bool) -> Node:
+    """Logits: x w + b; where `tied`, w is the transposed embedding.
+
+    (Press and Wolf 2017, arXiv 1608.05859; Inan et al. 2017, arXiv 1611.01462.)
+    """
+    embedded = m.params["embedding"].shape[1]
+    if tied and embedded != width:
+        raise HarnessError(
+            f"tied=true: the embedding has {embedded} units and the last layer {width}; give both "
+            "the same (embed_size, hidden_size), or tied=false"
+        )
+    name = "embedding" if tied else "softmax_w"
+    axes = ("token", WIDTH) if tied else ("hidden", "token")
+    w = m.param(name, (vocabulary, width) if tied else (width, vocabulary), axes)
     b = m.param("softmax_b", (vocabulary,), ("token",))
-    m.block("project", "logits", params=("softmax_w", "softmax_b"), traced=("logits",))
+    params = (name, "softmax_b")
+    m.block("project", "logits", params=params, traced=("logits",), args={"tied": tied})
+    w = node("transpose", w) if tied else w
     return m.trace("logits", node("bias", node("linear", x, w), b), "token")
 
 

@@ -19,7 +19,8 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     half-width of the uniform distribution that weights are drawn from; `dropout` the probability
     of dropping (never of keeping) at every non-recurrent site. `network` names the row, which says
     what of the other fields it has; a field that it has not is refused. `reset`: where a GRU resets
-    the hidden state, after its product with w_h or before.
+    the hidden state, after its product with w_h or before. `tied`: the softmax has the transposed
+    embedding for its weights.
     """
 
     vocab_size: Positive
@@ -30,3 +31,4 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dropout: Probability = 0.0
     network: str = "lstm"
     reset: Literal["after", "before"] = "after"
+    tied: bool = False

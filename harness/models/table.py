@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,7 +46,7 @@ def language_model(spec: ModelSpec, m: Builder) -> None:
         x = LAYERS[spec.network](m, f"layer{k}", x, width, spec.hidden_size, **more)
         width = spec.hidden_size
         x = blocks.dropout(m, f"layer{k}", x, width, spec.dropout)
-    logits = blocks.project(m, x, width, spec.vocab_size)
+    logits = blocks.project(m, x, width, spec.vocab_size, spec.tied)
     m.trace("loss", blocks.cross_entropy(m, logits))
 
 
@@ -57,9 +58,9 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "gru": blocks.gru,
 }
 ROWS = {
-    "lstm": Row(language_model, (*SIZES, "dropout")),
-    "rnn": Row(language_model, (*SIZES, "dropout")),
-    "gru": Row(language_model, (*SIZES, "dropout", "reset")),
+    "lstm": Row(language_model, (*SIZES, "dropout", "tied")),
+    "rnn": Row(language_model, (*SIZES, "dropout", "tied")),
+    "gru": Row(language_model, (*SIZES, "dropout", "reset", "tied")),
 }
 
 
@@ -110,11 +111,12 @@ def fitting(shapes: Mapping[str, tuple[int, ...]]) -> ModelSpec | None:
     embedding, recurrent = shapes.get("embedding", ()), shapes.get("layer0/w_h", ())
     if len(embedding) != 2 or len(recurrent) != 2 or 0 in (*embedding, *recurrent):
         return None
-    layers = sum(name.endswith("/w_h") for name in shapes)
+    layers, tied = sum(name.endswith("/w_h") for name in shapes), "softmax_w" not in shapes
     for network in ROWS:
-        spec = ModelSpec(*embedding, recurrent[0], layers, network=network)
-        if {p.name: p.shape for p in parameters(spec)} == dict(shapes):
-            return spec
+        spec = ModelSpec(*embedding, recurrent[0], layers, network=network, tied=tied)
+        with suppress(HarnessError):  # no such model has tied weights
+            if {p.name: p.shape for p in parameters(spec)} == dict(shapes):
+                return spec
     return None
 
 

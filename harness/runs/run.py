@@ -437,12 +437,14 @@ def _specs(
                 f"{weights}: weights for a vocabulary of {found.vocab_size}, and the corpus "
                 f"{corpus.name} has {vocabulary}: make them with harness weights init --data"
             )
-        sizes = {"vocab_size": found.vocab_size}
+        sizes: dict[str, Any] = {"vocab_size": found.vocab_size}
         if model is None:
             sizes |= {
                 "embed_size": found.embed_size,
                 "hidden_size": found.hidden_size,
                 "num_layers": found.num_layers,
+                "network": found.network,
+                "tied": found.tied,
             }
         base_model = replace(base_model, **sizes)
     return override(base_model, base_train, settings)
