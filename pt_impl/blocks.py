@@ -75,14 +75,26 @@ def embed_backward(table, x, dy):
     return Rows(tokens, values, tuple(table.shape))
 
 
-def embed_block(x, params, state, masks, see):
-    """The embedded tokens."""
-    return embed(*params, x), []
+def embed_block(x, params, state, masks, see, rate=0):
+    """The embedded tokens; a mask [V, 1] drops whole rows of the table."""
+    return dropout(embed(*params, x), of_rows(masks, x), rate), []
 
 
-def embed_block_backward(gradient, x, params, state, masks, seen, see):
+def embed_block_backward(gradient, x, params, state, masks, seen, see, rate=0):
     """The derivative of `embed_block`; tokens have none."""
+    gradient = dropout_backward(gradient, of_rows(masks, x), rate)
     return None, [embed_backward(*params, x, gradient)]
+
+
+def of_rows(masks, x):
+    """The mask of the rows that tokens x [B, T] name: [B, T, 1]; None where none is dropped."""
+    mask = sole(masks)
+    return None if mask is None else mask[x]
+
+
+def sole(masks):
+    """The mask of a block that has at most one."""
+    return masks[0] if masks else None
 
 
 def dropout_block(x, params, state, masks, see, rate):
@@ -176,19 +188,20 @@ def gru_block_backward(gradient, x, params, state, masks, seen, see, reset):
     return dx, [dw_i, torch.cat(dw_h, dim=1), db_i, torch.sum(du, dim=[0, 1])]
 
 
-def lstm_block(x, params, state, masks, see):
-    """An LSTM layer."""
-    hidden, cell = lstm_layer(x, *state, *params, see)
+def lstm_block(x, params, state, masks, see, rate=0):
+    """An LSTM layer; a mask [H, 4H] drops elements of w_h, the same at all timesteps."""
+    w_i, w_h, *biases = params
+    w_h = dropout(w_h, sole(masks), rate)
+    hidden, cell = lstm_layer(x, *state, w_i, w_h, *biases, see)
     return torch.stack(hidden, dim=1), [hidden[-1], cell[-1]]
 
 
-def lstm_block_backward(gradient, x, params, state, masks, seen, see):
+def lstm_block_backward(gradient, x, params, state, masks, seen, see, rate=0):
     """The derivative of `lstm_block`."""
-    w_i, w_h, _, _ = params
-    gates, cell, hidden = seen
-    given = [w_i, w_h, gates, hidden, cell]
-    dx, *found = lstm_layer_backward(x, *state, *given, gradient, see)
-    return dx, found
+    (w_i, w_h, _, _), (gates, cell, hidden), mask = params, seen, sole(masks)
+    given = [w_i, dropout(w_h, mask, rate), gates, hidden, cell]
+    dx, dw_i, dw_h, *biases = lstm_layer_backward(x, *state, *given, gradient, see)
+    return dx, [dw_i, dropout_backward(dw_h, mask, rate), *biases]
 
 
 def project_block(x, params, state, masks, see, tied):
@@ -209,7 +222,53 @@ def added(a, b):
     return a.index_add(0, b.rows, b.values) if isinstance(b, Rows) else a + b
 
 
+def mean_square(x, factor):
+    """factor mean(x^2), a scalar."""
+    return factor * torch.mean(x * x)
+
+
+def mean_square_backward(x, factor):
+    """The derivative of `mean_square`: 2 factor x / N for the N elements of x."""
+    return x * (2 * factor / x.numel())
+
+
+def temporal(x, factor):
+    """The same of what x [B, T, H] changes in time: factor mean((x_(t+1) - x_t)^2)."""
+    return mean_square(x[:, 1:] - x[:, :-1], factor)
+
+
+def temporal_backward(x, factor):
+    """The derivative of `temporal`: each difference's goes to x_(t+1), and negated to x_t."""
+    d = mean_square_backward(x[:, 1:] - x[:, :-1], factor)  # [B, T - 1, H]
+    none = torch.zeros_like(x[:, :1])  # [B, 1, H]
+    return torch.cat([none, d], dim=1) - torch.cat([d, none], dim=1)
+
+
+def activation_block(x, params, state, masks, see, factor):
+    """What the penalty `mean_square` is of, as it is."""
+    return x, []
+
+
+def activation_block_backward(gradient, x, params, state, masks, seen, see, factor):
+    """The gradient, and that of the penalty."""
+    return gradient + mean_square_backward(x, factor), []
+
+
+def temporal_block(x, params, state, masks, see, factor):
+    """What the penalty `temporal` is of, as it is."""
+    return x, []
+
+
+def temporal_block_backward(gradient, x, params, state, masks, seen, see, factor):
+    """The gradient, and that of the penalty."""
+    return gradient + temporal_backward(x, factor), []
+
+
+# What a block adds to the loss: AR and TAR of Merity et al. 2017 (arXiv 1708.02182, section 4.6).
+PENALTIES = {"activation": mean_square, "temporal": temporal}
 KINDS = {
+    "activation": (activation_block, activation_block_backward),
+    "temporal": (temporal_block, temporal_block_backward),
     "embed": (embed_block, embed_block_backward),
     "dropout": (dropout_block, dropout_block_backward),
     "rnn": (rnn_block, rnn_block_backward),

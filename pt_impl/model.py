@@ -3,7 +3,7 @@
 import torch
 
 from harness.models.table import model_of
-from pt_impl.blocks import KINDS, added
+from pt_impl.blocks import KINDS, PENALTIES, added
 
 
 @torch.compiler.assume_constant_result
@@ -68,6 +68,26 @@ def inputs_of(x, masks, model, points):
             given = given_to(block, {}, {}, masks)
             x, _ = KINDS[block.kind][0](x, *given, None, **dict(block.args))
     return inputs
+
+
+def penalty(x, masks, model, points):
+    """What the model adds to the loss, of the values that the forward pass went on with.
+
+    Args:
+        x: tokens, integers [B, T].
+        masks: dropout masks by site.
+        model: the ModelSpec.
+        points: has been shown the forward pass.
+
+    Returns:
+        A scalar; 0 for a model that adds nothing.
+
+    """
+    blocks = described(model).blocks
+    if not any(block.kind in PENALTIES for block in blocks):
+        return 0
+    read = zip(blocks, inputs_of(x, masks, model, points), strict=True)
+    return sum(PENALTIES[b.kind](v, **dict(b.args)) for b, v in read if b.kind in PENALTIES)
 
 
 def forward(params, x, state, masks, model, points):

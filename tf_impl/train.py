@@ -7,7 +7,7 @@ from harness.side.points import Points
 from tf_impl import backend
 from tf_impl.faults import planted
 from tf_impl.losses import cross_entropy, cross_entropy_backward
-from tf_impl.model import carry, forward, forward_backward, zero_state
+from tf_impl.model import carry, forward, forward_backward, penalty, zero_state
 from tf_impl.optim import clip, global_norm, learning_rate, plateaus, update, zero_slots
 
 
@@ -31,7 +31,8 @@ def gradients(params, state, x, y, masks, model, train, points):
     if train.autograd:
         return gradients_by_autograd(params, state, x, y, masks, model, train, points)
     logits, new_state = forward(params, x, state, masks, model, points)
-    loss = points.see("forward/loss", cross_entropy(logits, y, train.loss))
+    loss = cross_entropy(logits, y, train.loss) + penalty(x, masks, model, points)
+    loss = points.see("forward/loss", loss)
     gradient = cross_entropy_backward(logits, y, train.loss)
     grads = forward_backward(params, x, state, masks, model, points, gradient)
     return loss, new_state, {name: points.see(f"grads/{name}", g) for name, g in grads.items()}
@@ -45,7 +46,8 @@ def gradients_by_autograd(params, state, x, y, masks, model, train, points):
 
     def computed(params):
         logits, new_state = forward(params, x, state, masks, model, points)
-        return cross_entropy(logits, y, train.loss), new_state, points.gone_on
+        loss = cross_entropy(logits, y, train.loss) + penalty(x, masks, model, points)
+        return loss, new_state, points.gone_on
 
     points.differentiate()
     loss, new_state, grads, of_points = backend.differentiate(computed, params)

@@ -10,17 +10,20 @@ from typing import Any
 
 from harness.errors import HarnessError
 from harness.models.build import Builder
-from harness.models.graph import BATCH, TIME, Axis, Blocks, Node, node, ref
+from harness.models.graph import BATCH, TIME, Axis, Blocks, Node, const, node, ref
 
 GATES = Blocks("gate", tuple("ifgo"))
 RESETS = Blocks("gate", tuple("rzn"))
 WIDTH = "unit"
 
 
-def embedding(m: Builder, size: int, vocabulary: int) -> Node:
-    """The rows of a table that tokens name."""
+def embedding(m: Builder, size: int, vocabulary: int, drop: float | None = None) -> Node:
+    """The rows of a table that tokens name; `drop` drops whole rows (Gal and Ghahramani 2016)."""
     table = m.param("embedding", (vocabulary, size), ("token", WIDTH))
-    m.block("embed", "embedding", params=("embedding",), traced=("embedding",))
+    named = _dropping(["rows"], drop)
+    m.block("embed", "embedding", params=("embedding",), traced=("embedding",), **named)
+    if drop is not None:
+        table = m.dropout(table, "rows", (vocabulary, 1), ("token", WIDTH), drop)
     return m.trace("embedding", node("embed", table, ref("inputs/x")), WIDTH)
 
 
@@ -30,14 +33,45 @@ def dropout(m: Builder, site: str, x: Node, width: int, rate: float) -> Node:
     return m.dropout(x, site, (-1, -1, width), (BATCH, TIME, WIDTH), rate)
 
 
+def _dropping(sites: list[str], rate: float | None) -> dict[str, Any]:
+    """The fields of a block that drops at these sites, if it drops at all."""
+    return {} if rate is None else {"draws": tuple(sites), "args": {"rate": rate}}
+
+
+def locked(m: Builder, site: str, x: Node, width: int, rate: float) -> Node:
+    """Dropout with one mask for all timesteps of a window (Gal and Ghahramani 2016)."""
+    m.block("dropout", site, **_dropping([site], rate))
+    return m.dropout(x, site, (-1, 1, width), (BATCH, TIME, WIDTH), rate)
+
+
+def activation_penalty(m: Builder, x: Node, factor: float) -> Node:
+    """factor times the mean square of x: Merity et al. 2017 (arXiv 1708.02182), section 4.6, AR."""
+    m.block("activation", "activation", args={"factor": factor})
+    return node("scale", node("mean_square", x), const(factor, "activation_penalty"))
+
+
+def temporal_penalty(m: Builder, x: Node, factor: float) -> Node:
+    """factor times the mean square of x[t+1] - x[t]: Merity et al. 2017, section 4.6, TAR."""
+    m.block("temporal", "temporal", args={"factor": factor})
+    later, earlier = node("part", x, start=1, stop=0), node("part", x, start=0, stop=-1)
+    change = node("add", later, node("negate", earlier))
+    return node("scale", node("mean_square", change), const(factor, "temporal_penalty"))
+
+
 def _layer(
-    m: Builder, name: str, width: int, units: int, columns: Axis, of: int = 1
+    m: Builder,
+    name: str,
+    width: int,
+    units: int,
+    columns: Axis,
+    of: int = 1,
+    init: float | None = None,
 ) -> tuple[Node, ...]:
     """The parameters of a recurrent layer: w_i, w_h, b_i, b_h, with `of` blocks of columns."""
-    w_i = m.param(f"{name}/w_i", (width, of * units), ("input", columns))
-    w_h = m.param(f"{name}/w_h", (units, of * units), ("hidden", columns))
-    b_i = m.param(f"{name}/b_i", (of * units,), (columns,))
-    b_h = m.param(f"{name}/b_h", (of * units,), (columns,))
+    w_i = m.param(f"{name}/w_i", (width, of * units), ("input", columns), init)
+    w_h = m.param(f"{name}/w_h", (units, of * units), ("hidden", columns), init)
+    b_i = m.param(f"{name}/b_i", (of * units,), (columns,), init)
+    b_h = m.param(f"{name}/b_h", (of * units,), (columns,), init)
     return w_i, w_h, b_i, b_h
 
 
@@ -97,14 +131,26 @@ def gru(m: Builder, name: str, x: Node, width: int, units: int, reset: str) -> N
     return m.trace(f"{name}/h", node("add", new, node("multiply", update, h)), WIDTH)
 
 
-def lstm(m: Builder, name: str, x: Node, width: int, units: int) -> Node:
+def lstm(
+    m: Builder,
+    name: str,
+    x: Node,
+    width: int,
+    units: int,
+    drop: float | None = None,
+    init: float | None = None,
+) -> Node:
     """An LSTM layer: z = x w_i + b_i + h w_h + b_h; c = s(f) c + s(i) tanh(g); h = s(o) tanh(c).
 
     (Zaremba et al. 2014, arXiv 1409.2329, section 3.1, whose j is g; no forget-bias offset.)
+    `drop` drops elements of w_h, the same at all timesteps (Wan et al. 2013, DropConnect; Merity et
+    al. 2017, arXiv 1708.02182, section 2).
     """
-    w_i, w_h, b_i, b_h = _layer(m, name, width, units, GATES, of=4)
+    w_i, w_h, b_i, b_h = _layer(m, name, width, units, GATES, 4, init)
     h, c = m.carried(f"{name}/h", units), m.carried(f"{name}/c", units)
-    _block(m, "lstm", name, "h c", "gates c h")
+    _block(m, "lstm", name, "h c", "gates c h", **_dropping([f"{name}/w_h"], drop))
+    if drop is not None:
+        w_h = m.dropout(w_h, f"{name}/w_h", (units, 4 * units), ("hidden", GATES), drop)
     z = node("add", node("linear", x, w_i), node("linear", h, w_h))
     z = m.trace(f"{name}/gates", node("bias", node("bias", z, b_i), b_h), GATES)
     i, f, g, o = (node("block", z, index=k, of=4) for k in range(4))
@@ -114,7 +160,9 @@ def lstm(m: Builder, name: str, x: Node, width: int, units: int) -> Node:
     return m.trace(f"{name}/h", node("multiply", node("sigmoid", o), node("tanh", c)), WIDTH)
 
 
-def project(m: Builder, x: Node, width: int, vocabulary: int, tied: bool) -> Node:
+def project(
+    m: Builder, x: Node, width: int, vocabulary: int, tied: bool, init: float | None = None
+) -> Node:
     """Logits: x w + b; where `tied`, w is the transposed embedding.
 
     (Press and Wolf 2017, arXiv 1608.05859; Inan et al. 2017, arXiv 1611.01462.)
@@ -128,7 +176,7 @@ def project(m: Builder, x: Node, width: int, vocabulary: int, tied: bool) -> Nod
     name = "embedding" if tied else "softmax_w"
     axes = ("token", WIDTH) if tied else ("hidden", "token")
     w = m.param(name, (vocabulary, width) if tied else (width, vocabulary), axes)
-    b = m.param("softmax_b", (vocabulary,), ("token",))
+    b = m.param("softmax_b", (vocabulary,), ("token",), init)
     params = (name, "softmax_b")
     m.block("project", "logits", params=params, traced=("logits",), args={"tied": tied})
     w = node("transpose", w) if tied else w

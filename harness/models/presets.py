@@ -24,6 +24,20 @@ PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         dict(network="gru", embed_size=200, hidden_size=200, num_layers=2, init_scale=0.1),
         dict(batch_size=20, bptt=20, lr=1.0, flat_epochs=4, lr_decay=2.0, clip_limit=5.0),
     ),
+    # Merity et al. 2017 (arXiv 1708.02182), section 5, Penn Treebank, without what its training
+    # does besides (averaged weights, windows of varying length); the loss is a mean over time.
+    "awd-lstm": (
+        dict(
+            **dict(network="awd-lstm", embed_size=400, hidden_size=1150, num_layers=3, tied=True),
+            **dict(init_scale=0.1, dropout=0.4, embedding_dropout=0.1, input_dropout=0.4),
+            **dict(layer_dropout=0.25, weight_dropout=0.5),
+            **dict(activation_penalty=2.0, temporal_penalty=1.0),
+        ),
+        dict(
+            **dict(batch_size=20, bptt=70, lr=30.0, lr_decay=1.0, loss="mean", clip_limit=0.25),
+            weight_decay=1.2e-6,
+        ),
+    ),
     "zaremba-large": (
         dict(embed_size=1500, hidden_size=1500, num_layers=2, init_scale=0.04, dropout=0.65),
         dict(batch_size=20, bptt=35, lr=1.0, flat_epochs=14, lr_decay=1.15, clip_limit=10.0),

@@ -9,6 +9,7 @@ import msgspec
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0, le=sys.float_info.max)]
+Penalty = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
 Probability = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
 
@@ -21,6 +22,11 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     what of the other fields it has; a field that it has not is refused. `reset`: where a GRU resets
     the hidden state, after its product with w_h or before. `tied`: the softmax has the transposed
     embedding for its weights.
+
+    Of AWD-LSTM: the probabilities of dropping whole rows of the embedding, units of its output,
+    units between layers (`dropout` is that after the last), and elements of each w_h; and the
+    factors of the mean squares that are added to the loss, of the last layer's dropped output and
+    of its change from timestep to timestep.
     """
 
     vocab_size: Positive
@@ -32,3 +38,9 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     network: str = "lstm"
     reset: Literal["after", "before"] = "after"
     tied: bool = False
+    embedding_dropout: Probability = 0.0
+    input_dropout: Probability = 0.0
+    layer_dropout: Probability = 0.0
+    weight_dropout: Probability = 0.0
+    activation_penalty: Penalty = 0.0
+    temporal_penalty: Penalty = 0.0

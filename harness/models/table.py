@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import lru_cache
@@ -50,6 +51,32 @@ def language_model(spec: ModelSpec, m: Builder) -> None:
     m.trace("loss", blocks.cross_entropy(m, logits))
 
 
+def awd_lstm(spec: ModelSpec, m: Builder) -> None:
+    """The network of AWD-LSTM (Merity et al. 2017, arXiv 1708.02182): what it drops and penalises.
+
+    Every LSTM is drawn from U(+-1/sqrt H) and the softmax's bias is 0; tied, the last layer is as
+    wide as the embedding (the authors' program, salesforce/awd-lstm-lm, model.py).
+    """
+    x = blocks.embedding(m, spec.embed_size, spec.vocab_size, spec.embedding_dropout)
+    x, width = (
+        blocks.locked(m, "embedding", x, spec.embed_size, spec.input_dropout),
+        spec.embed_size,
+    )
+    for k in range(spec.num_layers):
+        last = k == spec.num_layers - 1
+        units = spec.embed_size if last and spec.tied else spec.hidden_size
+        init = 1 / math.sqrt(units)
+        x = blocks.lstm(m, f"layer{k}", x, width, units, spec.weight_dropout, init)
+        width = units
+        if last:
+            temporal = blocks.temporal_penalty(m, x, spec.temporal_penalty)
+        rate = spec.dropout if last else spec.layer_dropout
+        x = blocks.locked(m, f"layer{k}", x, width, rate)
+    activation = blocks.activation_penalty(m, x, spec.activation_penalty)
+    logits = blocks.project(m, x, width, spec.vocab_size, spec.tied, init=0.0)
+    m.trace("loss", node("add", blocks.cross_entropy(m, logits), activation, temporal))
+
+
 SIZES = ("network", "vocab_size", "embed_size", "hidden_size", "num_layers", "init_scale")
 OF_LAYER = ("reset",)  # fields that a recurrent layer takes
 LAYERS: dict[str, Callable[..., Any]] = {
@@ -61,6 +88,13 @@ ROWS = {
     "lstm": Row(language_model, (*SIZES, "dropout", "tied")),
     "rnn": Row(language_model, (*SIZES, "dropout", "tied")),
     "gru": Row(language_model, (*SIZES, "dropout", "reset", "tied")),
+    "awd-lstm": Row(
+        awd_lstm,
+        (
+            *(*SIZES, "dropout", "tied", "embedding_dropout", "input_dropout", "layer_dropout"),
+            *("weight_dropout", "activation_penalty", "temporal_penalty"),
+        ),
+    ),
 }
 
 

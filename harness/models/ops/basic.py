@@ -148,6 +148,7 @@ def multiply(*factors: Array) -> Array:
 )
 def scale(x: Array, s: Array) -> Array:
     """A tensor times a scalar."""
+    x = np.asarray(x)  # the gradient of a loss is a number
     return np.asarray(x * np.asarray(s, x.dtype))
 
 
