@@ -236,6 +236,25 @@ def test_a_step_is_that_of_the_stock_layers(side, dtype, model):
         assert_close(value, stock_grads[name], name)
 
 
+AWD = {name: model for name, model in CASES.items() if model.network == "awd-lstm"}
+
+
+@pytest.mark.parametrize("model", AWD.values(), ids=AWD)
+def test_awd_lstm_is_that_of_the_stock_layers(side, dtype, model):
+    given, state = random_weights(dtype, model=model), random_state(dtype, model=model)
+    (x, y), train = random_tokens(), train_spec(dtype, loss="mean")
+    masks = dropout_masks(model, train, 1)
+    loss, after, grads, _ = side(
+        "watched", "train.gradients", given, state, x, y, masks, model, train
+    )
+    stock_loss, stock_grads, last = side("stock_awd_lstm", given, masks, state, x, y, model)
+    assert_close(loss, np.asarray(stock_loss, dtype), "loss")
+    for name, value in after.items():
+        assert_close(value, last[name], name)
+    for name, value in grads.items():
+        assert_close(value, stock_grads[name], name)
+
+
 def test_a_tied_embedding_has_the_gradients_of_lookup_and_softmax(side, dtype):
     """Against the same model untied, whose softmax has the transposed table for its weights."""
     tied = ModelSpec(V, H, H, L, tied=True)

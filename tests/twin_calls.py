@@ -330,3 +330,84 @@ def stock_optimize(twin, params, grads, lr, train):
         stock.step()
         found.append({name: p.detach().numpy().copy() for name, p in tensors.items()})
     return found
+
+
+def stock_awd_lstm(twin, params, masks, state, x, y, model):
+    """The network of AWD-LSTM by the stock layers of the framework and its autograd.
+
+    Takes and returns canonical arrays; the loss is a mean. Returns loss, gradients and the state.
+    """
+    framework(twin)
+    return {"pt": _torch_awd_lstm, "tf": _keras_awd_lstm}[twin](params, masks, state, x, y, model)
+
+
+def _torch_awd_lstm(params, masks, state, x, y, model):
+    import torch
+    from torch.nn import functional
+
+    kind = {name: torch.tensor(array, requires_grad=True) for name, array in params.items()}
+    kept = {site: torch.tensor(mask) for site, mask in masks.items()}
+
+    def drop(value, site, rate):
+        return value * kept[site] / (1 - rate)
+
+    table, last = kind["embedding"], {}
+    out = functional.embedding(torch.tensor(x), drop(table, "rows", model.embedding_dropout))
+    out = drop(out, "embedding", model.input_dropout)
+    for k in range(model.num_layers):
+        w_i, w_h, b_i, b_h = (kind[f"layer{k}/{part}"] for part in ("w_i", "w_h", "b_i", "b_h"))
+        layer = torch.nn.LSTM(*w_i.shape[:1], w_h.shape[0], batch_first=True, dtype=table.dtype)
+        w_h = drop(w_h, f"layer{k}/w_h", model.weight_dropout)
+        weights = {"weight_ih_l0": w_i.T, "weight_hh_l0": w_h.T}
+        weights |= {"bias_ih_l0": b_i, "bias_hh_l0": b_h}
+        start = tuple(torch.tensor(state[f"layer{k}/{part}"])[None] for part in "hc")
+        raw, (h, c) = torch.func.functional_call(layer, weights, (out, start))
+        last |= {f"layer{k}/h": h[0].detach().numpy(), f"layer{k}/c": c[0].detach().numpy()}
+        is_last = k == model.num_layers - 1
+        out = drop(raw, f"layer{k}", model.dropout if is_last else model.layer_dropout)
+    decoder = table if model.tied else kind["softmax_w"].T
+    logits = functional.linear(out, decoder, kind["softmax_b"])
+    loss = functional.cross_entropy(logits.flatten(0, 1), torch.tensor(y).long().flatten())
+    loss = loss + model.activation_penalty * out.pow(2).mean()
+    loss = loss + model.temporal_penalty * (raw[:, 1:] - raw[:, :-1]).pow(2).mean()
+    loss.backward()
+    return loss.item(), {name: p.grad.numpy() for name, p in kind.items()}, last
+
+
+def _keras_awd_lstm(params, masks, state, x, y, model):
+    import keras
+    import tensorflow as tf
+
+    kind = {name: tf.constant(array) for name, array in params.items()}
+    dtype, last = params["embedding"].dtype, {}
+
+    def drop(value, site, rate):
+        return value * tf.cast(tf.constant(masks[site]), value.dtype) / (1 - rate)
+
+    with tf.GradientTape() as tape:
+        tape.watch(list(kind.values()))
+        out = tf.gather(drop(kind["embedding"], "rows", model.embedding_dropout), x)
+        out = drop(out, "embedding", model.input_dropout)
+        for k in range(model.num_layers):
+            w_i, w_h, b_i, b_h = (kind[f"layer{k}/{part}"] for part in ("w_i", "w_h", "b_i", "b_h"))
+            layer = keras.layers.LSTM(
+                w_h.shape[0], return_sequences=True, return_state=True, dtype=str(dtype)
+            )
+            layer.build(out.shape)
+            w_h = drop(w_h, f"layer{k}/w_h", model.weight_dropout)
+            start = [tf.constant(state[f"layer{k}/{part}"]) for part in "hc"]
+            rest = [variable.value for variable in layer.non_trainable_variables]
+            (raw, h, c), _ = layer.stateless_call(
+                [w_i, w_h, b_i + b_h], rest, out, initial_state=start
+            )
+            last |= {f"layer{k}/h": h.numpy(), f"layer{k}/c": c.numpy()}
+            is_last = k == model.num_layers - 1
+            out = drop(raw, f"layer{k}", model.dropout if is_last else model.layer_dropout)
+        decoder = tf.transpose(kind["embedding"]) if model.tied else kind["softmax_w"]
+        logits = tf.tensordot(out, decoder, 1) + kind["softmax_b"]
+        each = keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)
+        loss = tf.reduce_mean(each) + model.activation_penalty * tf.reduce_mean(tf.square(out))
+        change = tf.square(raw[:, 1:] - raw[:, :-1])
+        loss += model.temporal_penalty * tf.reduce_mean(change)
+    grads = tape.gradient(loss, kind)
+    return float(loss), {n: tf.convert_to_tensor(g).numpy() for n, g in grads.items()}, last
