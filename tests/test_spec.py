@@ -26,6 +26,7 @@ from harness.spec import (
         ("zaremba-small", 4_653_200),
         ("zaremba-medium", 19_780_400),
         ("zaremba-large", 66_034_000),
+        ("awd-lstm", 24_221_600),
     ],
 )
 def test_the_published_models_have_the_published_number_of_parameters(name, count):
@@ -34,12 +35,31 @@ def test_the_published_models_have_the_published_number_of_parameters(name, coun
 
 
 def test_the_published_training_is_that_of_the_paper():
-    assert set(PRESETS) == {"zaremba-small", "zaremba-medium", "zaremba-large"}
-    small, medium, large = (preset(name, 100) for name in PRESETS)
+    names = [f"zaremba-{size}" for size in ("small", "medium", "large")]
+    small, medium, large = (preset(name, 100) for name in names)
     assert (small[1].batch_size, small[1].bptt, small[1].lr, small[1].clip_limit) == (20, 20, 1, 5)
     assert (medium[1].bptt, medium[0].dropout, medium[1].flat_epochs) == (35, 0.5, 6)
     assert (large[0].hidden_size, large[0].dropout, large[1].clip_limit) == (1500, 0.65, 10)
     assert [m.init_scale for m, _ in (small, medium, large)] == [0.1, 0.05, 0.04]
+
+
+def test_every_named_model_can_be_built_and_has_what_its_network_has():
+    for name in PRESETS:
+        model, _ = preset(name, 100)
+        assert parameters(model), name
+
+
+def test_awd_lstm_drops_and_penalises_as_published():
+    model, train = preset("awd-lstm", 10_000)
+    assert (model.weight_dropout, model.dropout, model.embedding_dropout) == (0.5, 0.4, 0.1)
+    assert (model.activation_penalty, model.temporal_penalty, model.tied) == (2, 1, True)
+    assert (train.lr, train.clip_limit, train.loss, train.bptt) == (30, 0.25, "mean", 70)
+    inits = {p.name: p.init for p in parameters(model)}
+    assert inits["softmax_b"] == 0
+    assert inits["layer1/w_h"] == pytest.approx(1150**-0.5)
+    assert inits["layer2/w_h"] == pytest.approx(400**-0.5)
+    assert inits["embedding"] is None
+    assert model.init_scale == 0.1
 
 
 def test_an_unknown_model_is_answered_with_those_that_exist():

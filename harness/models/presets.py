@@ -14,6 +14,10 @@ PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         dict(embed_size=650, hidden_size=650, num_layers=2, init_scale=0.05, dropout=0.5),
         dict(batch_size=20, bptt=35, lr=1.0, flat_epochs=6, lr_decay=1.2, clip_limit=5.0),
     ),
+    "zaremba-large": (
+        dict(embed_size=1500, hidden_size=1500, num_layers=2, init_scale=0.04, dropout=0.65),
+        dict(batch_size=20, bptt=35, lr=1.0, flat_epochs=14, lr_decay=1.15, clip_limit=10.0),
+    ),
     # A tanh RNN of the size of zaremba-small; its gradients need the smaller rate.
     "rnn": (
         dict(network="rnn", embed_size=200, hidden_size=200, num_layers=2, init_scale=0.1),
@@ -23,6 +27,19 @@ PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "gru": (
         dict(network="gru", embed_size=200, hidden_size=200, num_layers=2, init_scale=0.1),
         dict(batch_size=20, bptt=20, lr=1.0, flat_epochs=4, lr_decay=2.0, clip_limit=5.0),
+    ),
+    # Characters (--tokens char): windows of four, one recurrent layer or two LSTMs, Adam.
+    "char-rnn": (
+        dict(network="rnn", embed_size=42, hidden_size=128, num_layers=1),
+        dict(batch_size=512, bptt=4, lr=0.001, lr_decay=1.0, loss="mean", optimizer="adam"),
+    ),
+    "char-gru": (
+        dict(network="gru", embed_size=42, hidden_size=128, num_layers=1),
+        dict(batch_size=512, bptt=4, lr=0.001, lr_decay=1.0, loss="mean", optimizer="adam"),
+    ),
+    "char-lstm": (
+        dict(embed_size=42, hidden_size=128, num_layers=2, dropout=0.5),
+        dict(batch_size=512, bptt=4, lr=0.001, lr_decay=1.0, loss="mean", optimizer="adam"),
     ),
     # Merity et al. 2017 (arXiv 1708.02182), section 5, Penn Treebank, without what its training
     # does besides (averaged weights, windows of varying length); the loss is a mean over time.
@@ -37,9 +54,5 @@ PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             **dict(batch_size=20, bptt=70, lr=30.0, lr_decay=1.0, loss="mean", clip_limit=0.25),
             weight_decay=1.2e-6,
         ),
-    ),
-    "zaremba-large": (
-        dict(embed_size=1500, hidden_size=1500, num_layers=2, init_scale=0.04, dropout=0.65),
-        dict(batch_size=20, bptt=35, lr=1.0, flat_epochs=14, lr_decay=1.15, clip_limit=10.0),
     ),
 }
