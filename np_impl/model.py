@@ -99,7 +99,7 @@ def forward(params, x, state, masks, model, points):
     """The model over one window.
 
     Args:
-        params: tensors by canonical name (harness.spec.parameters).
+        params: tensors by canonical name (harness.models.table.parameters).
         x: tokens, integers [B, T].
         state: h and c of each layer [B, H], by name "layer0/h".
         masks: dropout masks by site (harness.data.randomness.dropout_masks); empty without dropout.

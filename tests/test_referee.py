@@ -109,6 +109,15 @@ def test_a_gpu_is_refused_with_the_remedy(referee, tmp_path):
         referee("train", a_run(tmp_path, "side", device="gpu"))
 
 
+@pytest.mark.parametrize(
+    ("fields", "found"), [({"network": "gru"}, "network=gru"), ({"tied": True}, "tied=true")]
+)
+def test_a_model_that_it_has_not_is_refused_with_the_remedy(referee, tmp_path, fields, found):
+    model = replace(MODEL, embed_size=MODEL.hidden_size, **fields)
+    with pytest.raises(HarnessError, match=rf"^{found}: the twin in NumPy has .*; use pt and tf$"):
+        referee("train", a_run(tmp_path, "side", model))
+
+
 def test_a_numpy_that_promotes_scalars_is_refused(referee, tmp_path, monkeypatch):
     monkeypatch.setattr(np, "__version__", "1.26.4")
     with pytest.raises(HarnessError, match="needs NumPy 2"):
