@@ -15,19 +15,23 @@ from typing import NamedTuple
 
 from harness.bench.paced import short
 from harness.errors import HarnessError
-from harness.runs.processes import BOOT, DEFAULT_ENVIRONMENT
+from harness.runs.processes import BOOT, DEFAULT_ENVIRONMENT, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-LAUNCH = ROOT / "bench_impl" / "launch.py"
+LAUNCH = Path(__file__).with_name("launch.py")
 PATIENCE = 600.0  # seconds
 
-# Ways to compare two arrays, and the library whose process each runs in (bench_impl/arrays.py).
+# Ways to compare two arrays, the library whose process each runs in, and the module of that.
 COPY, ALLCLOSE, COMPARE = "memory copy", "numpy.allclose", "harness compare"
 TORCH, POLYGRAPHY = "torch.testing.assert_close", "Polygraphy CompareFunc.simple"
 LIBRARIES = {
     "harness": (COPY, ALLCLOSE, COMPARE),
     "torch": (TORCH,),
     "polygraphy": (POLYGRAPHY,),
+}
+MODULES = {
+    "harness": "harness.bench.arrays",
+    "torch": "pt_impl.bench.arrays",
+    "polygraphy": "harness.bench.arrays",
 }
 HARNESS = (sys.executable, "-P", "-c", BOOT, str(ROOT), "harness")
 
@@ -65,11 +69,11 @@ def launch(command: Sequence[str], folder: Path, allowed: Sequence[int] = (0,)) 
 
 
 class Worker:
-    """A process of bench_impl.arrays; use as a context manager."""
+    """A process that compares arrays (harness/bench/arrays.py); use as a context manager."""
 
     def __init__(self, library: str, dtype: str, elements: int) -> None:
         """Start the process; its arrays are made when it is first asked."""
-        command = [sys.executable, "-P", "-c", BOOT, str(ROOT), "bench_impl.arrays"]
+        command = [sys.executable, "-P", "-c", BOOT, str(ROOT), MODULES[library]]
         self._process = subprocess.Popen(
             [*command, library, dtype, str(elements)],
             stdin=subprocess.PIPE,

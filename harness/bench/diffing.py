@@ -18,7 +18,6 @@ from harness.bench.commands import (
     COPY,
     HARNESS,
     LIBRARIES,
-    ROOT,
     Launched,
     Worker,
     launch,
@@ -28,6 +27,7 @@ from harness.bench.place import VOCABULARY, Place
 from harness.bench.result import Row, Section, Spread, Target
 from harness.bench.rounds import Samples, interleave
 from harness.errors import HarnessError
+from harness.runs.processes import ROOT
 from harness.spec import ModelSpec, TrainSpec, preset
 
 STEPS = 10

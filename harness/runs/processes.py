@@ -37,6 +37,7 @@ TWINS = {
 
 # The twin may run in an interpreter that does not have this project: its folder is then searched
 # last, so that nothing of that interpreter's own is shadowed.
+ROOT = Path(__file__).resolve().parents[2]
 BOOT = (
     "import runpy, sys; sys.path.append(sys.argv.pop(1)); "
     "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
@@ -134,7 +135,6 @@ class SideProcess:
         self._failed, self._stopped, self._broken = failed, False, ""
         self._jobs: collections.deque[Job] = collections.deque()
         self._gone, self._lock = False, threading.Lock()
-        root = Path(__file__).resolve().parent.parent
         environment = {**DEFAULT_ENVIRONMENT, "OPENBLAS_NUM_THREADS": str(threads), **os.environ}
         self._channel, theirs = socket.socketpair()
         with theirs, open(self.log, "ab" if again else "wb") as log:
@@ -142,7 +142,7 @@ class SideProcess:
             number = theirs.fileno()
             try:
                 self._process = subprocess.Popen(
-                    [python, "-P", "-c", BOOT, str(root), twin.module, CHANNEL, str(number)],
+                    [python, "-P", "-c", BOOT, str(ROOT), twin.module, CHANNEL, str(number)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
