@@ -11,9 +11,9 @@ from harness.cli.main import main
 from harness.compare import diff
 from harness.errors import HarnessError
 from harness.explain import explain_traces
-from harness.faults.lab import Lab
 from harness.observer import Observer
 from harness.runs.investigation import Investigation, step_bytes
+from harness.scoreboard.lab import Lab
 from harness.spec import Capture, Follow
 from harness.trace import open_trace
 

@@ -8,11 +8,11 @@ import pytest
 from harness.cli.main import main
 from harness.compare import diff
 from harness.errors import HarnessError
-from harness.faults.lab import Lab
 from harness.observer import Observer
 from harness.runs.investigation import Investigation
 from harness.runs.lockstep import in_step
 from harness.runs.zoom import _twin, jumps, require_zoomable, suspects, zoom
+from harness.scoreboard.lab import Lab
 from harness.spec import Capture
 from harness.trace import Program, TraceWriter, open_trace
 

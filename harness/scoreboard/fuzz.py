@@ -14,28 +14,26 @@ from collections import deque
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.compare import DiffResult, Tolerance, diff
 from harness.compare.metrics import compare
 from harness.errors import HarnessError
-from harness.faults.lab import SIDES, Lab
 from harness.observer import Observer
 from harness.runs.processes import Job
+from harness.scoreboard.lab import SIDES, Lab
+from harness.scoreboard.result import BOUND, FuzzBin, FuzzCase, FuzzResult, Region
 from harness.spec import Disturbance, Dtype, Follow
 from harness.trace import TensorEntry, Trace, open_trace, remove_trace
 
-BOUND = 2.0
 LEAST = 1.0  # eps; rounding of one operation, where clean runs happened to show less
 LARGEST = 0.1
 STEPS = 6
 NOISE_SEEDS, SEED = (1, 2, 3), 4  # weights on which the noise is measured, and the others
 AHEAD = 8  # cases a side is handed before the first of them is looked at
-Region = Literal["element", "row", "timestep", "tensor"]
 
 # What is trained: every optimizer, clipping, dropout and loss occurs.
 SETTINGS: tuple[dict[str, str], ...] = (
@@ -46,31 +44,6 @@ SETTINGS: tuple[dict[str, str], ...] = (
     {"optimizer": "adagrad", "lr": "0.5", "clip": "none", "dropout": "0.5"},
 )
 DTYPES: tuple[Dtype, ...] = ("float32", "float64")
-
-
-class FuzzCase(msgspec.Struct, frozen=True):
-    """One injection and what was found.
-
-    `size` is the relative size that was drawn, `disturbance` how far it moved the tensor and
-    `noise` what clean runs differ by there, both as the K of the tolerance's rule. `accused` is
-    every step and tensor that was named. `above`: it must be found, for its own rounding cannot
-    hide it. `placed`: exactly its step and tensor were named. `wrong`: a place was named that was
-    not disturbed, or one that was disturbed by far less than the noise.
-    """
-
-    side: str
-    dtype: str
-    setting: int
-    step: int
-    tensor: str
-    region: Region
-    size: float
-    disturbance: float
-    noise: float
-    accused: tuple[tuple[int, str], ...]
-    above: bool
-    placed: bool
-    wrong: bool
 
 
 def fuzz_case(
@@ -95,31 +68,6 @@ def fuzz_case(
         placed=accused == (own,),
         wrong=bool(set(accused) - {own}) or (far_below and bool(accused)),
     )
-
-
-class FuzzBin(msgspec.Struct, frozen=True):
-    """Cases whose relative size lies in [low, high): how many, above the noise, found, placed."""
-
-    dtype: str
-    low: float
-    high: float
-    cases: int
-    above: int
-    found: int
-    placed_above: int
-
-
-class FuzzResult(msgspec.Struct, frozen=True):
-    """All cases, the counts that matter, and the curve of shares against relative size."""
-
-    seed: int
-    cases: int
-    above: int
-    placed: int
-    share: float | None
-    wrong: int
-    curve: tuple[FuzzBin, ...]
-    records: tuple[FuzzCase, ...]
 
 
 class _Place(NamedTuple):

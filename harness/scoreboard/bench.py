@@ -17,47 +17,17 @@ from harness.compare import DiffResult, Tolerance, diff
 from harness.data.corpus import Batches
 from harness.errors import HarnessError
 from harness.explain import Evidence, Following, Verdict, judge
-from harness.faults.baselines import BASELINES, first_failure
 from harness.faults.catalogue import CATALOGUE, first_step, planted_names
 from harness.faults.fault import Fault
-from harness.faults.lab import SIDES, Lab
 from harness.observer import Observer
 from harness.runs.investigation import Investigation
+from harness.scoreboard.baselines import BASELINES, first_failure
+from harness.scoreboard.lab import SIDES, Lab
+from harness.scoreboard.result import BaselineScore, BenchResult, CleanRecord, FaultRecord
 from harness.spec import Follow, RunSpec
 from harness.trace import Trace, open_trace, remove_trace
 
-ALARMS = ("bug", "precision")
-
-
-class FaultRecord(msgspec.Struct, frozen=True):
-    """A fault on a side: what should be found, what was, and what of it is right.
-
-    `tensors` are globs that the first tensor must match, `causes` the names of causes that are
-    right. `cause_rank` is the place of the first right cause among those found, from 1.
-    """
-
-    fault: str
-    side: str
-    step: int
-    tensors: tuple[str, ...]
-    verdict: str
-    causes: tuple[str, ...]
-    found_verdict: str
-    found_step: int | None
-    found_tensor: str | None
-    found_causes: tuple[str, ...]
-    found_side: str | None
-    sentence: str
-    baselines: dict[str, tuple[int, str] | None]
-    detected: bool
-    step_right: bool
-    tensor_right: bool
-    verdict_right: bool
-    cause_rank: int | None
-
-    def cause_within(self, count: int) -> bool:
-        """Whether a right cause is among the first `count`."""
-        return self.cause_rank is not None and self.cause_rank <= count
+ALARMS = ("bug", "precision")  # verdicts that accuse
 
 
 def record(
@@ -93,47 +63,6 @@ def record(
         verdict_right=verdict.label == fault.verdict,
         cause_rank=next(ranks, None),
     )
-
-
-class CleanRecord(msgspec.Struct, frozen=True):
-    """A clean pair: how it was run, how the free diff came out, and the verdict."""
-
-    settings: dict[str, str]
-    steps: int
-    follow: str | None
-    status: str
-    parted: int | None
-    verdict: str
-    alarm: bool
-    baselines: dict[str, tuple[int, str] | None]
-
-
-class BaselineScore(msgspec.Struct, frozen=True):
-    """What a baseline says: faults noticed, step and tensor right, clean pairs that it fails."""
-
-    detected: int
-    step_right: int
-    tensor_right: int
-    false_alarms: int
-
-
-class BenchResult(msgspec.Struct, frozen=True):
-    """The scoreboard; counts are of cases, and `records` and `clean` have one row a case."""
-
-    faults: int
-    detected: int
-    step_right: int
-    tensor_right: int
-    verdict_right: int
-    cause_first: int
-    cause_top3: int
-    side_right: int
-    clean_runs: int
-    false_alarms: int
-    undecided: int
-    baselines: dict[str, BaselineScore]
-    records: tuple[FaultRecord, ...]
-    clean: tuple[CleanRecord, ...]
 
 
 class _Clean(NamedTuple):
