@@ -12,7 +12,8 @@ from harness.compare import diff
 from harness.errors import HarnessError
 from harness.explain import explain_traces
 from harness.observer import Observer
-from harness.runs.investigation import Investigation, step_bytes
+from harness.runs.files import step_bytes
+from harness.runs.investigation import Investigation
 from harness.scoreboard.lab import Lab
 from harness.spec import Capture, Follow
 from harness.trace import open_trace

@@ -7,6 +7,8 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from harness.runs.processes import processors
+
 PACKAGES = (
     "twin-harness",
     "numpy",
@@ -18,13 +20,6 @@ PACKAGES = (
     "msgspec",
     "xxhash",
 )
-
-
-def processors() -> int:
-    """How many processors this process may use; not every system can tell them from all."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def describe_machine() -> dict[str, str]:

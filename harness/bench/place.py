@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from harness.bench.machine import processors
 from harness.data import corpus, weights
 from harness.errors import HarnessError
+from harness.runs.processes import processors
 from harness.spec import Capture, ModelSpec, RunSpec, TrainSpec, parameters, preset
 
 VOCABULARY = 10_000

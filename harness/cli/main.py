@@ -44,7 +44,7 @@ from harness.spec import field_names
 
 if TYPE_CHECKING:
     from harness.compare import DiffResult
-    from harness.runs.run import RunResult
+    from harness.runs.result import RunResult
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

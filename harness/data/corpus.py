@@ -221,6 +221,18 @@ def evaluation_batches(tokens: Tokens, train: TrainSpec) -> Batches | None:
     return Batches(tokens, replace(train, shuffle=False))
 
 
+def describe(corpus: Corpus) -> str:
+    """A line about a corpus, with the best perplexity that any model can have where it is known."""
+    sizes = " + ".join(f"{len(split):,}" for split in (corpus.train, corpus.valid, corpus.test))
+    text = f"corpus {corpus.name}: {sizes} tokens, vocabulary {len(corpus.vocabulary):,}"
+    if corpus.entropy is not None:
+        text += (
+            f", exact entropy {corpus.entropy:.6f} nats per token (no model's perplexity is below "
+            f"{perplexity(corpus.entropy):.4f})"
+        )
+    return text
+
+
 def save_tokens(tokens: Tokens, path: Path) -> None:
     """Write the tokens that both sides read."""
     np.save(path, tokens, allow_pickle=False)
