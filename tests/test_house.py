@@ -13,8 +13,8 @@ from harness.runs.processes import TWINS
 
 ROOT = Path(__file__).parent.parent
 
-# The packages and modules of harness/, from the ground up: each may import those of earlier rows, and
-# none of its own row or of a later one.
+# The packages and modules of harness/, from the ground up: each may import those of earlier rows,
+# and none of its own row or of a later one.
 ORDER = (
     ("errors", "callable_module", "kernels"),  # these need nothing of ours
     ("spec", "observer"),  # what a run is; who is told of it

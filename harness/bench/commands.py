@@ -39,13 +39,13 @@ HARNESS = (sys.executable, "-P", "-c", BOOT, str(ROOT), "harness")
 class Launched(NamedTuple):
     """Wall time in seconds of a command, its greatest memory in bytes, and what it printed.
 
-    `said` is the last line of its standard error.
+    `last_line` is the last line of its standard error.
     """
 
     seconds: float
     peak: int
     output: str
-    said: str
+    last_line: str
 
 
 def launch(command: Sequence[str], folder: Path, allowed: Sequence[int] = (0,)) -> Launched:
@@ -58,14 +58,15 @@ def launch(command: Sequence[str], folder: Path, allowed: Sequence[int] = (0,)) 
             text=True,
             timeout=PATIENCE,
         )
-        found = json.loads(done.stdout)
+        figures = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         raise HarnessError(f"cannot be run: {error}") from None
-    told = output.with_name(f"{output.name}.err").read_text("utf-8", "replace")
-    said = short((told.strip().splitlines() or ["nothing was said"])[-1])
-    if found["code"] not in allowed:
-        raise HarnessError(f"exit code {found['code']}: {said}")
-    return Launched(found["seconds"], found["peak"], output.read_text("utf-8", "replace"), said)
+    errors = output.with_name(f"{output.name}.err").read_text("utf-8", "replace")
+    last_line = short((errors.strip().splitlines() or ["nothing was said"])[-1])
+    if figures["code"] not in allowed:
+        raise HarnessError(f"exit code {figures['code']}: {last_line}")
+    printed = output.read_text("utf-8", "replace")
+    return Launched(figures["seconds"], figures["peak"], printed, last_line)
 
 
 class Worker:
@@ -82,7 +83,7 @@ class Worker:
             text=True,
             env={**DEFAULT_ENVIRONMENT, **os.environ},
         )
-        self._said: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._replies: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -92,19 +93,19 @@ class Worker:
         try:
             self._process.stdin.write(f"{name}\n")
             self._process.stdin.flush()
-            said = json.loads(self._said.get(timeout=PATIENCE))
+            reply = json.loads(self._replies.get(timeout=PATIENCE))
         except (OSError, ValueError, queue.Empty):
             raise HarnessError("its process ended, or does not answer") from None
-        if "failed" in said:
-            raise HarnessError(said["failed"])
-        return float(said["seconds"])
+        if "failed" in reply:
+            raise HarnessError(reply["failed"])
+        return float(reply["seconds"])
 
     def _read(self) -> None:
         assert self._process.stdout is not None
         with self._process.stdout as lines:
             for line in lines:
-                self._said.put(line)
-        self._said.put("")  # not JSON: the process is gone
+                self._replies.put(line)
+        self._replies.put("")  # not JSON: the process is gone
 
     def __enter__(self) -> Worker:
         """Return the worker itself."""

@@ -24,12 +24,12 @@ PACKAGES = (
 
 def describe_machine() -> dict[str, str]:
     """Processor, memory, system and versions of packages, by what they are called."""
-    found = {
+    described = {
         "processor": f"{_cpu()}, {processors()} cores used",
         "memory": _memory(),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
     }
-    return found | {"packages": ", ".join(f"{name} {_version(name)}" for name in PACKAGES)}
+    return described | {"packages": ", ".join(f"{name} {_version(name)}" for name in PACKAGES)}
 
 
 def _cpu() -> str:

@@ -113,13 +113,13 @@ class _Parts:
     def part(self, name: str) -> dict[str, Section]:
         """What a part found, by the section that it belongs to; what ended it, if it was ended."""
         try:
-            found: dict[str, Section] = getattr(self, f"_{name}")()
+            sections: dict[str, Section] = getattr(self, f"_{name}")()
         except Exception as error:
             # Whatever it was: the parts before it are worth an hour, and the next may do better.
             reason = short(f"{type(error).__name__}: {error}")
             names = ("tracing", "diff") if name == "growth" else (name,)
-            found = {each: Section(error=f"{name}: {reason}") for each in names}
-        return found
+            sections = {each: Section(error=f"{name}: {reason}") for each in names}
+        return sections
 
     def _twins(self) -> dict[str, Section]:
         tick = self.progress.begin("twins", twins.ticks(self.todo.twins))

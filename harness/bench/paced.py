@@ -93,13 +93,13 @@ class TimedSide(SideProcess):
     def _next(self) -> float:
         """When the next step arrived."""
         try:
-            found = self._arrived.get(timeout=PATIENCE)
+            arrival = self._arrived.get(timeout=PATIENCE)
         except queue.Empty:
             self._signal(signal.SIGSTOP)  # it is out, and must not slow the others
             raise HarnessError(f"side {self.label}: no step in {PATIENCE:.0f} s") from None
-        if isinstance(found, str):
-            raise HarnessError(short(found))
-        return found
+        if isinstance(arrival, str):
+            raise HarnessError(short(arrival))
+        return arrival
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process.poll() is None:

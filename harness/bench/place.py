@@ -76,9 +76,9 @@ def _tokens() -> tuple[corpus.Tokens, str, int | None]:
     """The text, what to call it, and its token of a sentence's end."""
     shelf = os.environ.get("HARNESS_DATA")
     if shelf and Path(shelf, "ptb").is_dir():
-        found = corpus.load("ptb")
-        if len(found.vocabulary) <= VOCABULARY:
-            return found.train, "Penn Treebank", found.eos
+        text = corpus.load("ptb")
+        if len(text.vocabulary) <= VOCABULARY:
+            return text.train, "Penn Treebank", text.eos
     law = 1 / np.arange(1, VOCABULARY + 1)
     drawn = np.random.default_rng(1).choice(VOCABULARY, ZIPF_TOKENS, p=law / law.sum())
     return drawn.astype(np.int32), "random tokens of a Zipf law", None

@@ -76,7 +76,7 @@ class Job:
         self.valid: list[float] = []
         self.error: str | None = None
         self._ended, self._lock = threading.Event(), threading.Lock()
-        self._tell: list[queue.SimpleQueue[Job]] = []
+        self._listeners: list[queue.SimpleQueue[Job]] = []
 
     @property
     def file(self) -> str:
@@ -93,11 +93,11 @@ class Job:
         self._ended.wait()
         return self.error
 
-    def tell(self, ended: queue.SimpleQueue[Job]) -> None:
+    def notify(self, ended: queue.SimpleQueue[Job]) -> None:
         """Put the job into `ended` when it has, or now if it has already."""
         with self._lock:
             if not self.ended:
-                self._tell.append(ended)
+                self._listeners.append(ended)
                 return
         ended.put(self)
 
@@ -106,7 +106,7 @@ class Job:
         self.error = error
         with self._lock:
             self._ended.set()
-        for ended in self._tell:
+        for ended in self._listeners:
             ended.put(self)
 
 
@@ -189,7 +189,7 @@ class SideProcess:
         """Hear the side out. Whatever goes wrong here ends its runs, and none waits for ever."""
         try:
             for line in self._lines():
-                self._heard(line)
+                self._receive(line)
         except _BrokenError as error:
             self._broken = str(error)
         except Exception as error:  # of whoever is told of the run
@@ -225,7 +225,7 @@ class SideProcess:
             if len(text) > LONGEST:
                 raise _BrokenError(f"it said a line of over {LONGEST} bytes, which is no message")
 
-    def _heard(self, line: bytes) -> None:
+    def _receive(self, line: bytes) -> None:
         """Take one message. Raises _BrokenError for what is none, or cannot be true now."""
         try:
             message = decode(line)
@@ -257,10 +257,10 @@ class SideProcess:
         if error is None or self._stopped:
             job.end(error and f"side {self.label} was stopped after step {_last(job)}")
             return
-        told = f"side {self.label} failed after step {_last(job)}"
-        error = f"{told}: {error}; log: {self.log}"
+        failure = f"side {self.label} failed after step {_last(job)}"
+        error = f"{failure}: {error}; log: {self.log}"
         job.end(error + "".join(f"\n    {line}" for line in self._tail()))
-        self._failed(f"{told}; log: {self.log}")
+        self._failed(f"{failure}; log: {self.log}")
 
     def _end_all(self) -> None:
         """The process is gone: every run that it still had has failed."""
