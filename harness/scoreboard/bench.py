@@ -119,7 +119,7 @@ def bench(
     chosen = [CATALOGUE[name] for name in faults or CATALOGUE]
     pairs = clean_pairs()[:clean]
     with Lab(folder, watcher) as lab:
-        quiet = _Quiet(lab, watcher)
+        quiet = _QuietLab(lab, watcher)
         progress = watcher.part("faults")
         cases = list(product(chosen, SIDES))
         records = list(_counted(quiet.fault, cases, progress))
@@ -136,7 +136,7 @@ def _counted(
         progress(done, len(cases))
 
 
-class _Quiet:
+class _QuietLab:
     """Runs pairs in a lab whose own progress is not shown: one bar counts the cases."""
 
     def __init__(self, lab: Lab, watcher: Observer) -> None:
