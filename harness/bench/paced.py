@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.errors import HarnessError
+from harness.runs.files import folder_bytes
 from harness.runs.processes import Job, SideProcess, Twin
 from harness.spec import RunSpec
 from harness.trace import remove_trace
@@ -111,8 +112,7 @@ def trace_bytes(trace: Path) -> tuple[int, int]:
     if not trace.is_dir():
         return 0, 0
     index = trace / INDEX_FILE
-    sizes = sum(file.stat().st_size for file in trace.iterdir())
-    return sizes, index.stat().st_size if index.exists() else 0
+    return folder_bytes(trace), index.stat().st_size if index.exists() else 0
 
 
 PLACE = re.compile(r"(?:/[^\s/:;'\"]+)+/([^\s/:;'\"]+)")

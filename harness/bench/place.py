@@ -12,7 +12,7 @@ import numpy as np
 from harness.data import corpus, weights
 from harness.errors import HarnessError
 from harness.runs.processes import processors
-from harness.spec import Capture, ModelSpec, RunSpec, TrainSpec, parameters, preset
+from harness.spec import Capture, ModelSpec, RunSpec, TrainSpec, preset
 
 VOCABULARY = 10_000
 ZIPF_TOKENS = 930_000  # about as many as PTB has
@@ -89,18 +89,6 @@ def sized(hidden: int) -> tuple[ModelSpec, TrainSpec]:
     model, train = preset("zaremba-small", VOCABULARY)
     wider = msgspec.structs.replace(model, embed_size=hidden, hidden_size=hidden)
     return wider, train
-
-
-def full_bytes(model: ModelSpec, train: TrainSpec) -> int:
-    """About what one fully traced float32 step takes, from above.
-
-    Weights four times (gradients, clipped, after the step, and before the first), logits and their
-    gradients, and for each layer gates, cell and hidden state and their gradients.
-    """
-    counted = sum(int(np.prod(p.shape)) for p in parameters(model))
-    words = train.batch_size * train.bptt
-    layers = 14 * model.num_layers * model.hidden_size + 4 * model.embed_size
-    return 4 * (4 * counted + words * (2 * model.vocab_size + layers))
 
 
 def check_room(folder: Path, needed: int) -> None:

@@ -110,11 +110,11 @@ def _find(folder: Path, split: str) -> Path | None:
     plain = folder / f"{split}.txt"
     if plain.is_file():
         return plain
-    found = sorted(folder.glob(f"*.{split}.txt"))
-    if len(found) > 1:
-        names = ", ".join(file.name for file in found)
+    matches = sorted(folder.glob(f"*.{split}.txt"))
+    if len(matches) > 1:
+        names = ", ".join(file.name for file in matches)
         raise HarnessError(f"{folder}: more than one {split} text: {names}; keep one")
-    return found[0] if found else None
+    return matches[0] if matches else None
 
 
 def _split(path: Path) -> dict[str, str]:

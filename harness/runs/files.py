@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from harness.spec import SLOTS, RunSpec, parameters
+from harness.spec import SLOTS, ModelSpec, RunSpec, TrainSpec, parameters
 from harness.trace import remove_trace
 
 
@@ -32,21 +32,20 @@ def folder_bytes(path: str | Path) -> int:
     return sum(file.stat().st_size for file in Path(path).iterdir())
 
 
-def step_bytes(run: RunSpec) -> int:
-    """How many bytes a step of a full float32 trace of `run` takes at most."""
-    model, train = run.model, run.train
+def step_bytes(model: ModelSpec, train: TrainSpec) -> int:
+    """How many bytes a step of a full float32 trace takes at most (the first has more: inputs)."""
     copies = 3 + len(SLOTS[train.optimizer])  # gradients, clipped gradients, weights, slots
     units = model.embed_size + 6 * model.hidden_size * model.num_layers + model.vocab_size
     activations = 2 * train.batch_size * train.bptt * units  # and their gradients
-    return 4 * (_weights(run) * copies + activations)
+    return 4 * (_weights(model) * copies + activations)
 
 
 def state_bytes(run: RunSpec) -> int:
     """How many bytes the weights and the optimizer's slots of `run` take, in its own dtype."""
     size = 8 if run.train.dtype == "float64" else 4
-    return size * _weights(run) * (1 + len(SLOTS[run.train.optimizer]))
+    return size * _weights(run.model) * (1 + len(SLOTS[run.train.optimizer]))
 
 
-def _weights(run: RunSpec) -> int:
+def _weights(model: ModelSpec) -> int:
     """How many numbers the weights are."""
-    return sum(math.prod(parameter.shape) for parameter in parameters(run.model))
+    return sum(math.prod(parameter.shape) for parameter in parameters(model))

@@ -123,7 +123,7 @@ class Investigation:
         return first, last
 
     def _bytes(self, steps: int) -> int:
-        return step_bytes(self.runs[1]) * steps * TRACES
+        return step_bytes(self.runs[1].model, self.runs[1].train) * steps * TRACES
 
     def _pairs(self, first: int, last: int) -> dict[Dtype, tuple[str, str]]:
         """Traces of both sides that hold everything, in either precision that could be run.
