@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from harness.explain import explain_traces as explain
     from harness.explain import explain_traces as explain_traces
     from harness.observer import Observer as Observer
-    from harness.runs.run import RunResult as RunResult
+    from harness.runs.result import RunResult as RunResult
     from harness.runs.run import run_sides as run_sides
     from harness.spec import Capture as Capture
     from harness.spec import ModelSpec as ModelSpec
@@ -53,7 +53,7 @@ _HOMES = {
     "HarnessError": ("harness.errors", "HarnessError"),
     "ModelSpec": ("harness.spec", "ModelSpec"),
     "Observer": ("harness.observer", "Observer"),
-    "RunResult": ("harness.runs.run", "RunResult"),
+    "RunResult": ("harness.runs.result", "RunResult"),
     "Tolerance": ("harness.compare", "Tolerance"),
     "Trace": ("harness.trace", "Trace"),
     "TraceWriter": ("harness.trace", "TraceWriter"),

@@ -49,7 +49,7 @@ def in_process(side, module, run):
 def test_a_stock_model_computes_the_losses_of_the_twin(side, tmp_path):
     run = a_run(tmp_path, "side", model=MODEL, **CLIPPED)
     own = side("train", run)
-    stock = in_process(side, f"bench_impl.{side.twin}", run)
+    stock = in_process(side, f"{side.twin}_impl.bench.stock", run)
     assert len(stock) == STEPS
     assert len({round(loss, 3) for loss in own}) == STEPS  # the weights do change
     np.testing.assert_allclose(stock, own, rtol=5e-6)
@@ -59,23 +59,23 @@ def test_a_stock_model_computes_the_losses_of_the_twin(side, tmp_path):
 def test_a_compiled_stock_model_computes_the_losses_of_the_twin(side, tmp_path):
     own = side("train", a_run(tmp_path, "side", model=MODEL, **CLIPPED))
     compiled = a_run(tmp_path, "compiled", model=MODEL, compile=True, **CLIPPED)
-    stock = in_process(side, f"bench_impl.{side.twin}", compiled)
+    stock = in_process(side, f"{side.twin}_impl.bench.stock", compiled)
     np.testing.assert_allclose(stock, own, rtol=5e-6)
 
 
 def test_a_stock_model_refuses_what_it_does_not_compute(side, tmp_path):
     run = a_run(tmp_path, "side", optimizer="adam")
     with pytest.raises(HarnessError, match="the stock models know sgd"):
-        in_process(side, f"bench_impl.{side.twin}", run)
+        in_process(side, f"{side.twin}_impl.bench.stock", run)
 
 
 def test_the_products_run_in_the_protocol_of_the_twins(side, tmp_path):
     run = a_run(tmp_path, "side", steps=2)
-    assert in_process(side, f"bench_impl.{side.twin}_products", run) == [0.0, 0.0]
+    assert in_process(side, f"{side.twin}_impl.bench.products", run) == [0.0, 0.0]
 
 
 def test_the_products_are_those_of_the_forward_pass_and_twice_as_many_backwards():
-    from bench_impl.products import shapes
+    from harness.bench.products import shapes
 
     counted = sum(count * m * k * n for count, m, k, n in shapes(MODEL, train_spec("float32")))
     E, H, V = MODEL.embed_size, MODEL.hidden_size, MODEL.vocab_size

@@ -11,9 +11,10 @@ from harness.cli.main import main
 from harness.compare import diff
 from harness.errors import HarnessError
 from harness.explain import explain_traces
-from harness.faults.lab import Lab
 from harness.observer import Observer
-from harness.runs.investigation import Investigation, step_bytes
+from harness.runs.files import step_bytes
+from harness.runs.investigation import Investigation
+from harness.scoreboard.lab import Lab
 from harness.spec import Capture, Follow
 from harness.trace import open_trace
 
@@ -123,7 +124,7 @@ def test_what_a_full_step_takes_at_most_is_known_without_a_full_trace(lab):
     for settings in ({}, {"optimizer": "adam", "lr": "0.01"}):
         runs, _ = run(lab, settings, steps=2)
         whole = open_trace(runs[1].trace).entry(2).bytes
-        assert whole < step_bytes(runs[1]) < 1.5 * whole
+        assert whole < step_bytes(runs[1].model, runs[1].train) < 1.5 * whole
 
 
 def test_a_disk_without_room_is_told_of_and_nothing_is_run(lab, monkeypatch):

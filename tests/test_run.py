@@ -15,7 +15,7 @@ import harness
 from harness import HarnessError
 from harness.cli.main import main
 from harness.explain import Verdict
-from harness.runs.run import RunResult
+from harness.runs.result import RunResult
 from harness.trace import open_trace
 
 TINY = ("embed_size=7", "hidden_size=11", "batch_size=3", "bptt=5")

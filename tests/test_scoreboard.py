@@ -10,11 +10,11 @@ import pytest
 from harness.cli.main import main
 from harness.errors import HarnessError
 from harness.explain import Cause, Verdict
-from harness.faults import fuzz as fuzzing
-from harness.faults.baselines import BASELINES, NUMPY, TORCH, Baseline, first_failure
-from harness.faults.bench import bench, clean_pairs, record
 from harness.faults.catalogue import CATALOGUE
 from harness.observer import Observer
+from harness.scoreboard import fuzz as fuzzing
+from harness.scoreboard.baselines import BASELINES, NUMPY, TORCH, Baseline, first_failure
+from harness.scoreboard.bench import bench, clean_pairs, record
 from harness.spec import Disturbance
 from harness.trace import TraceWriter, open_trace
 
@@ -150,7 +150,7 @@ def test_the_scoreboard_of_a_few_cases_is_whole_and_written_where_it_is_asked_fo
 def test_a_fault_that_is_not_found_is_told_of_and_the_exit_code_says_so(
     tmp_path, capsys, monkeypatch
 ):
-    from harness.faults import bench as board
+    from harness.scoreboard import bench as board
 
     monkeypatch.setattr(board, "planted_names", lambda name: ())
     code = command("faults", "bench", "--only", "gates-igfo", "--clean", 0)

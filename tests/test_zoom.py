@@ -8,11 +8,14 @@ import pytest
 from harness.cli.main import main
 from harness.compare import diff
 from harness.errors import HarnessError
-from harness.faults.lab import Lab
 from harness.observer import Observer
+from harness.runs.checkpoints import require_zoomable
 from harness.runs.investigation import Investigation
-from harness.runs.lockstep import in_step
-from harness.runs.zoom import _twin, jumps, require_zoomable, suspects, zoom
+from harness.runs.lockstep import run_in_lockstep
+from harness.runs.rerun import twin_of
+from harness.runs.suspects import jumps, suspects
+from harness.runs.zoom import zoom
+from harness.scoreboard.lab import Lab
 from harness.spec import Capture
 from harness.trace import Program, TraceWriter, open_trace
 
@@ -100,24 +103,24 @@ def test_rounding_that_passes_the_tolerance_is_called_rounding_and_nothing_jumps
 def test_in_step_a_late_bug_jumps_although_the_free_runs_have_grown_apart(lab, monkeypatch, side):
     monkeypatch.setattr("harness.runs.lockstep.LONGEST", 7)  # several stretches
     runs, _ = run(lab, 40, STATS, {"lr": "30"}, **{side: ["state-not-reset"]})
-    pairs = list(in_step(lab.session, runs))
+    pairs = list(run_in_lockstep(lab.session, runs))
     assert [(a.step, b.step) for a, b in pairs] == [(s, s) for s in range(1, 41)]
-    found = max(jumps(pairs, fresh=True), key=lambda suspect: suspect.size)
+    found = max(jumps(pairs, lockstep=True), key=lambda suspect: suspect.size)
     assert (found.step, found.reason.split()[0]) == (34, "state/in/layer0/h")
     # The leader is the long run again, to the last bit, and nothing is left of it.
     long = open_trace(runs[1].trace)
     for _, entry in pairs:
         hashes = {e.name: e.hash for e in long.entry(entry.step).tensors}
         assert {e.name: e.hash for e in entry.tensors} == hashes
-    assert not [p for p in lab.folder.iterdir() if "-leads-" in p.name or "-in-step-" in p.name]
+    assert not [p for p in lab.folder.iterdir() if "-lockstep-" in p.name]
 
 
 def test_in_step_a_side_that_fails_is_told_of_and_leaves_nothing(lab):
     runs, _ = run(lab, 3, STATS)
     broken = msgspec.structs.replace(runs[0], weights="nowhere.npz")
     with pytest.raises(HarnessError, match="side pt failed"):
-        list(in_step(lab.session, (broken, runs[1])))
-    assert not [p for p in lab.folder.iterdir() if "-leads-" in p.name]
+        list(run_in_lockstep(lab.session, (broken, runs[1])))
+    assert not [p for p in lab.folder.iterdir() if "-lockstep-" in p.name]
 
 
 def test_where_nothing_parts_there_is_nothing_to_zoom_into(lab):
@@ -200,7 +203,7 @@ def test_the_twin_that_made_a_trace_is_known_by_its_header(tmp_path, program, fr
         (path / "trace.json").write_text(json.dumps(header))
     trace = open_trace(path)
     if twin:
-        assert _twin(trace) == twin
+        assert twin_of(trace) == twin
     else:
         with pytest.raises(HarnessError, match=r"is no twin of ours .pt_impl, tf_impl, np_impl."):
-            _twin(trace)
+            twin_of(trace)

@@ -15,13 +15,12 @@ from typing import NamedTuple
 
 from harness.bench.paced import short
 from harness.errors import HarnessError
-from harness.runs.processes import BOOT, DEFAULT_ENVIRONMENT
+from harness.runs.processes import BOOT, DEFAULT_ENVIRONMENT, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-LAUNCH = ROOT / "bench_impl" / "launch.py"
+LAUNCH = Path(__file__).with_name("launch.py")
 PATIENCE = 600.0  # seconds
 
-# Ways to compare two arrays, and the library whose process each runs in (bench_impl/arrays.py).
+# Ways to compare two arrays, the library whose process each runs in, and the module of that.
 COPY, ALLCLOSE, COMPARE = "memory copy", "numpy.allclose", "harness compare"
 TORCH, POLYGRAPHY = "torch.testing.assert_close", "Polygraphy CompareFunc.simple"
 LIBRARIES = {
@@ -29,19 +28,24 @@ LIBRARIES = {
     "torch": (TORCH,),
     "polygraphy": (POLYGRAPHY,),
 }
+MODULES = {
+    "harness": "harness.bench.arrays",
+    "torch": "pt_impl.bench.arrays",
+    "polygraphy": "harness.bench.arrays",
+}
 HARNESS = (sys.executable, "-P", "-c", BOOT, str(ROOT), "harness")
 
 
 class Launched(NamedTuple):
     """Wall time in seconds of a command, its greatest memory in bytes, and what it printed.
 
-    `said` is the last line of its standard error.
+    `last_line` is the last line of its standard error.
     """
 
     seconds: float
     peak: int
     output: str
-    said: str
+    last_line: str
 
 
 def launch(command: Sequence[str], folder: Path, allowed: Sequence[int] = (0,)) -> Launched:
@@ -54,22 +58,23 @@ def launch(command: Sequence[str], folder: Path, allowed: Sequence[int] = (0,)) 
             text=True,
             timeout=PATIENCE,
         )
-        found = json.loads(done.stdout)
+        figures = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         raise HarnessError(f"cannot be run: {error}") from None
-    told = output.with_name(f"{output.name}.err").read_text("utf-8", "replace")
-    said = short((told.strip().splitlines() or ["nothing was said"])[-1])
-    if found["code"] not in allowed:
-        raise HarnessError(f"exit code {found['code']}: {said}")
-    return Launched(found["seconds"], found["peak"], output.read_text("utf-8", "replace"), said)
+    errors = output.with_name(f"{output.name}.err").read_text("utf-8", "replace")
+    last_line = short((errors.strip().splitlines() or ["nothing was said"])[-1])
+    if figures["code"] not in allowed:
+        raise HarnessError(f"exit code {figures['code']}: {last_line}")
+    printed = output.read_text("utf-8", "replace")
+    return Launched(figures["seconds"], figures["peak"], printed, last_line)
 
 
 class Worker:
-    """A process of bench_impl.arrays; use as a context manager."""
+    """A process that compares arrays (harness/bench/arrays.py); use as a context manager."""
 
     def __init__(self, library: str, dtype: str, elements: int) -> None:
         """Start the process; its arrays are made when it is first asked."""
-        command = [sys.executable, "-P", "-c", BOOT, str(ROOT), "bench_impl.arrays"]
+        command = [sys.executable, "-P", "-c", BOOT, str(ROOT), MODULES[library]]
         self._process = subprocess.Popen(
             [*command, library, dtype, str(elements)],
             stdin=subprocess.PIPE,
@@ -78,7 +83,7 @@ class Worker:
             text=True,
             env={**DEFAULT_ENVIRONMENT, **os.environ},
         )
-        self._said: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._replies: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -88,19 +93,19 @@ class Worker:
         try:
             self._process.stdin.write(f"{name}\n")
             self._process.stdin.flush()
-            said = json.loads(self._said.get(timeout=PATIENCE))
+            reply = json.loads(self._replies.get(timeout=PATIENCE))
         except (OSError, ValueError, queue.Empty):
             raise HarnessError("its process ended, or does not answer") from None
-        if "failed" in said:
-            raise HarnessError(said["failed"])
-        return float(said["seconds"])
+        if "failed" in reply:
+            raise HarnessError(reply["failed"])
+        return float(reply["seconds"])
 
     def _read(self) -> None:
         assert self._process.stdout is not None
         with self._process.stdout as lines:
             for line in lines:
-                self._said.put(line)
-        self._said.put("")  # not JSON: the process is gone
+                self._replies.put(line)
+        self._replies.put("")  # not JSON: the process is gone
 
     def __enter__(self) -> Worker:
         """Return the worker itself."""

@@ -18,7 +18,6 @@ from harness.bench.commands import (
     COPY,
     HARNESS,
     LIBRARIES,
-    ROOT,
     Launched,
     Worker,
     launch,
@@ -28,6 +27,7 @@ from harness.bench.place import VOCABULARY, Place
 from harness.bench.result import Row, Section, Spread, Target
 from harness.bench.rounds import Samples, interleave
 from harness.errors import HarnessError
+from harness.runs.processes import ROOT
 from harness.spec import ModelSpec, TrainSpec, preset
 
 STEPS = 10
@@ -91,9 +91,9 @@ def _arrays(dtype: str, plan: Plan, tick: Callable[[], None]) -> Section:
     bounds = ((ALLCLOSE, LEAST_OF_ALLCLOSE), (COPY, LEAST_OF_COPY))
     targets = []
     for peer, bound in bounds:
-        found = own.get(f"speed / {peer}")
+        ratio = own.get(f"speed / {peer}")
         what = f"{group}: compare, speed / {peer}"
-        targets.append(Target.of(what, found.median if found else None, bound, at_least=True))
+        targets.append(Target.of(what, ratio.median if ratio else None, bound, at_least=True))
     return Section(tuple(rows), tuple(targets))
 
 
@@ -118,21 +118,21 @@ def diff_command(place: Place, pair: Pair, steps: int, *options: str) -> Launche
 
     A clean pair does not part: where it does, both traces are kept beside the place's folder.
     """
-    done, found = _diffed(place, HARNESS, pair, options)
-    if found.steps_compared != steps:
+    done, result = _diffed(place, HARNESS, pair, options)
+    if result.steps_compared != steps:
         again = _diffed(place, WITHOUT_NUMBA, pair, options)[1]
         kept = Path(mkdtemp(prefix="harness-parted-", dir=place.folder.parent))
         for trace in (pair.a, pair.b):
             trace.rename(kept / trace.name)
         raise HarnessError(
-            f"it compared {found.steps_compared} steps of {steps}: {found.said}; without numba: "
-            f"{again.said}; both traces are kept in {kept.name} of the temporary folder"
+            f"it compared {result.steps_compared} steps of {steps}: {result.summary}; without "
+            f"numba: {again.summary}; both traces are kept in {kept.name} of the temporary folder"
         )
     return done
 
 
 class _Divergence(msgspec.Struct, frozen=True):
-    """The part of a first divergence that is told."""
+    """The part of a first divergence that is reported."""
 
     step: int
     tensor: str
@@ -150,7 +150,7 @@ class _Result(msgspec.Struct, frozen=True):
     first_divergence: _Divergence | None
 
     @property
-    def said(self) -> str:
+    def summary(self) -> str:
         first = self.first_divergence
         if first is None:
             return self.status
@@ -168,7 +168,7 @@ def _diffed(
     try:
         return done, msgspec.json.decode(done.output, type=_Result)
     except msgspec.MsgspecError:
-        raise HarnessError(f"its output is no result: {done.said}") from None
+        raise HarnessError(f"its output is no result: {done.last_line}") from None
 
 
 def _traces(place: Place, size: str, rounds: int, tick: Callable[[], None]) -> Section:
@@ -237,8 +237,8 @@ def time_startup(place: Place, rounds: int, tick: Callable[[], None]) -> Section
         pair.remove()
     names = [*prepared, *prepared.missing]
     rows = tuple(_startup_row(group, name, samples) for name in names)
-    found = next((r.seconds for r in rows if r.name == WHOLE and r.seconds), None)
-    target = Target.of(WHOLE, found.median if found else None, MOST_START, "s")
+    whole = next((r.seconds for r in rows if r.name == WHOLE and r.seconds), None)
+    target = Target.of(WHOLE, whole.median if whole else None, MOST_START, "s")
     return Section(rows, (target,))
 
 

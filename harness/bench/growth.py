@@ -10,7 +10,7 @@ from harness.bench.diffing import TINY, diff_command
 from harness.bench.pairs import Pairs
 from harness.bench.place import Place, sized
 from harness.bench.result import Fit, Section
-from harness.bench.tracing import CAPTURES, UNTRACED, step_seconds, time_levels
+from harness.bench.tracing import CAPTURES, UNTRACED, Contest, step_seconds, time_levels
 from harness.errors import HarnessError
 from harness.spec import Capture
 
@@ -57,17 +57,17 @@ def _over_sizes(place: Place, plan: Plan, tick: Callable[[], None]) -> Growth:
     errors: dict[str, str] = {}
     captures = {level: CAPTURES[level] for level in LEVELS}
     for hidden in plan.hidden:
-        model, train = sized(hidden)
-        found = time_levels(place, "pt", model, train, plan.rounds, plan.steps, tick, captures)
-        for level, reason in found.missing.items():
+        contest = Contest("pt", *sized(hidden), plan.rounds, plan.steps)
+        samples = time_levels(place, contest, tick, captures)
+        for level, reason in samples.missing.items():
             errors["tracing"] = f"growth, {hidden} units, {level}: {reason}"
-        if "full" in found and UNTRACED in found:
-            last = found["full"][-1]
+        if "full" in samples and UNTRACED in samples:
+            last = samples["full"][-1]
             size = last.bytes / last.steps
-            for level in found:
-                step[level].append((size, median(step_seconds(found, level))))
+            for level in samples:
+                step[level].append((size, median(step_seconds(samples, level))))
                 if level in stored:
-                    own = found[level][-1]
+                    own = samples[level][-1]
                     stored[level].append((size, own.bytes / own.steps))
         try:
             diffs += [_diff_of_size(place, hidden, plan)] if plan.diffs else []
@@ -90,10 +90,10 @@ def _diff_of_size(place: Place, hidden: int, plan: Plan) -> tuple[float, float]:
     with Pairs(place) as pairs:
         pair = pairs.make(f"size-{hidden}", *sized(hidden), steps)
     try:
-        found = [diff_command(place, pair, steps).seconds for _ in range(plan.rounds)]
+        seconds = [diff_command(place, pair, steps).seconds for _ in range(plan.rounds)]
     finally:
         pair.remove()
-    return float(pair.bytes), median(found)
+    return float(pair.bytes), median(seconds)
 
 
 def _over_steps(place: Place, plan: Plan, tick: Callable[[], None]) -> Growth:

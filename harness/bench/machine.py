@@ -7,6 +7,8 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from harness.runs.processes import processors
+
 PACKAGES = (
     "twin-harness",
     "numpy",
@@ -20,21 +22,14 @@ PACKAGES = (
 )
 
 
-def processors() -> int:
-    """How many processors this process may use; not every system can tell them from all."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def describe_machine() -> dict[str, str]:
     """Processor, memory, system and versions of packages, by what they are called."""
-    found = {
+    described = {
         "processor": f"{_cpu()}, {processors()} cores used",
         "memory": _memory(),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
     }
-    return found | {"packages": ", ".join(f"{name} {_version(name)}" for name in PACKAGES)}
+    return described | {"packages": ", ".join(f"{name} {_version(name)}" for name in PACKAGES)}
 
 
 def _cpu() -> str:

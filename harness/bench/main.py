@@ -12,11 +12,12 @@ import msgspec
 from harness.bench import diffing, growth, tracing, twins
 from harness.bench.machine import describe_machine
 from harness.bench.paced import short
-from harness.bench.place import VOCABULARY, Place, check_room, full_bytes, sized
+from harness.bench.place import VOCABULARY, Place, check_room, sized
 from harness.bench.result import PARTS, BenchResult, Section
 from harness.bench.rounds import Progress
 from harness.errors import HarnessError
 from harness.observer import Observer
+from harness.runs.files import step_bytes
 from harness.spec import preset
 
 SMALL, MEDIUM = "zaremba-small", "zaremba-medium"
@@ -113,13 +114,13 @@ class _Parts:
     def part(self, name: str) -> dict[str, Section]:
         """What a part found, by the section that it belongs to; what ended it, if it was ended."""
         try:
-            found: dict[str, Section] = getattr(self, f"_{name}")()
+            sections: dict[str, Section] = getattr(self, f"_{name}")()
         except Exception as error:
             # Whatever it was: the parts before it are worth an hour, and the next may do better.
             reason = short(f"{type(error).__name__}: {error}")
             names = ("tracing", "diff") if name == "growth" else (name,)
-            found = {each: Section(error=f"{name}: {reason}") for each in names}
-        return found
+            sections = {each: Section(error=f"{name}: {reason}") for each in names}
+        return sections
 
     def _twins(self) -> dict[str, Section]:
         tick = self.progress.begin("twins", twins.ticks(self.todo.twins))
@@ -148,12 +149,12 @@ def _room(todo: Plan, only: Sequence[str]) -> int:
     """Bytes that traces take at one time, at most."""
     needed = [0]
     if "tracing" in only:
-        needed += [full_bytes(*preset(p.size, VOCABULARY)) * p.steps for p in todo.tracing]
+        needed += [step_bytes(*preset(p.size, VOCABULARY)) * p.steps for p in todo.tracing]
     if "diff" in only:
-        sizes = [full_bytes(*preset(size, VOCABULARY)) for size in todo.diff.sizes]
+        sizes = [step_bytes(*preset(size, VOCABULARY)) for size in todo.diff.sizes]
         needed += [2 * diffing.STEPS * size for size in sizes]
     if "startup" in only:
-        needed.append(2 * diffing.STEPS * full_bytes(*preset(SMALL, VOCABULARY)))
+        needed.append(2 * diffing.STEPS * step_bytes(*preset(SMALL, VOCABULARY)))
     if {"tracing", "diff"}.intersection(only):
-        needed += [full_bytes(*sized(h)) * 2 * todo.growth.steps for h in todo.growth.hidden]
+        needed += [step_bytes(*sized(h)) * 2 * todo.growth.steps for h in todo.growth.hidden]
     return max(needed)

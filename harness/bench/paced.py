@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.errors import HarnessError
+from harness.runs.files import folder_bytes
 from harness.runs.processes import Job, SideProcess, Twin
 from harness.spec import RunSpec
 from harness.trace import remove_trace
@@ -93,13 +94,13 @@ class TimedSide(SideProcess):
     def _next(self) -> float:
         """When the next step arrived."""
         try:
-            found = self._arrived.get(timeout=PATIENCE)
+            arrival = self._arrived.get(timeout=PATIENCE)
         except queue.Empty:
             self._signal(signal.SIGSTOP)  # it is out, and must not slow the others
             raise HarnessError(f"side {self.label}: no step in {PATIENCE:.0f} s") from None
-        if isinstance(found, str):
-            raise HarnessError(short(found))
-        return found
+        if isinstance(arrival, str):
+            raise HarnessError(short(arrival))
+        return arrival
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process.poll() is None:
@@ -111,8 +112,7 @@ def trace_bytes(trace: Path) -> tuple[int, int]:
     if not trace.is_dir():
         return 0, 0
     index = trace / INDEX_FILE
-    sizes = sum(file.stat().st_size for file in trace.iterdir())
-    return sizes, index.stat().st_size if index.exists() else 0
+    return folder_bytes(trace), index.stat().st_size if index.exists() else 0
 
 
 PLACE = re.compile(r"(?:/[^\s/:;'\"]+)+/([^\s/:;'\"]+)")

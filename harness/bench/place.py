@@ -9,10 +9,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from harness.bench.machine import processors
 from harness.data import corpus, weights
 from harness.errors import HarnessError
-from harness.models.table import parameters
+from harness.runs.processes import processors
 from harness.spec import Capture, ModelSpec, RunSpec, TrainSpec, preset
 
 VOCABULARY = 10_000
@@ -77,9 +76,9 @@ def _tokens() -> tuple[corpus.Tokens, str, int | None]:
     """The text, what to call it, and its token of a sentence's end."""
     shelf = os.environ.get("HARNESS_DATA")
     if shelf and Path(shelf, "ptb").is_dir():
-        found = corpus.load("ptb")
-        if len(found.vocabulary) <= VOCABULARY:
-            return found.train, "Penn Treebank", found.eos
+        text = corpus.load("ptb")
+        if len(text.vocabulary) <= VOCABULARY:
+            return text.train, "Penn Treebank", text.eos
     law = 1 / np.arange(1, VOCABULARY + 1)
     drawn = np.random.default_rng(1).choice(VOCABULARY, ZIPF_TOKENS, p=law / law.sum())
     return drawn.astype(np.int32), "random tokens of a Zipf law", None
@@ -90,18 +89,6 @@ def sized(hidden: int) -> tuple[ModelSpec, TrainSpec]:
     model, train = preset("zaremba-small", VOCABULARY)
     wider = msgspec.structs.replace(model, embed_size=hidden, hidden_size=hidden)
     return wider, train
-
-
-def full_bytes(model: ModelSpec, train: TrainSpec) -> int:
-    """About what one fully traced float32 step takes, from above.
-
-    Weights four times (gradients, clipped, after the step, and before the first), logits and their
-    gradients, and for each layer gates, cell and hidden state and their gradients.
-    """
-    counted = sum(int(np.prod(p.shape)) for p in parameters(model))
-    words = train.batch_size * train.bptt
-    layers = 14 * model.num_layers * model.hidden_size + 4 * model.embed_size
-    return 4 * (4 * counted + words * (2 * model.vocab_size + layers))
 
 
 def check_room(folder: Path, needed: int) -> None:

@@ -27,19 +27,19 @@ def interleave(
 
     A contestant that raises HarnessError is missing from then on, and its earlier rounds with it.
     """
-    found: Samples[T] = Samples()
+    samples: Samples[T] = Samples()
     names = list(contestants)
     for number in range(rounds):
         shift = number % max(len(names), 1)
         for name in names[shift:] + names[:shift]:
-            if name not in found.missing:
+            if name not in samples.missing:
                 try:
-                    found.setdefault(name, []).append(contestants[name]())
+                    samples.setdefault(name, []).append(contestants[name]())
                 except HarnessError as error:
-                    found.missing[name] = str(error)
-                    found.pop(name, None)
+                    samples.missing[name] = str(error)
+                    samples.pop(name, None)
             tick()
-    return found
+    return samples
 
 
 class Progress:
@@ -48,7 +48,7 @@ class Progress:
     def __init__(self, observer: Observer, seconds: Mapping[str, float]) -> None:
         """`seconds` are expected of each part, in their order."""
         self.observer, self._seconds = observer, dict(seconds)
-        self._told = observer.part("bench (expected seconds)")
+        self._show = observer.part("bench (expected seconds)")
         self._before, self._part, self._ticks, self._total = 0.0, "", 0, 1
 
     def begin(self, part: str, ticks: int) -> Callable[[], None]:
@@ -62,4 +62,4 @@ class Progress:
     def _tick(self) -> None:
         self._ticks = min(self._ticks + 1, self._total)
         share = self._seconds.get(self._part, 0) * self._ticks / self._total
-        self._told(round(self._before + share), round(sum(self._seconds.values())))
+        self._show(round(self._before + share), round(sum(self._seconds.values())))

@@ -41,6 +41,16 @@ class Plan(NamedTuple):
     steps: int
 
 
+class Contest(NamedTuple):
+    """A twin and what it runs at every level: rounds, and traced steps of each."""
+
+    twin: str
+    model: ModelSpec
+    train: TrainSpec
+    rounds: int
+    steps: int
+
+
 def ticks(plans: Sequence[Plan]) -> int:
     """How often `time_tracing` will tick."""
     return sum(plan.rounds * len(CAPTURES) * len(FRAMEWORKS) for plan in plans)
@@ -58,34 +68,32 @@ def time_tracing(
         model, train = preset(plan.size, VOCABULARY)
         for twin in FRAMEWORKS:
             chosen = msgspec.structs.replace(train, autograd=autograd(plan.size, twin))
-            found = time_levels(place, twin, model, chosen, plan.rounds, plan.steps, tick)
-            section = section.plus(_section(plan.size, twin, found))
+            contest = Contest(twin, model, chosen, plan.rounds, plan.steps)
+            samples = time_levels(place, contest, tick)
+            section = section.plus(_section(plan.size, twin, samples))
     return section
 
 
 def time_levels(
     place: Place,
-    twin: str,
-    model: ModelSpec,
-    train: TrainSpec,
-    rounds: int,
-    steps: int,
+    contest: Contest,
     tick: Callable[[], None],
     captures: Mapping[str, Capture] = CAPTURES,
 ) -> Samples[Span]:
     """Whole runs of a twin at every level, in turn; each trace is removed once it is measured."""
-    side = TimedSide(TWINS[twin], f"traced-{twin}", place.folder, 1)
+    label, steps = f"traced-{contest.twin}", WARM + contest.steps
+    side = TimedSide(TWINS[contest.twin], label, place.folder, 1)
 
     def timed(level: str) -> Span:
-        label = f"traced-{twin}"
-        run = place.run(label, model, train, WARM + steps, captures[level])
+        run = place.run(label, contest.model, contest.train, steps, captures[level])
         try:
             return side.whole(run, WARM)
         finally:
             remove_trace(run.trace)
 
     try:
-        return interleave({level: partial(timed, level) for level in captures}, rounds, tick)
+        turns = {level: partial(timed, level) for level in captures}
+        return interleave(turns, contest.rounds, tick)
     finally:
         side.stop()
 

@@ -34,8 +34,8 @@ class Contestant(NamedTuple):
 def contestants(framework: str) -> list[Contestant]:
     """All that compete in one framework."""
     own, name = TWINS[framework], FRAMEWORKS[framework]
-    stock = Twin(f"bench_impl.{framework}", name, own.extra)
-    products = Twin(f"bench_impl.{framework}_products", name, own.extra)
+    stock = Twin(f"{own.module}.bench.stock", name, own.extra)
+    products = Twin(f"{own.module}.bench.products", name, own.extra)
     return [
         Contestant("twin", own, {}),
         Contestant("twin, autograd", own, {"autograd": True}),

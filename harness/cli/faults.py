@@ -46,10 +46,10 @@ def faults_bench(
     Takes some ten minutes on two cores. Exit code 1 where a fault was missed or a clean pair
     accused.
     """
-    from harness.faults.bench import bench
     from harness.report.progress import LiveObserver
     from harness.report.scores import show_bench, write_bench
     from harness.report.terminal import console
+    from harness.scoreboard.bench import bench
 
     with LiveObserver() as observer, _folder(out) as folder:
         result = bench(folder, observer, only, clean)
@@ -76,11 +76,11 @@ def faults_fuzz(cases: int, seed: int, out: str | None, report: str | None, as_j
 
     Exit code 1 where one above the noise was not, or something else was accused.
     """
-    from harness.faults.fuzz import fuzz
     from harness.report.plots import plot_fuzz
     from harness.report.progress import LiveObserver
     from harness.report.scores import show_fuzz, write_fuzz
     from harness.report.terminal import console
+    from harness.scoreboard.fuzz import fuzz
 
     with LiveObserver() as observer, _folder(out) as folder:
         result = fuzz(cases, seed, folder, observer)

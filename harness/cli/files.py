@@ -32,7 +32,7 @@ def weights_init(
 ) -> int:
     """Draw weights for a model over a corpus's vocabulary and save them."""
     from harness.data import weights
-    from harness.runs.run import model_for
+    from harness.runs.prepare import model_for
 
     spec = model_for(model, data, tokens, settings)
     drawn = weights.draw(spec, seed)
@@ -81,7 +81,7 @@ def weights_check(
     Without --model, --data and --set: of any model that is consistent in itself.
     """
     from harness.data import weights
-    from harness.runs.run import model_for
+    from harness.runs.prepare import model_for
 
     expected = model_for(model, data, tokens, settings) if model or data or settings else None
     weights.load(file, expected)
@@ -119,14 +119,13 @@ def weights_convert(source: str, target: str, to: str, layout: str | None) -> in
 @JSON
 def corpus_command(data: str | None, tokens: str, as_json: bool) -> int:
     """Say what a corpus holds, and of the built-in one its exact entropy."""
-    from harness.data import corpus
-    from harness.runs.run import describe_corpus
+    from harness.data import corpus as corpora
 
-    found = corpus.load(data, tokens)
+    corpus = corpora.load(data, tokens)
     if as_json:
-        splits = {name: len(getattr(found, name)) for name in corpus.SPLITS}
-        known = {"vocabulary": len(found.vocabulary), "entropy": found.entropy}
-        print_json({"name": found.name, **splits, **known})
+        sizes = {name: len(getattr(corpus, name)) for name in corpora.SPLITS}
+        known = {"vocabulary": len(corpus.vocabulary), "entropy": corpus.entropy}
+        print_json({"name": corpus.name, **sizes, **known})
     else:
-        click.echo(describe_corpus(found))
+        click.echo(corpora.describe(corpus))
     return EQUIVALENT

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from harness.errors import HarnessError
 from harness.models.table import PRESETS
+
+if TYPE_CHECKING:
+    from harness.compare import DiffResult
 
 EQUIVALENT, DIVERGENT, TROUBLE = 0, 1, 2
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -23,6 +26,14 @@ def print_json(value: object) -> None:
     import msgspec
 
     click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+
+
+def write_plot(result: DiffResult, path: str) -> None:
+    """Draw a diff, and say where."""
+    from harness.report.plots import plot_diff
+
+    plot_diff(result, path)
+    click.echo(f"plot: {path}", err=True)
 
 
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")

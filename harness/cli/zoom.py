@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from harness.cli.options import DIVERGENT, EQUIVALENT, JSON, example, print_json
-from harness.errors import HarnessError
 
 if TYPE_CHECKING:
-    from harness.runs.zoom import Found
+    from harness.runs.result import ZoomResult
 
 
 @click.command("zoom", epilog=example("harness zoom traces/pt.trace traces/tf.trace"))
@@ -31,31 +30,27 @@ def zoom_command(a: str, b: str, step: int | None, pythons: tuple[str, ...], as_
     A and B (the reference) are traces of level stats, where harness run left them.
     """
     from harness.report.progress import LiveObserver
+    from harness.runs.request import parse_pythons
     from harness.runs.zoom import zoom_traces
 
-    places = {}
-    for text in pythons:
-        label, equals, path = text.partition("=")
-        if not equals or not path:
-            raise HarnessError(f"--python {text}: give LABEL=PATH")
-        places[label] = path
+    paths = parse_pythons(pythons)
     with LiveObserver() as observer:
-        free, found = zoom_traces(a, b, step=step, pythons=places, observer=observer)
+        free, result = zoom_traces(a, b, step=step, pythons=paths, observer=observer)
     if as_json:
-        print_json({"diff": free, "found": found})
-    elif found:
-        _print(found)
+        print_json({"diff": free, "found": result})
+    elif result:
+        _print(result)
     else:
         click.echo(f"{free.status.upper()}: nothing to zoom into: no step parts, and none jumps")
-    same = free.equivalent and (not found or found.verdict.label in ("identical", "close"))
+    same = free.equivalent and (not result or result.verdict.label in ("identical", "close"))
     return EQUIVALENT if same else DIVERGENT
 
 
-def _print(found: Found) -> None:
+def _print(result: ZoomResult) -> None:
     from harness.report import terminal
     from harness.report.verdict import show_verdict, show_zoom
 
     out = terminal.console()
-    show_verdict(out, found.verdict, found.diff)
-    show_zoom(out, found.zoom)
-    terminal.show_diff(out, found.diff)
+    show_verdict(out, result.verdict, result.diff)
+    show_zoom(out, result.zoom)
+    terminal.show_diff(out, result.diff)

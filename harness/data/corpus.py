@@ -110,11 +110,11 @@ def _find(folder: Path, split: str) -> Path | None:
     plain = folder / f"{split}.txt"
     if plain.is_file():
         return plain
-    found = sorted(folder.glob(f"*.{split}.txt"))
-    if len(found) > 1:
-        names = ", ".join(file.name for file in found)
+    matches = sorted(folder.glob(f"*.{split}.txt"))
+    if len(matches) > 1:
+        names = ", ".join(file.name for file in matches)
         raise HarnessError(f"{folder}: more than one {split} text: {names}; keep one")
-    return found[0] if found else None
+    return matches[0] if matches else None
 
 
 def _split(path: Path) -> dict[str, str]:
@@ -219,6 +219,18 @@ def evaluation_batches(tokens: Tokens, train: TrainSpec) -> Batches | None:
     if len(tokens) < train.batch_size * (train.bptt + 1):
         return None
     return Batches(tokens, replace(train, shuffle=False))
+
+
+def describe(corpus: Corpus) -> str:
+    """A line about a corpus, with the best perplexity that any model can have where it is known."""
+    sizes = " + ".join(f"{len(split):,}" for split in (corpus.train, corpus.valid, corpus.test))
+    text = f"corpus {corpus.name}: {sizes} tokens, vocabulary {len(corpus.vocabulary):,}"
+    if corpus.entropy is not None:
+        text += (
+            f", exact entropy {corpus.entropy:.6f} nats per token (no model's perplexity is below "
+            f"{perplexity(corpus.entropy):.4f})"
+        )
+    return text
 
 
 def save_tokens(tokens: Tokens, path: Path) -> None:

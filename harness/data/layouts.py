@@ -98,13 +98,13 @@ CANONICAL = LAYOUTS["canonical"]
 
 def recognise(names: Iterable[str]) -> Layout:
     """The layout that most of `names` belong to. Raises HarnessError if none of them does."""
-    found = set(names)
-    layers = len(found)
-    best = max(_ROWS, key=lambda row: len(found.intersection(row.names(layers))))
-    if not found.intersection(best.names(layers)):
+    given = set(names)
+    layers = len(given)
+    best = max(_ROWS, key=lambda row: len(given.intersection(row.names(layers))))
+    if not given.intersection(best.names(layers)):
         known = "; ".join(f"{row.name}: {row.names(1)[0]}, {row.names(1)[1]}" for row in _ROWS)
         raise HarnessError(
-            f"no known layout of weights (found {_listed(found)}). Known layouts and their first "
+            f"no known layout of weights (found {_listed(given)}). Known layouts and their first "
             f"names: {known}"
         )
     return best
@@ -254,8 +254,8 @@ def _check_lstm(model: ModelSpec | None, layout: Layout) -> None:
         )
 
 
-def _check_names(found: Iterable[str], expected: list[str]) -> None:
-    have = set(found)
+def _check_names(names: Iterable[str], expected: list[str]) -> None:
+    have = set(names)
     missing, extra = [n for n in expected if n not in have], have.difference(expected)
     if missing or extra:
         parts = [f"missing {_listed(missing)}"] if missing else []

@@ -77,17 +77,17 @@ def first_step(fault: Fault, batches: Batches, norm: Callable[[int], float]) -> 
     limit = float({**BASE, **fault.settings}["clip_limit"])
     steps = range(1, fault.steps + 1)
     if kind == "norm":
-        found = (s for s in steps if norm(s) > limit)
+        bitten = (s for s in steps if norm(s) > limit)
     elif kind == "token":
-        found = (s for s in steps if (batches.window(s).x == int(rest[0])).any())
+        bitten = (s for s in steps if (batches.window(s).x == int(rest[0])).any())
     elif kind == "epoch":
         epochs = int(rest[0]) - 1
         step = epochs * batches.steps_per_epoch + 1
         if rest[1:] == ["end"]:
             step += batches.steps_per_epoch - 1
-        found = (s for s in steps if s == step)
+        bitten = (s for s in steps if s == step)
     else:
-        found = (s for s in steps if s == int(rest[0]))
-    for step in found:
+        bitten = (s for s in steps if s == int(rest[0]))
+    for step in bitten:
         return step
     raise HarnessError(f"{fault.name}: in none of the steps 1 to {fault.steps}: {fault.bites}")

@@ -9,7 +9,7 @@ from typing import Any
 from harness.compare import DiffResult
 from harness.compare.diff import StepSummary, Value
 from harness.errors import HarnessError
-from harness.faults.fuzz import FuzzResult
+from harness.scoreboard.result import FuzzResult
 
 
 def plot_diff(result: DiffResult, path: str | Path) -> None:

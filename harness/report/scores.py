@@ -12,9 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 from harness.errors import HarnessError
-from harness.faults.bench import BenchResult, FaultRecord
-from harness.faults.fuzz import BOUND, FuzzResult
 from harness.report.terminal import table
+from harness.scoreboard.result import BOUND, BenchResult, FaultRecord, FuzzResult
 
 Row = Sequence[object]
 

@@ -11,7 +11,7 @@ from harness.compare import DiffResult
 from harness.explain import Verdict
 from harness.faults.fault import Fault
 from harness.report.terminal import eps, pairs, place, table, values
-from harness.runs.zoom import Zoom
+from harness.runs.result import Zoom
 
 STYLES = {
     "identical": "bold green",

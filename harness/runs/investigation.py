@@ -5,7 +5,6 @@ Nothing here judges: the runs are made, compared, and handed to `harness.explain
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from harness.errors import HarnessError
 from harness.explain.case import Side, distance
 from harness.explain.evidence import Evidence, Following, Repeat, Vote
 from harness.explain.verdict import Verdict, judge
-from harness.models.table import SLOTS, parameters
+from harness.runs.files import relabelled, step_bytes
 from harness.runs.repeats import find_repeats
 from harness.runs.session import Session
 from harness.spec import Capture, Dtype, Follow, Resume, RunSpec
@@ -60,7 +59,7 @@ class Investigation:
         first, last = self._window()
         if not last:
             return judge(Evidence(self.free, lacking=tuple(self.lacking)))
-        self._repeat()
+        self._check_repeats()
         pairs = self._pairs(first, last)
         followed: dict[Dtype, tuple[Following, ...]] = {}
         if any(run.train.compile for run in self.runs):
@@ -82,13 +81,13 @@ class Investigation:
             tuple(self.lacking),
             self.repeats,
         )
-        found = judge(evidence, self._vote)
+        verdict = judge(evidence, self._vote)
         if self._bytes(last - first + 1) > LARGE:
             for trace in self.made:
                 remove_trace(trace)
-        return found
+        return verdict
 
-    def _repeat(self) -> None:
+    def _check_repeats(self) -> None:
         """Find out which sides do not repeat themselves, before anything is made of their runs."""
         try:
             self.repeats = find_repeats(self.session, self.runs, self.sides, self.free)
@@ -108,9 +107,9 @@ class Investigation:
         traced = open_trace(self.runs[1].trace).steps
         first, last = traced[0] if self.runs[1].capture.first > 1 else 1, traced[-1]
         if self._bytes(last - first + 1) > LARGE:
-            parted = self.free.first_divergence
+            divergence = self.free.first_divergence
             # Following from a later step than the first needs the two before it.
-            last = max(parted.step, first + 2 if first > 1 else 1) if parted else last
+            last = max(divergence.step, first + 2 if first > 1 else 1) if divergence else last
             self.lacking.append(
                 f"only steps {first} to {last} were judged: --follow=stage takes all"
             )
@@ -124,7 +123,7 @@ class Investigation:
         return first, last
 
     def _bytes(self, steps: int) -> int:
-        return step_bytes(self.runs[1]) * steps * TRACES
+        return step_bytes(self.runs[1].model, self.runs[1].train) * steps * TRACES
 
     def _pairs(self, first: int, last: int) -> dict[Dtype, tuple[str, str]]:
         """Traces of both sides that hold everything, in either precision that could be run.
@@ -146,8 +145,8 @@ class Investigation:
         pairs[own] = pair
         wide = [self._variant(run, other, f"{run.label}-{other}", last) for run in self.runs]
         if first > 1:
-            begun: dict[str, Any] = {"start": first + 1, "resume": Resume(pair[1], first)}
-            wide = [replace(run, **begun) for run in wide]
+            resume = Resume(pair[1], first)
+            wide = [replace(run, start=first + 1, resume=resume) for run in wide]
         made = self._traces(wide)
         return pairs | ({other: made} if made else {})
 
@@ -191,24 +190,17 @@ class Investigation:
 
     def _variant(self, run: RunSpec, dtype: Dtype, label: str, last: int) -> RunSpec:
         """The run again, in `dtype`, to step `last`, with everything traced."""
-        return replace(
-            run,
-            label=label,
-            train=replace(run.train, dtype=dtype),
-            trace=str(self.folder / f"{label}.trace"),
-            final=str(self.folder / f"{label}.npz"),
-            capture=Capture(),
-            follow=None,
-            steps=last,
-        )
+        train = replace(run.train, dtype=dtype)
+        again = relabelled(run, label)
+        return replace(again, train=train, capture=Capture(), follow=None, steps=last)
 
     def _diff(self, what: str, a: str, b: str, start: int | None = None) -> DiffResult:
         """The diff of two runs; from step `start` on, of a follower and what it followed."""
-        told = self.session.watcher.part(what)
+        progress = self.session.watcher.part(what)
         if start is None:
-            return diff(a, b, progress=told)
+            return diff(a, b, progress=progress)
         local = Tolerance.local()
-        return diff(a, b, all=True, tolerance=local, steps=(start, None), progress=told)
+        return diff(a, b, all=True, tolerance=local, steps=(start, None), progress=progress)
 
     def _vote(self, shown: Following, place: Difference) -> Vote | None:
         """How far each side is from the referee at one place, all three given the same inputs."""
@@ -250,13 +242,3 @@ class Investigation:
 def _whole(capture: Capture) -> bool:
     """Whether all tensors of all steps of a window are kept."""
     return capture == Capture(first=capture.first, last=capture.last)
-
-
-def step_bytes(run: RunSpec) -> int:
-    """How many bytes a step of a full float32 trace of `run` takes at most."""
-    model, train = run.model, run.train
-    weights = sum(math.prod(p.shape) for p in parameters(model))
-    copies = 3 + len(SLOTS[train.optimizer])  # gradients, clipped gradients, weights, slots
-    units = model.embed_size + 6 * model.hidden_size * model.num_layers + model.vocab_size
-    activations = 2 * train.batch_size * train.bptt * units  # and their gradients
-    return 4 * (weights * copies + activations)

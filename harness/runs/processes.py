@@ -37,6 +37,7 @@ TWINS = {
 
 # The twin may run in an interpreter that does not have this project: its folder is then searched
 # last, so that nothing of that interpreter's own is shadowed.
+ROOT = Path(__file__).resolve().parents[2]
 BOOT = (
     "import runpy, sys; sys.path.append(sys.argv.pop(1)); "
     "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
@@ -58,6 +59,13 @@ PATIENCE = 5.0  # seconds in which a process that is told to end, or says nothin
 BEAT = 0.5  # seconds after which a silent side's process is looked at
 
 
+def processors() -> int:
+    """How many processors this process may use; not every system can tell them from all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class Job:
     """A run handed to a side. `losses` holds one a step, `valid` one an epoch (nats per token)."""
 
@@ -68,7 +76,7 @@ class Job:
         self.valid: list[float] = []
         self.error: str | None = None
         self._ended, self._lock = threading.Event(), threading.Lock()
-        self._tell: list[queue.SimpleQueue[Job]] = []
+        self._listeners: list[queue.SimpleQueue[Job]] = []
 
     @property
     def file(self) -> str:
@@ -85,11 +93,11 @@ class Job:
         self._ended.wait()
         return self.error
 
-    def tell(self, ended: queue.SimpleQueue[Job]) -> None:
+    def notify(self, ended: queue.SimpleQueue[Job]) -> None:
         """Put the job into `ended` when it has, or now if it has already."""
         with self._lock:
             if not self.ended:
-                self._tell.append(ended)
+                self._listeners.append(ended)
                 return
         ended.put(self)
 
@@ -98,7 +106,7 @@ class Job:
         self.error = error
         with self._lock:
             self._ended.set()
-        for ended in self._tell:
+        for ended in self._listeners:
             ended.put(self)
 
 
@@ -134,7 +142,6 @@ class SideProcess:
         self._failed, self._stopped, self._broken = failed, False, ""
         self._jobs: collections.deque[Job] = collections.deque()
         self._gone, self._lock = False, threading.Lock()
-        root = Path(__file__).resolve().parent.parent
         environment = {**DEFAULT_ENVIRONMENT, "OPENBLAS_NUM_THREADS": str(threads), **os.environ}
         self._channel, theirs = socket.socketpair()
         with theirs, open(self.log, "ab" if again else "wb") as log:
@@ -142,7 +149,7 @@ class SideProcess:
             number = theirs.fileno()
             try:
                 self._process = subprocess.Popen(
-                    [python, "-P", "-c", BOOT, str(root), twin.module, CHANNEL, str(number)],
+                    [python, "-P", "-c", BOOT, str(ROOT), twin.module, CHANNEL, str(number)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -182,7 +189,7 @@ class SideProcess:
         """Hear the side out. Whatever goes wrong here ends its runs, and none waits for ever."""
         try:
             for line in self._lines():
-                self._heard(line)
+                self._receive(line)
         except _BrokenError as error:
             self._broken = str(error)
         except Exception as error:  # of whoever is told of the run
@@ -218,7 +225,7 @@ class SideProcess:
             if len(text) > LONGEST:
                 raise _BrokenError(f"it said a line of over {LONGEST} bytes, which is no message")
 
-    def _heard(self, line: bytes) -> None:
+    def _receive(self, line: bytes) -> None:
         """Take one message. Raises _BrokenError for what is none, or cannot be true now."""
         try:
             message = decode(line)
@@ -250,10 +257,10 @@ class SideProcess:
         if error is None or self._stopped:
             job.end(error and f"side {self.label} was stopped after step {_last(job)}")
             return
-        told = f"side {self.label} failed after step {_last(job)}"
-        error = f"{told}: {error}; log: {self.log}"
+        failure = f"side {self.label} failed after step {_last(job)}"
+        error = f"{failure}: {error}; log: {self.log}"
         job.end(error + "".join(f"\n    {line}" for line in self._tail()))
-        self._failed(f"{told}; log: {self.log}")
+        self._failed(f"{failure}; log: {self.log}")
 
     def _end_all(self) -> None:
         """The process is gone: every run that it still had has failed."""

@@ -7,8 +7,6 @@ state that a run leaves in its process for the next one, looks like any other fa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -16,9 +14,10 @@ from msgspec.structs import replace
 from harness.compare import DiffResult, diff
 from harness.explain.case import Side
 from harness.explain.evidence import Repeat
+from harness.runs.files import relabelled, remove_files
 from harness.runs.session import Session
 from harness.spec import Level, RunSpec
-from harness.trace import open_trace, remove_trace
+from harness.trace import open_trace
 
 MOST = 4  # steps that are run again
 
@@ -48,13 +47,13 @@ def find_repeats(
         # from its start would take as long as the run.
         if run.follow is None and any(step <= steps for step in open_trace(run.trace).steps):
             short[label] = _again(run, steps)
-    used = _parted(session, short, dict(zip(sides, runs, strict=True)))
+    used = _differing(session, short, dict(zip(sides, runs, strict=True)))
     fresh: dict[str, Place] = {}
     if used:
         for label in used:
             session.renew(label)
         again = {label: short[label] for label in used}
-        fresh = _parted(session, again, dict(zip(sides, runs, strict=True)))
+        fresh = _differing(session, again, dict(zip(sides, runs, strict=True)))
     close = {label for label, place in (fresh or used).items() if place.close}
     kinds: tuple[tuple[Side, str], ...] = (("a", sides[0]), ("b", sides[1]))
     return tuple(
@@ -67,35 +66,26 @@ def find_repeats(
 def _again(run: RunSpec, steps: int) -> RunSpec:
     """The run to `steps`, of which no tensors are kept: they would need room."""
     level: Level = "hash" if run.capture.level == "hash" else "stats"
-    label = f"{run.label}-again"
-    folder = Path(run.trace).parent
-    return replace(
-        run,
-        label=label,
-        steps=steps,
-        capture=replace(run.capture, level=level, checkpoint_every=None),
-        trace=str(folder / f"{label}.trace"),
-        final=str(folder / f"{label}.npz"),
-    )
+    capture = replace(run.capture, level=level, checkpoint_every=None)
+    return replace(relabelled(run, f"{run.label}-again"), steps=steps, capture=capture)
 
 
-def _parted(
+def _differing(
     session: Session, again: Mapping[str, RunSpec], before: Mapping[str, RunSpec]
 ) -> dict[str, Place]:
     """Run each side; those that are not the same again, with where they part from `before`."""
     try:
         session.run_all(again)
-        places = {label: _first(before[label].trace, run.trace) for label, run in again.items()}
+        places = {
+            label: _first_difference(before[label].trace, run.trace) for label, run in again.items()
+        }
         return {label: place for label, place in places.items() if place}
     finally:
         for run in again.values():
-            remove_trace(run.trace)
-            for file in (Path(run.final), Path(run.trace).with_suffix(".json")):
-                with suppress(OSError):
-                    file.unlink()
+            remove_files(run)
 
 
-def _first(before: str, again: str) -> Place | None:
+def _first_difference(before: str, again: str) -> Place | None:
     """The first step and tensor, in execution order, that has another hash."""
     old, new = open_trace(before), open_trace(again)
     for step in new.steps:

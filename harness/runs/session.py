@@ -71,8 +71,8 @@ class Session:
         total = run.steps - run.start + 1
         self.watcher.begin(run.label, total)
         skipped = run.start - 1
-        told = partial(self.watcher.advance, run.label)
-        return process.run(run, lambda step: told(step - skipped))
+        advance = partial(self.watcher.advance, run.label)
+        return process.run(run, lambda step: advance(step - skipped))
 
     def _process(self, label: str, threads: int) -> SideProcess:
         """The process of a side, started if there is none, or if the last one is gone."""
@@ -103,7 +103,7 @@ class Session:
         """
         ended: queue.SimpleQueue[Job] = queue.SimpleQueue()
         for job in jobs:
-            job.tell(ended)
+            job.notify(ended)
         failures: list[str] = []
         for _ in jobs:
             job = ended.get()

@@ -13,7 +13,7 @@ import time
 KIB = 1 if sys.platform == "darwin" else 1024  # the unit of ru_maxrss
 
 
-def main(output, command):
+def main(output: str, command: list[str]) -> None:
     """Print a line of JSON: seconds, peak bytes, exit code; the command's output goes to a file."""
     with open(output, "wb") as out, open(f"{output}.err", "wb") as err:
         start = time.perf_counter()

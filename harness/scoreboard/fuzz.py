@@ -14,28 +14,28 @@ from collections import deque
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from harness.compare import DiffResult, Tolerance, diff
+from harness.compare import Tolerance, diff
 from harness.compare.metrics import compare
 from harness.errors import HarnessError
-from harness.faults.lab import SIDES, Lab
 from harness.observer import Observer
+from harness.runs.files import remove_files
 from harness.runs.processes import Job
+from harness.scoreboard.lab import SIDES, Lab
+from harness.scoreboard.result import BOUND, FuzzBin, FuzzCase, FuzzResult, Region
 from harness.spec import Disturbance, Dtype, Follow
-from harness.trace import TensorEntry, Trace, open_trace, remove_trace
+from harness.trace import TensorEntry, Trace, open_trace
 
-BOUND = 2.0
 LEAST = 1.0  # eps; rounding of one operation, where clean runs happened to show less
 LARGEST = 0.1
 STEPS = 6
 NOISE_SEEDS, SEED = (1, 2, 3), 4  # weights on which the noise is measured, and the others
 AHEAD = 8  # cases a side is handed before the first of them is looked at
-Region = Literal["element", "row", "timestep", "tensor"]
 
 # What is trained: every optimizer, clipping, dropout and loss occurs.
 SETTINGS: tuple[dict[str, str], ...] = (
@@ -46,31 +46,6 @@ SETTINGS: tuple[dict[str, str], ...] = (
     {"optimizer": "adagrad", "lr": "0.5", "clip": "none", "dropout": "0.5"},
 )
 DTYPES: tuple[Dtype, ...] = ("float32", "float64")
-
-
-class FuzzCase(msgspec.Struct, frozen=True):
-    """One injection and what was found.
-
-    `size` is the relative size that was drawn, `disturbance` how far it moved the tensor and
-    `noise` what clean runs differ by there, both as the K of the tolerance's rule. `accused` is
-    every step and tensor that was named. `above`: it must be found, for its own rounding cannot
-    hide it. `placed`: exactly its step and tensor were named. `wrong`: a place was named that was
-    not disturbed, or one that was disturbed by far less than the noise.
-    """
-
-    side: str
-    dtype: str
-    setting: int
-    step: int
-    tensor: str
-    region: Region
-    size: float
-    disturbance: float
-    noise: float
-    accused: tuple[tuple[int, str], ...]
-    above: bool
-    placed: bool
-    wrong: bool
 
 
 def fuzz_case(
@@ -97,31 +72,6 @@ def fuzz_case(
     )
 
 
-class FuzzBin(msgspec.Struct, frozen=True):
-    """Cases whose relative size lies in [low, high): how many, above the noise, found, placed."""
-
-    dtype: str
-    low: float
-    high: float
-    cases: int
-    above: int
-    found: int
-    placed_above: int
-
-
-class FuzzResult(msgspec.Struct, frozen=True):
-    """All cases, the counts that matter, and the curve of shares against relative size."""
-
-    seed: int
-    cases: int
-    above: int
-    placed: int
-    share: float | None
-    wrong: int
-    curve: tuple[FuzzBin, ...]
-    records: tuple[FuzzCase, ...]
-
-
 class _Place(NamedTuple):
     """What is to be disturbed."""
 
@@ -141,12 +91,12 @@ def fuzz(cases: int, seed: int, folder: Path, watcher: Observer) -> FuzzResult:
         raise HarnessError(f"--cases {cases}: give at least 1")
     with Lab(folder, watcher) as lab:
         clean = _Clean(lab, watcher)
-        told = watcher.part("injections")
+        progress = watcher.part("injections")
         records: list[FuzzCase] = []
         places = _draw(cases, seed, clean)
         for record in _run(lab, clean, places):
             records.append(record)
-            told(len(records), cases)
+            progress(len(records), cases)
     return _result(seed, records)
 
 
@@ -158,10 +108,10 @@ class _Clean:
         self.entries: dict[tuple[Dtype, int], dict[int, list[TensorEntry]]] = {}
         self.noise: dict[tuple[str, Dtype, str], float] = {}
         kinds = list(product(DTYPES, range(len(SETTINGS)), (*NOISE_SEEDS, SEED)))
-        told = watcher.part("noise")
+        progress = watcher.part("noise")
         for done, (dtype, number, seed) in enumerate(kinds, start=1):
             self._measure(dtype, number, seed)
-            told(done, len(kinds))
+            progress(done, len(kinds))
 
     def settings(self, dtype: Dtype, number: int, seed: int = SEED) -> dict[str, str]:
         return SETTINGS[number] | {"dtype": dtype, "seed": str(seed)}
@@ -180,7 +130,7 @@ class _Clean:
         for side, other in (SIDES, SIDES[::-1]):
             label = _label("follow", side, dtype, number, seed)
             follow = Follow(runs[other].trace, "stage")
-            run = self.lab.run_spec(label, settings, STEPS, follow=follow)
+            run = replace(self.lab.run_spec(label, settings, STEPS), follow=follow)
             jobs.append(session.start(side, run, show=False))
         session.wait(jobs)
         if seed == SEED:
@@ -264,14 +214,9 @@ def _run(lab: Lab, clean: _Clean, places: Iterator[_Place]) -> Iterator[FuzzCase
         other = SIDES[1 - SIDES.index(place.side)]
         follow = Follow(str(clean.trace("clean", other, place.dtype, place.setting).path), "stage")
         step = place.disturb.step
-        run = lab.run_spec(
-            label,
-            clean.settings(place.dtype, place.setting),
-            min(step + 1, STEPS),
-            follow=follow,
-            disturb=place.disturb,
-            start=max(step - 1, 1),
-        )
+        settings = clean.settings(place.dtype, place.setting)
+        run = lab.run_spec(label, settings, min(step + 1, STEPS))
+        run = replace(run, follow=follow, disturb=place.disturb, start=max(step - 1, 1))
         waiting.append((place, lab.session.start(place.side, run, show=False)))
         if len(waiting) > AHEAD:
             yield _look(clean, *waiting.popleft())
@@ -287,7 +232,7 @@ def _look(clean: _Clean, place: _Place, job: Job) -> FuzzCase:
     reference = clean.trace("clean", other, dtype, place.setting)
     steps = (job.run.start, job.run.steps)
     tolerance = clean.tolerance(side, dtype)
-    found: DiffResult = diff(job.run.trace, reference, all=True, tolerance=tolerance, steps=steps)
+    result = diff(job.run.trace, reference, all=True, tolerance=tolerance, steps=steps)
     was = clean.trace("follow", side, dtype, place.setting).step(disturb.step)
     now = open_trace(job.run.trace).step(disturb.step)
     fed = reference.step(disturb.step)
@@ -300,11 +245,9 @@ def _look(clean: _Clean, place: _Place, job: Job) -> FuzzCase:
         fed.read(entry),
         allowed.scale,
     )
-    remove_trace(job.run.trace)
-    for leftover in (Path(job.run.final), Path(job.run.trace).with_suffix(".json")):
-        leftover.unlink(missing_ok=True)
+    remove_files(job.run)
     noise = clean.noise.get((side, dtype, disturb.tensor), LEAST)
-    accused = tuple((d.step, d.tensor) for d in found.divergences)
+    accused = tuple((d.step, d.tensor) for d in result.divergences)
     return fuzz_case(place, moved, noise, accused)
 
 

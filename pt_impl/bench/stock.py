@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bench_impl.stock import check, windows
+from harness.bench.stock import check, windows
 from harness.data import weights
 from harness.data.layouts import LAYOUTS, to_layout
 from harness.side.serving import main

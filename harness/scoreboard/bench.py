@@ -17,47 +17,17 @@ from harness.compare import DiffResult, Tolerance, diff
 from harness.data.corpus import Batches
 from harness.errors import HarnessError
 from harness.explain import Evidence, Following, Verdict, judge
-from harness.faults.baselines import BASELINES, first_failure
 from harness.faults.catalogue import CATALOGUE, first_step, planted_names
 from harness.faults.fault import Fault
-from harness.faults.lab import SIDES, Lab
 from harness.observer import Observer
 from harness.runs.investigation import Investigation
+from harness.scoreboard.baselines import BASELINES, first_failure
+from harness.scoreboard.lab import SIDES, Lab
+from harness.scoreboard.result import BaselineScore, BenchResult, CleanRecord, FaultRecord
 from harness.spec import Follow, RunSpec
 from harness.trace import Trace, open_trace, remove_trace
 
-ALARMS = ("bug", "precision")
-
-
-class FaultRecord(msgspec.Struct, frozen=True):
-    """A fault on a side: what should be found, what was, and what of it is right.
-
-    `tensors` are globs that the first tensor must match, `causes` the names of causes that are
-    right. `cause_rank` is the place of the first right cause among those found, from 1.
-    """
-
-    fault: str
-    side: str
-    step: int
-    tensors: tuple[str, ...]
-    verdict: str
-    causes: tuple[str, ...]
-    found_verdict: str
-    found_step: int | None
-    found_tensor: str | None
-    found_causes: tuple[str, ...]
-    found_side: str | None
-    sentence: str
-    baselines: dict[str, tuple[int, str] | None]
-    detected: bool
-    step_right: bool
-    tensor_right: bool
-    verdict_right: bool
-    cause_rank: int | None
-
-    def cause_within(self, count: int) -> bool:
-        """Whether a right cause is among the first `count`."""
-        return self.cause_rank is not None and self.cause_rank <= count
+ALARMS = ("bug", "precision")  # verdicts that accuse
 
 
 def record(
@@ -93,47 +63,6 @@ def record(
         verdict_right=verdict.label == fault.verdict,
         cause_rank=next(ranks, None),
     )
-
-
-class CleanRecord(msgspec.Struct, frozen=True):
-    """A clean pair: how it was run, how the free diff came out, and the verdict."""
-
-    settings: dict[str, str]
-    steps: int
-    follow: str | None
-    status: str
-    parted: int | None
-    verdict: str
-    alarm: bool
-    baselines: dict[str, tuple[int, str] | None]
-
-
-class BaselineScore(msgspec.Struct, frozen=True):
-    """What a baseline says: faults noticed, step and tensor right, clean pairs that it fails."""
-
-    detected: int
-    step_right: int
-    tensor_right: int
-    false_alarms: int
-
-
-class BenchResult(msgspec.Struct, frozen=True):
-    """The scoreboard; counts are of cases, and `records` and `clean` have one row a case."""
-
-    faults: int
-    detected: int
-    step_right: int
-    tensor_right: int
-    verdict_right: int
-    cause_first: int
-    cause_top3: int
-    side_right: int
-    clean_runs: int
-    false_alarms: int
-    undecided: int
-    baselines: dict[str, BaselineScore]
-    records: tuple[FaultRecord, ...]
-    clean: tuple[CleanRecord, ...]
 
 
 class _Clean(NamedTuple):
@@ -190,24 +119,24 @@ def bench(
     chosen = [CATALOGUE[name] for name in faults or CATALOGUE]
     pairs = clean_pairs()[:clean]
     with Lab(folder, watcher) as lab:
-        quiet = _Quiet(lab, watcher)
-        told = watcher.part("faults")
+        quiet = _QuietLab(lab, watcher)
+        progress = watcher.part("faults")
         cases = list(product(chosen, SIDES))
-        records = list(_counted(quiet.fault, cases, told))
-        told = watcher.part("clean pairs")
-        cleans = list(_counted(quiet.clean, [(pair,) for pair in pairs], told))
+        records = list(_counted(quiet.fault, cases, progress))
+        progress = watcher.part("clean pairs")
+        cleans = list(_counted(quiet.clean, [(pair,) for pair in pairs], progress))
     return _score(records, cleans)
 
 
 def _counted(
-    run: Callable[..., Any], cases: Sequence[tuple[Any, ...]], told: Callable[[int, int], None]
+    run: Callable[..., Any], cases: Sequence[tuple[Any, ...]], progress: Callable[[int, int], None]
 ) -> Iterator[Any]:
     for done, case in enumerate(cases, start=1):
         yield run(*case)
-        told(done, len(cases))
+        progress(done, len(cases))
 
 
-class _Quiet:
+class _QuietLab:
     """Runs pairs in a lab whose own progress is not shown: one bar counts the cases."""
 
     def __init__(self, lab: Lab, watcher: Observer) -> None:
@@ -219,36 +148,36 @@ class _Quiet:
         """One fault on one side, from the runs to the verdict."""
         planted = {side: planted_names(fault.name)}
         runs = self._specs(fault.settings, fault.steps, fault.tokens, planted)
-        found = self._free(runs)
-        verdict = self._judge(runs, found)
+        result = self._free(runs)
+        verdict = self._judge(runs, result)
         batches = Batches(self.lab.text(fault.tokens), runs[0].train)
         clean = runs[1 - SIDES.index(side)]
         step = first_step(fault, batches, lambda step: _norm(clean, step))
-        found_record = record(fault, side, step, verdict, _baselines(runs))
+        fault_record = record(fault, side, step, verdict, _baselines(runs))
         self._clear()
-        return found_record
+        return fault_record
 
     def clean(self, pair: _Clean) -> CleanRecord:
         """One clean pair, from the runs to the verdict."""
         runs = self._specs(pair.settings, pair.steps, None, {})
         if pair.follow:
-            found, verdict = self._following(runs, pair.follow)
+            result, verdict = self._following(runs, pair.follow)
         else:
-            found = self._free(runs)
-            verdict = self._judge(runs, found)
-        first = found.first_divergence
-        found_record = CleanRecord(
+            result = self._free(runs)
+            verdict = self._judge(runs, result)
+        first = result.first_divergence
+        clean_record = CleanRecord(
             settings=dict(pair.settings),
             steps=pair.steps,
             follow=pair.follow,
-            status=found.status,
+            status=result.status,
             parted=first.step if first else None,
             verdict=verdict.label,
             alarm=verdict.label in ALARMS,
             baselines={} if pair.follow else _baselines(runs),
         )
         self._clear()
-        return found_record
+        return clean_record
 
     def _specs(
         self,
@@ -267,11 +196,11 @@ class _Quiet:
         self.lab.session.run_all([(run.label, run) for run in runs])
         return diff(runs[0].trace, runs[1].trace)
 
-    def _judge(self, runs: tuple[RunSpec, RunSpec], found: DiffResult) -> Verdict:
+    def _judge(self, runs: tuple[RunSpec, RunSpec], result: DiffResult) -> Verdict:
         """As `harness run` does: further runs only where the sides diverge."""
-        if found.equivalent:
-            return judge(Evidence(found))
-        return Investigation(self.lab.session, runs, found).verdict()
+        if result.equivalent:
+            return judge(Evidence(result))
+        return Investigation(self.lab.session, runs, result).verdict()
 
     def _following(self, runs: tuple[RunSpec, RunSpec], level: str) -> tuple[DiffResult, Verdict]:
         leader = runs[1]
@@ -280,12 +209,12 @@ class _Quiet:
         self.lab.session.run_all([(leader.label, leader)])
         self.lab.session.run_all([(follower.label, follower)])
         if level == "step":
-            found = diff(follower.trace, leader.trace, all=True)
-            return found, self._judge((follower, leader), found)
-        found = diff(follower.trace, leader.trace, all=True, tolerance=Tolerance.local())
-        single = (Following("a", found),)
+            result = diff(follower.trace, leader.trace, all=True)
+            return result, self._judge((follower, leader), result)
+        result = diff(follower.trace, leader.trace, all=True, tolerance=Tolerance.local())
+        single = (Following("a", result),)
         wide = leader.train.dtype == "float64"
-        return found, judge(Evidence(found, None, () if wide else single, single if wide else ()))
+        return result, judge(Evidence(result, None, () if wide else single, single if wide else ()))
 
     def _clear(self) -> None:
         for trace in self.lab.folder.glob("*.trace"):
@@ -332,9 +261,9 @@ def _baseline_score(
     name: str, records: Sequence[FaultRecord], clean: Sequence[CleanRecord]
 ) -> BaselineScore:
     """The same questions to a baseline; it knows no causes and no verdict but "different"."""
-    found = [(r, r.baselines[name]) for r in records]
-    steps = [(r, place) for r, place in found if place and place[0] == r.step]
+    named = [(r, r.baselines[name]) for r in records]
+    steps = [(r, place) for r, place in named if place and place[0] == r.step]
     tensors = [1 for r, place in steps if any(fnmatchcase(place[1], g) for g in r.tensors)]
     alarms = sum(c.baselines.get(name) is not None for c in clean)
-    detected = sum(place is not None for _, place in found)
+    detected = sum(place is not None for _, place in named)
     return BaselineScore(detected, len(steps), len(tensors), alarms)

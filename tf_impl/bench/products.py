@@ -4,7 +4,7 @@ import sys
 
 import tensorflow as tf
 
-from bench_impl.products import shapes
+from harness.bench.products import shapes
 from harness.side.serving import main
 
 

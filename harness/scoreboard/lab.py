@@ -16,8 +16,6 @@ from harness.faults.catalogue import BASE
 from harness.observer import Observer
 from harness.runs.session import Session, Side
 from harness.spec import (
-    Disturbance,
-    Follow,
     ModelSpec,
     RunSpec,
     TrainSpec,
@@ -68,9 +66,6 @@ class Lab:
         *,
         tokens: int | None = None,
         faults: Sequence[str] = (),
-        follow: Follow | None = None,
-        disturb: Disturbance | None = None,
-        start: int = 1,
     ) -> RunSpec:
         """A run of the tiny model: `settings` beyond BASE, on the first `tokens` of the text."""
         model, train = self.specs(settings)
@@ -84,9 +79,6 @@ class Lab:
             valid=self._text("valid", LAST_TOKENS if tokens else None),
             trace=str(self.folder / f"{label}.trace"),
             final=str(self.folder / f"{label}.npz"),
-            start=start,
-            follow=follow,
-            disturb=disturb,
             faults=tuple(faults),
         )
 

@@ -5,7 +5,7 @@ import sys
 import keras
 import tensorflow as tf
 
-from bench_impl.stock import check, windows
+from harness.bench.stock import check, windows
 from harness.data import weights
 from harness.data.layouts import LAYOUTS, to_layout
 from harness.side.serving import main

@@ -1,0 +1,52 @@
+"""The files of a run: where they lie, how large they are, and how they are removed."""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from harness.models.table import SLOTS, parameters
+from harness.spec import ModelSpec, RunSpec, TrainSpec
+from harness.trace import remove_trace
+
+
+def relabelled(run: RunSpec, label: str) -> RunSpec:
+    """The run under another label: its trace and its weights get files of that name beside its."""
+    folder = Path(run.trace).parent
+    trace, final = str(folder / f"{label}.trace"), str(folder / f"{label}.npz")
+    return replace(run, label=label, trace=trace, final=final)
+
+
+def remove_files(run: RunSpec) -> None:
+    """Delete what a run left: its trace, its weights, and what its side was told to do."""
+    remove_trace(run.trace)
+    for file in (Path(run.final), Path(run.trace).with_suffix(".json")):
+        with suppress(OSError):
+            file.unlink()
+
+
+def folder_bytes(path: str | Path) -> int:
+    """Bytes of the files of a trace folder."""
+    return sum(file.stat().st_size for file in Path(path).iterdir())
+
+
+def step_bytes(model: ModelSpec, train: TrainSpec) -> int:
+    """How many bytes a step of a full float32 trace takes at most (the first has more: inputs)."""
+    copies = 3 + len(SLOTS[train.optimizer])  # gradients, clipped gradients, weights, slots
+    units = model.embed_size + 6 * model.hidden_size * model.num_layers + model.vocab_size
+    activations = 2 * train.batch_size * train.bptt * units  # and their gradients
+    return 4 * (_weights(model) * copies + activations)
+
+
+def state_bytes(run: RunSpec) -> int:
+    """How many bytes the weights and the optimizer's slots of `run` take, in its own dtype."""
+    size = 8 if run.train.dtype == "float64" else 4
+    return size * _weights(run.model) * (1 + len(SLOTS[run.train.optimizer]))
+
+
+def _weights(model: ModelSpec) -> int:
+    """How many numbers the weights are."""
+    return sum(math.prod(parameter.shape) for parameter in parameters(model))

@@ -1,0 +1,177 @@
+"""What a run is asked for: what to compute, how, where to write, how to judge. Parsed, not run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from harness.compare import Tolerance
+from harness.errors import HarnessError
+from harness.faults.catalogue import CATALOGUE
+from harness.runs.processes import TWINS
+from harness.runs.session import Side
+from harness.spec import Capture, check_label
+
+
+class SideRequest(NamedTuple):
+    """A side, the settings that only it has, and the faults to plant in it."""
+
+    side: Side
+    settings: dict[str, str]
+    faults: tuple[str, ...]
+
+
+class Computation(NamedTuple):
+    """What all sides compute; each field is the argument of `run_sides` of that name.
+
+    `settings` are those of all sides, by name.
+    """
+
+    trace: int | Literal["all"]
+    model: str | None
+    weights: str | Path | None
+    data: str | Path | None
+    tokens: str
+    settings: Mapping[str, str]
+
+
+class Execution(NamedTuple):
+    """How the sides are run; `threads` of each (None: an equal share of the processors)."""
+
+    device: Literal["cpu", "gpu"]
+    threads: int | None
+    sequential: bool
+
+
+class Output(NamedTuple):
+    """Where the run writes, and what; `queue`: bytes of a side's tensors that may wait for it."""
+
+    folder: Path
+    capture: Capture
+    queue: int
+
+
+class Judging(NamedTuple):
+    """How the sides are compared and judged (`verdict` None: judged where they diverge)."""
+
+    tolerance: Tolerance
+    all: bool
+    follow: Literal["step", "stage"] | None
+    verdict: bool | None
+    zoom: bool
+
+
+class Request(NamedTuple):
+    """All that a run is asked for."""
+
+    sides: list[SideRequest]
+    computation: Computation
+    execution: Execution
+    output: Output
+    judging: Judging
+
+
+def parse_sides(
+    sides: Sequence[str],
+    settings: Sequence[str],
+    pythons: Sequence[str],
+    faults: Sequence[str],
+) -> list[SideRequest]:
+    """The sides that texts ask for, as `run_sides` takes them. Raises HarnessError."""
+    twins = _parse_twins(sides)
+    own: dict[str, list[str]] = {label: [] for label in twins}
+    for label, text in _with_labels(settings):
+        _require_side(label, twins, f"--set {label}:{text}")
+        own[label].append(text)
+    planted = _parse_faults(faults, twins)
+    paths = parse_pythons(pythons)
+    for label, path in paths.items():
+        _require_side(label, twins, f"--python {label}={path}")
+    return [
+        SideRequest(
+            Side(label, twin, paths.get(label, sys.executable)),
+            _parse_settings(own[label]),
+            tuple(planted[label]),
+        )
+        for label, twin in twins.items()
+    ]
+
+
+def parse_shared_settings(texts: Sequence[str]) -> dict[str, str]:
+    """The settings, "name=value", that name no side. Raises HarnessError."""
+    return _parse_settings(text for text in texts if ":" not in text.split("=", 1)[0])
+
+
+def parse_pythons(texts: Iterable[str]) -> dict[str, str]:
+    """Interpreters by side, of "LABEL=PATH". Raises HarnessError."""
+    paths = {}
+    for text in texts:
+        label, equals, path = text.partition("=")
+        if not equals or not path:
+            raise HarnessError(f"--python {text}: give LABEL=PATH")
+        paths[label] = path
+    return paths
+
+
+def _parse_twins(texts: Sequence[str]) -> dict[str, str]:
+    """The twin of each side by its label, of "TWIN" or "LABEL=TWIN", in their order."""
+    twins: dict[str, str] = {}
+    for text in texts:
+        label, _, twin = text.rpartition("=")
+        label = check_label(label or twin)
+        if twin not in TWINS:
+            raise HarnessError(
+                f"--side {text}: no twin named {twin!r}; there are: {', '.join(TWINS)}"
+            )
+        if label in twins:
+            raise HarnessError(
+                f"--side {text}: two sides named {label!r}; name them: --side old={twin} "
+                f"--side new={twin}"
+            )
+        twins[label] = twin
+    if not 1 <= len(twins) <= 3:
+        raise HarnessError(f"{len(twins)} sides: a run has one, two to compare, or three to vote")
+    return twins
+
+
+def _parse_faults(texts: Sequence[str], twins: Mapping[str, str]) -> dict[str, list[str]]:
+    """The names of faults by side, of "LABEL:NAME"."""
+    planted: dict[str, list[str]] = {label: [] for label in twins}
+    for text in texts:
+        label, colon, name = text.partition(":")
+        if not colon:
+            raise HarnessError(
+                f"--fault {text}: give LABEL:NAME; harness faults list has the names"
+            )
+        _require_side(label, twins, f"--fault {text}")
+        if name not in CATALOGUE:
+            near = ", ".join(get_close_matches(name, CATALOGUE, 3, 0.4)) or "harness faults list"
+            raise HarnessError(f"--fault {text}: no fault named {name!r}; see {near}")
+        planted[label].append(name)
+    return planted
+
+
+def _with_labels(settings: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """The settings of one side, "LABEL:name=value", as (label, "name=value")."""
+    for text in settings:
+        label, colon, _ = text.split("=", 1)[0].partition(":")
+        if colon:
+            yield label, text[len(label) + 1 :]
+
+
+def _parse_settings(texts: Iterable[str]) -> dict[str, str]:
+    settings = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise HarnessError(f"--set {text}: give name=value, or LABEL:name=value for one side")
+        settings[name] = value
+    return settings
+
+
+def _require_side(label: str, twins: Mapping[str, str], option: str) -> None:
+    if label not in twins:
+        raise HarnessError(f"{option}: no side named {label!r}; there are: {', '.join(twins)}")

@@ -1,0 +1,40 @@
+"""A trace on disk as a run that can be made again: what its side was told, and by which twin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.errors import HarnessError
+from harness.runs.processes import TWINS
+from harness.spec import RunSpec, load_run
+from harness.trace import Trace
+
+
+def run_of(trace: Trace) -> RunSpec:
+    """What the side that left a trace was told to do. Raises HarnessError where that is gone."""
+    run = load_run(trace.path.parent / f"{trace.header.label}.json")
+    if Path(run.trace).resolve() != trace.path.resolve():
+        raise HarnessError(
+            f"{trace.path}: its run cannot be started again: {trace.header.label}.json beside it "
+            f"is of {run.trace}; give the traces where harness run left them"
+        )
+    return run
+
+
+def twin_of(trace: Trace) -> str:
+    """The twin that left a trace; that of its framework where the header does not say.
+
+    Raises HarnessError for a trace of another program.
+    """
+    program, framework = trace.header.program, trace.header.framework
+    for name, twin in TWINS.items():
+        if program and (program.kind, program.name) == ("twin", twin.module):
+            return name
+    for name, package in (("pt", "torch"), ("tf", "tensorflow"), ("np", "numpy")):
+        if program is None and package in framework:
+            return name
+    raise HarnessError(
+        f"{trace.path}: made by {program.name if program else 'an unknown program'}, which is no "
+        f"twin of ours ({', '.join(twin.module for twin in TWINS.values())}), so it cannot be run "
+        "again"
+    )

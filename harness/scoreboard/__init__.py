@@ -1,0 +1,1 @@
+"""How well the harness finds what is planted: the scoreboard, and random injections."""

@@ -1,0 +1,1 @@
+"""What the TensorFlow twin is timed against: stock layers, and bare products."""
