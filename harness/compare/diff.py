@@ -31,6 +31,7 @@ from harness.compare.tolerance import Tolerance
 from harness.errors import HarnessError
 from harness.kernels import PIECE, advice, distrust, in_use
 from harness.kernels.floats import standard_floats
+from harness.models.graph import Graph
 from harness.spec import Capture, build
 from harness.trace import Header, Step, TensorEntry, Trace, open_trace
 from harness.trace.dtypes import BETWEEN, is_float
@@ -77,7 +78,8 @@ def diff(
     wanted = build(Capture, include=include, exclude=exclude, first=first, last=last)
     trace_a = a if isinstance(a, Trace) else open_trace(a)
     trace_b = b if isinstance(b, Trace) else open_trace(b)
-    walk = _Walk(tolerance or Tolerance.given(rtol, atol, factor), wanted, all)
+    rule = tolerance or Tolerance.given(rtol, atol, factor)
+    walk = _Walk(rule, wanted, all, trace_b.graph)
     in_range = [[s for s in trace.steps if wanted.wants_step(s)] for trace in (trace_a, trace_b)]
     common = sorted(set(in_range[0]).intersection(in_range[1]))
     walk.missing_steps(*in_range)
@@ -123,8 +125,10 @@ def _ahead(plans: Iterator[_Plan], count: int) -> Iterator[_Plan]:
 class _Walk:
     """The state of one diff while it goes through the steps."""
 
-    def __init__(self, tolerance: Tolerance, wanted: Capture, all: bool) -> None:
-        self.tolerance, self.wanted, self.all = tolerance, wanted, all
+    def __init__(
+        self, tolerance: Tolerance, wanted: Capture, all: bool, graph: Graph | None
+    ) -> None:
+        self.tolerance, self.wanted, self.all, self.graph = tolerance, wanted, all, graph
         self.steps = self.tensors = 0
         self.divergences: list[Difference] = []
         self.onset: Difference | None = None
@@ -159,7 +163,8 @@ class _Walk:
                 continue
             if (other.hash, other.dtype) == (entry.hash, entry.dtype):
                 continue
-            task = partial(compare_pair, Side(a, other), Side(b, entry), self.tolerance, entries_b)
+            sides = Side(a, other), Side(b, entry)
+            task = partial(compare_pair, *sides, self.tolerance, entries_b, graph=self.graph)
             begun = pool.submit(task).result if entry.size >= PIECE else task
             tasks[name] = begun, partial(task, compiled=False)
         return _Plan(b.number, entries_a, entries_b, tasks)
@@ -242,10 +247,19 @@ class _Walk:
             self.tightest = Tightest(step, b.name, used, needed)
         by_dtype = figures.onset is None and not found.estimated  # all the numbers are the same
         if self.onset is None or (self.onset_by_dtype and not by_dtype):
-            self.onset = difference(step, a, b, found, figures.onset, found.at_onset)
+            self.onset = self._difference(step, a, b, found, onset=True)
             self.onset_by_dtype = by_dtype
         if not figures.close:
-            self.divergences.append(difference(step, a, b, found, figures.index, found.at_index))
+            self.divergences.append(self._difference(step, a, b, found))
+
+    def _difference(
+        self, step: int, a: TensorEntry, b: TensorEntry, found: Found, onset: bool = False
+    ) -> Difference:
+        """The record of a pair, with the element that is furthest off, or the first unequal."""
+        figures = found.figures
+        at = (figures.onset, found.at_onset) if onset else (figures.index, found.at_index)
+        axes = self.graph.axes(b.name) if self.graph else ()
+        return difference(step, a, b, found, at, axes)
 
     def _entries(self, step: Step) -> dict[str, TensorEntry]:
         """The entries of a step that the globs want, by name, in execution order."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from harness.compare.metrics import Comparison, compare, in_eps, ratio
 from harness.compare.tolerance import Allowance, Tolerance
 from harness.kernels.floats import standard_floats
+from harness.models.graph import Graph
 from harness.trace import Step, TensorEntry, TraceError
 from harness.trace.sketch import distance
 from harness.trace.statistics import Digest, describe
@@ -68,17 +69,20 @@ def compare_pair(
     tolerance: Tolerance,
     step: Mapping[str, TensorEntry],
     compiled: bool = True,
+    graph: Graph | None = None,
 ) -> Found:
     """Compare by whatever both sides hold. `step` has the reference's entries of the step by name.
 
-    `compiled` is False where NumPy alone is to do it. Raises TraceError for damaged elements.
+    `compiled` is False where NumPy alone is to do it; `graph` has the stages, for the tolerance.
+    Raises TraceError for damaged elements.
     """
     if a.step.holds(a.entry) and b.step.holds(b.entry):
         # An entry of level "hash" does not know the scale that the tolerance may need.
         known = b.entry if b.entry.nan is not None else b.known() or b.entry
-        return _by_elements(a, b, tolerance.allowance(known, step, a.entry.dtype), compiled)
+        allowed = tolerance.allowance(known, step, a.entry.dtype, graph)
+        return _by_elements(a, b, allowed, compiled)
     known_a, known_b = a.known(), b.known()
-    allowed = tolerance.allowance(known_b or b.entry, step, a.entry.dtype)
+    allowed = tolerance.allowance(known_b or b.entry, step, a.entry.dtype, graph)
     if known_a is None or known_b is None:
         return _estimated(a.entry, b.entry, False, 0, None, None, allowed)
     return _by_sketch(known_a, known_b, allowed)

@@ -11,6 +11,7 @@ from harness.compare.axes import describe_index
 from harness.compare.metrics import Comparison
 from harness.compare.pairs import Found
 from harness.compare.tolerance import Tolerance
+from harness.models.graph import Axis
 from harness.trace import TensorEntry
 from harness.trace.dtypes import BETWEEN
 
@@ -142,10 +143,11 @@ def difference(
     a: TensorEntry,
     b: TensorEntry,
     found: Found,
-    index: tuple[int, ...] | None,
-    values: tuple[Any, Any] | None,
+    at: tuple[tuple[int, ...] | None, tuple[Any, Any] | None],
+    axes: tuple[Axis, ...],
 ) -> Difference:
-    """The record of one pair, with the values at `index`."""
+    """The record of one pair, with the index and the values `at` it; `axes` are what axes count."""
+    index, values = at
     figures, allowed = found.figures, found.allowed
     shared = {
         name: getattr(figures, name)
@@ -157,7 +159,7 @@ def difference(
         step=step,
         tensor=b.name,
         index=index,
-        where="" if index is None else describe_index(b.name, b.shape, index),
+        where="" if index is None else describe_index(axes, b.shape, index),
         a=None if values is None else _value(values[0]),
         b=None if values is None else _value(values[1]),
         mismatch_ratio=None if found.estimated else share,

@@ -9,7 +9,6 @@ table was calibrated stands in docs/decisions.md.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -18,6 +17,8 @@ import msgspec
 
 from harness.errors import HarnessError
 from harness.kernels.floats import standard_floats
+from harness.models.graph import Graph
+from harness.models.rounding import floor as rounding_floor
 from harness.trace.dtypes import epsilon, smallest_normal
 from harness.trace.schema import TensorEntry
 
@@ -35,21 +36,6 @@ LOCAL_TABLE: tuple[tuple[str, float], ...] = (
     ("forward/loss", 16),
     ("update/global_norm", 16),
     ("*", 32),
-)
-
-# A stage may round at the size of numbers larger than its result: the derivatives of a saturated
-# gate are 1 - s with s near 1, so rounded at the size of what they are multiplied with. Each row:
-# the result, and the products of maxima of other tensors (in the same folder, or by full name) that
-# its rounding scales with beside its own maximum.
-FLOORS: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = (
-    ("backward/layer*/c", (("backward/{}/h",),)),
-    (
-        "backward/layer*/gates",
-        (("backward/{}/h",), ("backward/{}/c",), ("backward/{}/c", "forward/{}/c")),
-    ),
-    # Sums over batch and time that may cancel.
-    ("grads/layer*/b_?", (("backward/{}/gates",),)),
-    ("grads/layer*/w_h", (("backward/{}/gates", "forward/{}/h"),)),
 )
 
 # numpy.allclose's own defaults, for the one of rtol and atol that is not given.
@@ -107,7 +93,7 @@ class Tolerance(msgspec.Struct, frozen=True):
 
     @classmethod
     def local(cls) -> Tolerance:
-        """For stages that were given the other side's inputs (`LOCAL_TABLE` and `FLOORS`)."""
+        """For stages that were given the other side's inputs (`LOCAL_TABLE`)."""
         return cls("local", table=LOCAL_TABLE)
 
     @standard_floats()
@@ -116,10 +102,14 @@ class Tolerance(msgspec.Struct, frozen=True):
         reference: TensorEntry,
         step: Mapping[str, TensorEntry] | None = None,
         other: str | None = None,
+        graph: Graph | None = None,
     ) -> Allowance:
         """The numbers for one tensor, from the index entry of the reference side.
 
-        `step` has the entries of its step by name: a local tolerance looks up its floors there.
+        A stage may round at the size of numbers larger than its result: the derivatives of a
+        saturated gate are 1 - s with s near 1, so rounded at the size of what they are multiplied
+        with. A local tolerance takes that from the `graph` (harness.models.rounding), and the sizes
+        from `step`, the entries of its step by name.
         `other` is the dtype on the other side: what counts is the eps of the narrower.
         """
         if self.rtol is not None and self.atol is not None:
@@ -140,7 +130,7 @@ class Tolerance(msgspec.Struct, frozen=True):
             # Under the smallest normal number some programs flush to zero and others do not: there
             # an epsilon of anything smaller than this is no number that both can hold.
             floor = smallest_normal(*dtypes) / eps
-            largest = max(largest, floor, *_floors(reference.name, step or {}))
+            largest = max(largest, floor, _rounding(reference.name, step or {}, graph))
         return Allowance(factor * eps, factor * eps * largest, factor, largest)
 
 
@@ -148,14 +138,9 @@ def _largest(entry: TensorEntry) -> float:
     return max(abs(entry.min or 0.0), abs(entry.max or 0.0))
 
 
-def _floors(name: str, step: Mapping[str, TensorEntry]) -> list[float]:
-    """The products of maxima that the rounding of a tensor scales with; those that are traced."""
-    products = next((row for glob, row in FLOORS if fnmatchcase(name, glob)), ())
-    parts = name.split("/")
-    found = []
-    for product in products:
-        entries = [step.get(part.format(parts[1])) for part in product]
-        sizes = [_largest(entry) for entry in entries if entry]
-        if len(sizes) == len(product):
-            found.append(math.prod(sizes))
-    return found
+def _rounding(name: str, step: Mapping[str, TensorEntry], graph: Graph | None) -> float:
+    """The size that a stage rounds at beside its result; 0 where it is not known."""
+    stage = graph.value(name) if graph else None
+    if stage is None:
+        return 0.0
+    return rounding_floor(stage, lambda other: _largest(step[other]) if other in step else None)

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.models.graph import Axis, Graph
 from harness.trace.dtypes import epsilon
 
 Array = NDArray[Any]
@@ -18,7 +19,6 @@ Lookup = Callable[[Side, int, str], Array | None]
 
 GAIN = 8.0  # an explanation must bring the distance down by this factor, beside to rounding level
 VOTERS = 1 << 12  # elements of a large tensor that are asked what a claim is worth
-SAMPLE = 1 << 14  # elements of a large tensor that are tried before all of them are
 
 
 def distance(x: Array, y: Array, eps: float, floor: float) -> float:
@@ -69,8 +69,9 @@ class Case(NamedTuple):
 
     `off` is the side that a referee is against, where one is. `traced(side, step, name)` gives what
     a side itself made (a side that was fed by the other went on with that side's tensors, which is
-    what `lookup` gives); `fed` says that one side was. `asked` is a claim that was made at another
-    place and is tried here. `unit` is the machine epsilon, where it is not that of the tensors.
+    what `lookup` gives); `fed` says that one side was. `unit` is the machine epsilon, where it
+    is not that of the tensors. `graph` has the stages of the reference, where they are known, and
+    `shapes` those of the tensors of this step by name.
     """
 
     step: int
@@ -86,13 +87,19 @@ class Case(NamedTuple):
     off: Side | None = None
     traced: Lookup | None = None
     fed: bool = False
-    asked: str = ""
     unit: float | None = None
+    graph: Graph | None = None
+    shapes: Mapping[str, tuple[int, ...]] = {}
 
     @property
     def eps(self) -> float:
         """Machine epsilon of the tensor's dtype; 0 for integers and booleans: they do not round."""
         return self.unit or epsilon(self.b.dtype) or 0.0
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """What the axes of the tensor count; () where that is not known."""
+        return self.graph.axes(self.tensor) if self.graph else ()
 
     def get(self, name: str, side: Side = "b", back: int = 0) -> Array | None:
         """Another tensor of this step, or of `back` steps before; None where it is not traced."""
@@ -106,12 +113,6 @@ class Case(NamedTuple):
         own = self.traced and self.traced(side, self.step - back, name)
         return self.lookup(side, self.step - back, name) if own is None else own
 
-    def before(self, name: str, side: Side = "b") -> Array | None:
-        """A parameter as it was before the step (`name` as in "layer0/w_i")."""
-        if self.step == 1:
-            return self.get(f"inputs/params/{name}", side)
-        return self.get(f"params/{name}", side, back=1)
-
     def distance(self, x: Array, y: Array) -> float:
         """max |x - y| / (eps (|y| + max|y|)): the K that the tolerance's rule would need.
 
@@ -122,33 +123,6 @@ class Case(NamedTuple):
     def gap(self) -> float:
         """How far apart the two sides are."""
         return self.distance(self.a, self.b)
-
-    def settled(self, x: Array, y: Array | None = None) -> float | None:
-        """The distance of `x` from `y` (side b) if it is rounding and far under the gap; else None.
-
-        Apply an explanation to one side and hand both in: a number means that it explains.
-        """
-        y = self.b if y is None else y
-        if x.size > SAMPLE and x.shape == y.shape and not self._sample_fits(x, y):
-            return None
-        left = self.distance(x, y)
-        # A claim that is tried at another place may hold there without a gap.
-        return left if left <= self.level and (self.asked or left * GAIN <= self.gap()) else None
-
-    def turned(self) -> Case:
-        """The same case with its sides exchanged."""
-        other: dict[Side, Side] = {"a": "b", "b": "a"}
-        lookup, traced = self.lookup, self.traced
-        return self._replace(
-            a=self.b,
-            b=self.a,
-            lookup=lambda side, step, name: lookup(other[side], step, name),
-            traced=traced and (lambda side, step, name: traced(other[side], step, name)),
-            labels=self.labels[::-1],
-            settings_a=self.settings_b,
-            settings_b=self.settings_a,
-            off=self.off and other[self.off],
-        )
 
     def chance(self, free: int = 0, same: bool = False) -> float:
         """log10 of the chance that an unrelated difference of this size would fit one claim.
@@ -174,13 +148,3 @@ class Case(NamedTuple):
                 votes = np.log10(np.clip(allowed / gaps, 1e-300, 1.0))
             votes = votes[np.isfinite(votes)]
         return float(np.sort(votes)[free:].sum())
-
-    def _sample_fits(self, x: Array, y: Array) -> bool:
-        """Whether some elements of a large tensor are near enough for all of them to be tried."""
-        with np.errstate(all="ignore"):
-            extremes = [abs(float(y.min())), abs(float(y.max()))]
-        if not all(map(math.isfinite, extremes)):
-            return True
-        every = (slice(None, None, x.size // SAMPLE),)
-        part = self._replace(floor=max(self.floor, *extremes))
-        return part.distance(x.reshape(-1)[every], y.reshape(-1)[every]) <= self.level

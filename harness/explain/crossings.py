@@ -16,6 +16,7 @@ import numpy as np
 from harness.compare.axes import describe_index
 from harness.explain.case import Array
 from harness.explain.evidence import Pair
+from harness.models.graph import Axis
 
 MOST = 0.01  # of a tensor's elements: more than that is no crossing here and there
 LOOKED_AT = 64  # tensors of a step that a crossing may explain
@@ -26,6 +27,7 @@ class Crossing(NamedTuple):
     """The elements of one tensor that crossed: their indices [n, axes], and the first's values."""
 
     tensor: str
+    axes: tuple[Axis, ...]
     shape: tuple[int, ...]
     indices: Array
     a: float
@@ -34,7 +36,7 @@ class Crossing(NamedTuple):
     def words(self) -> str:
         """The first element, with both values."""
         index = tuple(int(i) for i in self.indices[0])
-        where = describe_index(self.tensor, self.shape, index)
+        where = describe_index(self.axes, self.shape, index)
         named = f" ({where})" if where and not where.startswith("[") else ""
         more = f" and {len(self.indices) - 1} more" if len(self.indices) > 1 else ""
         return f"{self.tensor} {list(index)}{named}, {self.a:.3g} | {self.b:.3g}{more}"
@@ -80,9 +82,11 @@ def _crossings(pair: Pair, step: int, name: str) -> Iterator[Crossing]:
         close = np.abs(a - b) <= near
     if not close.all():
         return  # what differs by itself is no rounding
-    yield from _made(name, a, b, (a > 0) != (b > 0))
+    graph = pair.traces["b"].graph
+    axes = graph.axes(name) if graph else ()
+    yield from _made(name, axes, a, b, (a > 0) != (b > 0))
     for axis in range(1, a.ndim) if a.ndim > 2 else ():
-        yield from _made(name, a, b, _ties(a, b, near, axis))
+        yield from _made(name, axes, a, b, _ties(a, b, near, axis))
 
 
 def _ties(a: Array, b: Array, near: Array, axis: int) -> Array:
@@ -95,12 +99,14 @@ def _ties(a: Array, b: Array, near: Array, axis: int) -> Array:
     return np.pad(turned & tight, ends)
 
 
-def _made(name: str, a: Array, b: Array, crossed: Array) -> Iterator[Crossing]:
+def _made(
+    name: str, axes: tuple[Axis, ...], a: Array, b: Array, crossed: Array
+) -> Iterator[Crossing]:
     count = np.count_nonzero(crossed)
     if 0 < count <= max(1, MOST * crossed.size):
         indices = np.argwhere(crossed)
         first = tuple(indices[0])
-        yield Crossing(name, a.shape, indices, float(a[first]), float(b[first]))
+        yield Crossing(name, axes, a.shape, indices, float(a[first]), float(b[first]))
 
 
 def _confined(gap: Array, crossing: Crossing) -> bool:

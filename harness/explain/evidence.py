@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from harness.compare import Comparison, DiffResult, Tolerance, compare
 from harness.compare.diff import Difference
 from harness.explain.case import Case, Side
-from harness.explain.trial import same_claim
 from harness.trace import Step, TensorEntry, Trace, open_trace
 from harness.trace.dtypes import common, epsilon, is_float
 
 T = TypeVar("T")
 OVERFLOW = 2.0**-12  # of the largest number: sums of such numbers may leave the range on the way
 _KIND = re.compile(r"[/.:]")
+_LAYER = re.compile(r"layer\d+")
 
 # Tensors of one kind that do not feed one another: a follower's own are used for all of them.
 SIBLINGS = ("state/in/", "state/out/", "grads/", "update/clipped/", "optimizer/", "params/")
@@ -256,6 +256,8 @@ class Pair:
             traced=self.read,
             fed=self.follower is not None,
             unit=epsilon(*(self._entries(side, step)[1][tensor].dtype for side in self.traces)),
+            graph=self.traces["b"].graph,
+            shapes={e.name: e.shape for e in self._entries("b", step)[1].values()},
         )
 
     def elsewhere(self, case: Case, most: int) -> list[Case]:
@@ -287,7 +289,8 @@ class Pair:
         entries = self._entries("b", step)[1]
         tolerance = Tolerance.local() if self.follower else Tolerance()
         other = self._entries("a", step)[1].get(name)
-        return tolerance.allowance(entries[name], entries, other.dtype if other else None)
+        graph = self.traces["b"].graph
+        return tolerance.allowance(entries[name], entries, other.dtype if other else None, graph)
 
     def _lookup(self, at: int, tensor: str) -> Callable[[Side, int, str], NDArray[Any] | None]:
         siblings = next((prefix for prefix in SIBLINGS if tensor.startswith(prefix)), None)
@@ -304,8 +307,8 @@ class Pair:
 
 def same_stage(one: str, two: str) -> bool:
     """Whether two tensors are made by one stage: of other layers, or for other parameters."""
-    if one.startswith(("forward/", "backward/")):
-        return same_claim(one, two)
+    if one.startswith(("forward/", "backward/", "grads/", "state/")):
+        return _LAYER.sub("layer", one) == _LAYER.sub("layer", two)
     for prefix in ("params/", "update/clipped/", "optimizer/"):
         if one.startswith(prefix) and two.startswith(prefix):
             slots = one.rpartition("/")[2] == two.rpartition("/")[2]

@@ -22,15 +22,20 @@ class Record:
         self.absent: list[str] = []
         self.against: list[str] = []
 
-    def add(self, case: Case, found: bool, silent: bool, here: str) -> None:
-        """Take in one place; `here` is the tensor that the cause was found at."""
+    def add(self, case: Case, holds: bool, sound: bool, here: str, recomputed: bool) -> None:
+        """Take in one place; `here` is the tensor that the cause was found at.
+
+        `holds`: the side agrees with the claim there; `sound`: the other side agrees with the
+        stage; `recomputed`: both from their own inputs, so that what came in with them counts for
+        nothing.
+        """
         place = f"step {case.step}" if case.tensor == here else case.tensor
         if case.gap() > case.level:
-            if found:
+            if holds:
                 self.held.append(place)
-            elif case.fed:  # else later differences come from earlier ones
+            elif sound and (case.fed or recomputed):  # else it may come from earlier differences
                 self.against.append(place)
-        elif not found and not silent and case.tensor == here:
+        elif not holds and case.tensor == here:
             self.absent.append(place)
 
     def rule(self, cause: Cause) -> Cause | None:

@@ -18,7 +18,7 @@ import numpy as np
 from harness.compare import DiffResult, diff
 from harness.compare.diff import Difference
 from harness.explain.case import Cause, Side
-from harness.explain.causes import best, fitting, refuted, shown_elsewhere
+from harness.explain.causes import explain
 from harness.explain.evidence import (
     Evidence,
     Finding,
@@ -77,8 +77,8 @@ def judge(evidence: Evidence, referee: Referee | None = None) -> Verdict:
         else None
     )
     side = vote.against(labels) if vote else None
-    fitting, causes = _causes(finding, free, side)
-    label = _with_cause(finding.label, fitting[0]) if fitting else finding.label
+    causes = _causes(finding, free, side)
+    label = _with_cause(finding.label, causes[0]) if causes else finding.label
     doublings = amplification(free.distances)
     who = f"{side} has another" if side else f"{labels[0]} and {labels[1]} have different"
     lines = [repeat.words() for repeat in evidence.repeats]
@@ -262,27 +262,16 @@ def _first_words(free: DiffResult) -> Iterable[str]:
             yield note
 
 
-def _causes(
-    finding: Finding, free: DiffResult, side: str | None
-) -> tuple[list[Cause], list[Cause]]:
-    """Why the tensor at the place differs: what fits there, and what is left once it is refuted.
-
-    Nothing for what is no fault.
-    """
+def _causes(finding: Finding, free: DiffResult, side: str | None) -> list[Cause]:
+    """Why the tensor at the place differs; nothing for what is no fault."""
     if finding.place is None or finding.shown is None:
-        return [], []
+        return []
     pair = Pair(finding.shown.found, free.labels, finding.shown.follower)
     off: Side | None = None if side is None else ("a" if side == free.labels[0] else "b")
     case = pair.case(finding.place.step, finding.place.tensor)
     if case is None:
-        return [], []
-
-    case = case._replace(off=off)
-    found, others = fitting(case), pair.elsewhere(case, ELSEWHERE)
-    causes = refuted(case, found, others)
-    if not any(cause.sure == "certain" for cause in causes):
-        causes += shown_elsewhere(case, others)
-    return best([cause for _, cause in found]), best(causes)
+        return []
+    return explain(case._replace(off=off), pair.elsewhere(case, ELSEWHERE))
 
 
 def amplification(distances: Sequence[tuple[int, float]]) -> float | None:

@@ -23,8 +23,8 @@ class MissingError(Exception):
 class Values:
     """Expressions of one step of one side, each computed once.
 
-    What is not traced is computed from the graph where that has a stage for it. `pick` takes a part
-    of every tensor that is read, to try an expression on a sample.
+    What is not traced is computed from the graph where that has a stage for it. `change` makes
+    other numbers of every tensor that is read, to tell expressions apart.
     """
 
     def __init__(
@@ -32,10 +32,12 @@ class Values:
         read: Read,
         step: int,
         graph: Graph | None = None,
-        pick: Callable[[str, Array], Array] | None = None,
+        other: Array | None = None,
+        change: Callable[[str, Array], Array] | None = None,
     ) -> None:
-        """Nothing is read yet."""
-        self.step, self._read, self._graph, self._pick = step, read, graph, pick
+        """Nothing is read yet. `other` is what the node "other" stands for."""
+        self.step, self._read, self._graph = step, read, graph
+        self._other, self._change = other, change
         self._made: dict[Node, Any] = {}
         self._open: set[str] = set()
 
@@ -51,8 +53,8 @@ class Values:
         found = self._read(back, name)
         if found is None:
             return None
-        found = self._pick(name, found) if self._pick else found
-        return found.astype(np.float64) if found.dtype.kind not in "iub" else found
+        found = found.astype(np.float64) if found.dtype.kind not in "iub" else found
+        return self._change(name, found) if self._change else found
 
     def _one(self, x: Node) -> Any:
         if x.op == "const":
@@ -61,9 +63,13 @@ class Values:
             return self.step + x.arg("more", 0)
         if is_ref(x):
             return self._reference(x)
+        if x.op == "other":
+            if self._other is None:
+                raise MissingError("the other side's tensor")
+            return self._other
         inputs = [self._made[i] for i in x.inputs]
         with np.errstate(all="ignore"):
-            return find(x.op).formula(*inputs, **dict(x.args))
+            return _formula(x)(*inputs, **_arguments(x))
 
     def _reference(self, x: Node) -> Array:
         name, time, back, first = name_of(x), x.arg("time"), x.arg("back"), x.arg("first")
@@ -97,6 +103,17 @@ class Values:
             return None
         finally:
             self._open.discard(name)
+
+
+def _formula(x: Node) -> Callable[..., Any]:
+    """The formula of a node's op, or of the member of its family that stands in its place."""
+    if x.op != "kin":
+        return find(x.op).formula
+    return dict(find(x.arg("of")).kin)[x.arg("does")]
+
+
+def _arguments(x: Node) -> dict[str, Any]:
+    return {k: v for k, v in x.args if x.op != "kin" or k not in ("of", "does")}
 
 
 def shift(x: Array, by: int, first: Array | None = None) -> Array:

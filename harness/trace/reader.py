@@ -6,6 +6,7 @@ import difflib
 import math
 import os
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from types import EllipsisType
 from typing import Any, NamedTuple, TypeVar
@@ -15,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.kernels.floats import standard_floats
+from harness.models.find import graph_of_spec
+from harness.models.graph import Graph
 from harness.spec import Level
 from harness.trace.entries import check_step, possible, same_place
 from harness.trace.parts import Rows
@@ -91,6 +94,11 @@ class Trace:
                 f"{self.path / INDEX_FILE}: holds {len(self.steps)} whole steps, and {HEADER_FILE} "
                 f"says {quote(self.header.steps)}: the index was changed or cut after the run"
             )
+
+    @cached_property
+    def graph(self) -> Graph | None:
+        """The stages of a step, where the settings in the header are of a model that we know."""
+        return graph_of_spec(self.header.spec)
 
     def entry(self, step: int) -> StepEntry:
         """What the index says of `step`. Raises TraceError if it or the step's file is damaged."""

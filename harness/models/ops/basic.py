@@ -46,7 +46,9 @@ def _row_before(table: Array, x: Array) -> Array:
     return np.asarray(table[np.asarray(x, np.int64) - 1])
 
 
-@op(size=lambda table, x, dy: dy, over_time=True, says="the sum over a token's places")
+@op(
+    size=lambda table, x, dy: dy, over_time=True, cancels=True, says="the sum over a token's places"
+)
 def embed_backward(table: Array, x: Array, dy: Array) -> Array:
     """Row v is the sum of dy [B, T, E] wherever x [B, T] is v: [V, E]."""
     made = np.zeros(table.shape, dy.dtype)
@@ -80,6 +82,7 @@ def _averaged(table: Array, x: Array, dy: Array) -> Array:
         node("outer", n.inputs[0], dy),
     ),
     size=product_size,
+    cancels=True,
     says="the product",
 )
 def linear(x: Array, w: Array) -> Array:
@@ -87,7 +90,7 @@ def linear(x: Array, w: Array) -> Array:
     return np.reshape(rows(x) @ w, (*x.shape[:-1], w.shape[-1]))
 
 
-@op(size=product_size, over_time=True, says="the sum over batch and time")
+@op(size=product_size, over_time=True, cancels=True, says="the sum over batch and time")
 def outer(x: Array, dy: Array) -> Array:
     """x^T dy summed over all but the last axes: the gradient of w where y = x w, [in, out]."""
     return np.asarray(rows(x).T @ rows(dy))
@@ -109,7 +112,7 @@ def bias(x: Array, b: Array) -> Array:
     return np.asarray(x + b)
 
 
-@op(size=lambda dy: dy, over_time=True, says="the sum over batch and time")
+@op(size=lambda dy: dy, over_time=True, cancels=True, says="the sum over batch and time")
 def sum_rows(dy: Array) -> Array:
     """The sum over all but the last axis: [.., out] -> [out]."""
     return np.asarray(rows(dy).sum(axis=0))
@@ -152,7 +155,7 @@ def scale(x: Array, s: Array) -> Array:
     return np.asarray(x * np.asarray(s, x.dtype))
 
 
-@op(lambda n, dy: (node("negate", dy),), size=one, says="1 - x")
+@op(lambda n, dy: (node("negate", dy),), size=one, cancels=True, says="1 - x")
 def complement(x: Array) -> Array:
     """1 - x."""
     return np.asarray(1 - x)
@@ -166,7 +169,7 @@ def negate(x: Array) -> Array:
 
 @op(
     lambda n, dy: (node("place_block", dy, **dict(n.args)),),
-    size=lambda x, **args: x,
+    size=lambda x: x,
     says="the block",
 )
 def block(x: Array, index: int, of: int) -> Array:
@@ -175,7 +178,7 @@ def block(x: Array, index: int, of: int) -> Array:
     return np.asarray(x[..., index * size : (index + 1) * size])
 
 
-@op(lambda n, dy: (node("block", dy, **dict(n.args)),), size=lambda x, **args: x, says="the block")
+@op(lambda n, dy: (node("block", dy, **dict(n.args)),), size=lambda x: x, says="the block")
 def place_block(x: Array, index: int, of: int) -> Array:
     """Zeros of `of` times the length along the last axis, with x for block `index`."""
     size = x.shape[-1]
@@ -194,7 +197,7 @@ def sigmoid(x: Array) -> Array:
     return np.asarray(0.5 * (np.tanh(0.5 * x) + 1))
 
 
-@op(size=one, says="the slope of the sigmoid")
+@op(size=one, cancels=True, says="the slope of the sigmoid")
 def sigmoid_slope(x: Array) -> Array:
     """s (1 - s), the derivative of the sigmoid s."""
     s = sigmoid(x)
@@ -203,7 +206,7 @@ def sigmoid_slope(x: Array) -> Array:
 
 @op(
     lambda n, dy: (node("multiply", dy, node("tanh_slope", *n.inputs)),),
-    size=one,
+    size=lambda x: 1.0 if x is None else min(1.0, x),
     says="the tanh",
 )
 def tanh(x: Array) -> Array:
@@ -211,7 +214,7 @@ def tanh(x: Array) -> Array:
     return np.asarray(np.tanh(x))
 
 
-@op(size=one, says="the slope of the tanh")
+@op(size=one, cancels=True, says="the slope of the tanh")
 def tanh_slope(x: Array) -> Array:
     """1 - tanh^2, the derivative of the tanh."""
     y = np.tanh(x)
@@ -354,7 +357,7 @@ def _one_mask(x: Array, mask: Array, rate: Any) -> Array:
 
 @op(
     lambda n, dy: (node("part_backward", n.inputs[0], dy, **dict(n.args)),),
-    size=lambda x, **args: x,
+    size=lambda x: x,
     over_time=True,
     says="the part of the timesteps",
 )
@@ -363,7 +366,7 @@ def part(x: Array, start: int, stop: int) -> Array:
     return np.asarray(x[:, start : x.shape[1] + stop])
 
 
-@op(size=lambda x, dy, **args: dy, says="the part of the timesteps")
+@op(size=lambda x, dy: dy, says="the part of the timesteps")
 def part_backward(x: Array, dy: Array, start: int, stop: int) -> Array:
     """dy at the timesteps that `part` took, and zeros at the others; x gives the shape."""
     made = np.zeros(x.shape, dy.dtype)

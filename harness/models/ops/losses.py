@@ -26,7 +26,7 @@ def _count(y: Array, time: str) -> int:
 @op(
     lambda n, dy: (node("cross_entropy_slope", *n.inputs, **dict(n.args)), None),
     over_time=True,
-    size=lambda z, y, **args: z,
+    size=lambda z, y: z,
     says="the cross-entropy",
 )
 def cross_entropy(z: Array, y: Array, time: str = "sum") -> Array:
@@ -37,7 +37,7 @@ def cross_entropy(z: Array, y: Array, time: str = "sum") -> Array:
     return np.asarray(-_log_likelihoods(z, y).sum() / _count(y, time))
 
 
-@op(size=lambda z, y, time="sum": None, says="the slope of the cross-entropy")
+@op(says="the slope of the cross-entropy")
 def cross_entropy_slope(z: Array, y: Array, time: str = "sum") -> Array:
     """(softmax(z) - onehot(y)) / B, or / (B T): its derivative by z [B, T, V] (Bridle 1990)."""
     made = _softmax(z)

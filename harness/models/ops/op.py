@@ -22,10 +22,11 @@ Size = Callable[..., float | None]
 class Op(NamedTuple):
     """An op: `formula` takes the operands as arrays and the arguments by name.
 
-    `size` gives the size of the terms that the op adds up: it rounds at that, whatever is left of
-    them. `over_time` says that the result has no timesteps where the operands have. `kin` are the
-    ops that programs have in its place: same operands, another formula, each with what a program
-    does that has it. `says` are words for the op in a sentence ("the sigmoid").
+    `size` is about the largest number that comes of operands of given sizes. An op that `cancels`
+    rounds at that size, whatever is left: the terms of a sum of products, the 1 of 1 - s. Every
+    other rounds at the size of its result. `over_time` says that the result has no timesteps where
+    the operands have. `kin` are the ops that programs have in its place: same operands, another
+    formula, each with what a program does that has it. `says` are words for the op in a sentence.
     """
 
     name: str
@@ -33,9 +34,9 @@ class Op(NamedTuple):
     derivative: Derivative | None = None
     size: Size | None = None
     over_time: bool = False
+    cancels: bool = False
     kin: tuple[tuple[str, Callable[..., Array]], ...] = ()
     says: str = ""
-    known: tuple[tuple[str, tuple[Any, ...]], ...] = ()
 
 
 OPS: dict[str, Op] = {}
@@ -46,6 +47,7 @@ def op(
     *,
     size: Size | None = None,
     over_time: bool = False,
+    cancels: bool = False,
     says: str = "",
     name: str = "",
 ) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
@@ -53,7 +55,7 @@ def op(
 
     def put(formula: Callable[..., Array]) -> Callable[..., Array]:
         key = name or formula.__name__
-        OPS[key] = Op(key, formula, derivative, size, over_time, (), says)
+        OPS[key] = Op(key, formula, derivative, size, over_time, cancels, (), says)
         return formula
 
     return put

@@ -1,0 +1,420 @@
+"""What can be wrong with a stage: every single edit of its expression.
+
+An edit leaves an operand out, counts it twice, turns its sign, takes it from another timestep,
+step, layer or tensor, transposes it, permutes its blocks, rounds it; changes an argument; or puts
+another member of an op's family in its place. Where no stage is known, the tensor of the other side
+is what is edited. `bits` are the length of an edit's description: what is simple is tried first and
+preferred.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from itertools import permutations
+from typing import Any, NamedTuple
+
+from harness.explain.say import block_name, figure, say
+from harness.models.graph import (
+    BATCH,
+    TIME,
+    Blocks,
+    Graph,
+    Node,
+    below,
+    const,
+    is_ref,
+    name_of,
+    node,
+    rebuilt,
+    ref,
+)
+from harness.models.ops import OPS, find
+from harness.models.ops.changes import FORMATS
+
+LAYER = re.compile(r"layer\d+")
+MOST_AXES = 4  # permutations of more axes are not tried
+MOST_OTHERS = 24  # other tensors that are tried in an operand's place
+# What programs set these to; beside them the settings of both sides are tried.
+USUAL: Mapping[str, tuple[float, ...]] = {
+    "epsilon": (1e-8, 1e-7, 1e-6, 1e-5, 1e-3, 1e-10, 1e-12, 1e-16, 0.0),
+    "eps": (1e-5, 1e-3, 1e-6, 1e-12, 1e-8, 1e-7, 0.0),
+    "momentum": (0.9, 0.99, 0.95, 0.999, 0.0, 0.1, 0.01),
+    "beta1": (0.9, 0.99, 0.95, 0.999, 0.0),
+    "beta2": (0.999, 0.99, 0.9, 0.9999, 0.95),
+    "rho": (0.9, 0.99, 0.95, 0.999),
+}
+POINTWISE = ("sigmoid", "tanh", "relu", "gelu", "silu", "dropout", "square", "complement")
+# What passes a tensor on in the same shape, so that it may have been left out.
+LEFT_OUT = (*POINTWISE, "sigmoid_slope", "tanh_slope", "negate", "decay_gradient")
+
+
+class Edit(NamedTuple):
+    """One way to compute a tensor: `words` say it after a side's name.
+
+    `name` is the kind of cause; `free` the constants that were fitted to the difference; `format`
+    the narrower number format of an edit that is one of precision.
+    """
+
+    name: str
+    words: str
+    value: Node
+    bits: float
+    free: int = 0
+    format: str | None = None
+
+
+class Scene(NamedTuple):
+    """What edits are made in: the tensor, its expression, and what else was traced.
+
+    `shapes` are those of the tensors of this step; `settings` the numbers of the run by name, those
+    of both sides; `axes` what the tensor's own axes count.
+    """
+
+    tensor: str
+    base: Node
+    graph: Graph | None
+    shapes: Mapping[str, tuple[int, ...]]
+    settings: Mapping[str, tuple[float, ...]]
+    shape: tuple[int, ...]
+    axes: tuple[Any, ...]
+
+
+def edits(scene: Scene) -> Iterator[Edit]:
+    """Every edit of the stage of a scene; those of the inside first, then those of the result."""
+    if scene.base.op != "other":
+        for x in below(scene.base):
+            yield from _of_node(x, scene)
+    yield from of_result(scene)
+
+
+def put(scene: Scene, old: Node, new: Node) -> Node:
+    """The expression with `new` in the place of `old`."""
+    return rebuilt(scene.base, lambda x: new if x is old else None)
+
+
+def _of_node(x: Node, scene: Scene) -> Iterator[Edit]:
+    def made(name: str, words: str, new: Node, bits: float, format: str | None = None) -> Edit:
+        return Edit(name, words, put(scene, x, new), bits, 0, format)
+
+    if x.op in ("add", "bias", "multiply"):
+        yield from _operands(x, scene, made)
+    elif x.op == "global_norm":
+        yield from _in_norm(x, scene, made)
+    if x.op in OPS:
+        for does, _ in find(x.op).kin:
+            kin = node("kin", *x.inputs, of=x.op, does=does, **dict(x.args))
+            yield made("formula", f"{does}{_of_what(x, scene)}", kin, 4)
+    if x.op in LEFT_OUT and x is not scene.base:
+        words = f"leaves out {say(x, scene.graph, True)}"
+        yield made("formula", words, x.inputs[0], 4.5)
+    if x.op == "const":
+        yield from _numbers(x, scene, made)
+    elif x.op == "step":
+        for more, words in ((1, "one step more"), (-1, "one step less")):
+            yield made("argument", f"counts {words}", node("step", more=more), 5)
+    elif is_ref(x):
+        yield from _of_reference(x, scene, made)
+    if x.op in ("linear", "outer"):
+        yield from _products(x, scene, made)
+    if x.op in ("outer", "sum_rows", "embed_backward"):
+        yield from _subsets(x, scene, made)
+    if x.op == "block":
+        for k in range(x.arg("of")):
+            if k != x.arg("index"):
+                new = node("block", *x.inputs, index=k, of=x.arg("of"))
+                words = f"takes {block_name(new, scene.graph)} for {say(x, scene.graph, True)}"
+                yield made("block-order", words, new, 6)
+
+
+Made = Callable[..., Edit]
+
+
+def _of_what(x: Node, scene: Scene) -> str:
+    """Where in the stage an op stands, unless it is all of it."""
+    if x is scene.base or not x.inputs:
+        return ""
+    return f", in {say(x, scene.graph, True)}"
+
+
+def _operands(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
+    """An operand of a sum or product dropped, doubled or negated."""
+    product = x.op == "multiply"
+    for k, operand in enumerate(x.inputs):
+        said = say(operand, scene.graph, True)
+        rest = (*x.inputs[:k], *x.inputs[k + 1 :])
+        within = "the factor " if product else ""
+        if not (x.op == "bias" and k == 0):
+            left = rest[0] if len(rest) == 1 else node(x.op, *rest)
+            yield made("operand-missing", f"leaves out {within}{said}", left, 3)
+        if product:
+            twice = node(x.op, *x.inputs, operand)
+            yield made("operand-twice", f"multiplies twice with {said}", twice, 5)
+            continue
+        more = node("add", operand, operand) if x.op == "add" else node("times", operand, by=2.0)
+        again = node(x.op, *x.inputs[:k], more, *x.inputs[k + 1 :])
+        yield made("operand-twice", f"counts {said} twice", again, 4)
+        turned = node(x.op, *x.inputs[:k], node("negate", operand), *x.inputs[k + 1 :])
+        yield made("sign", f"turns the sign of {said}", turned, 4)
+
+
+def _in_norm(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
+    """Tensors left out of a norm, counted twice, or taken before their rows are added up."""
+    for k, operand in enumerate(x.inputs):
+        said = say(operand, scene.graph)
+        rest = (*x.inputs[:k], *x.inputs[k + 1 :])
+        if rest:
+            yield made("operand-missing", f"leaves {said} out", node(x.op, *rest), 4)
+        yield made("operand-twice", f"counts {said} twice", node(x.op, *x.inputs, operand), 5)
+        below_it = scene.graph.value(name_of(operand)) if scene.graph and is_ref(operand) else None
+        if below_it is not None and below_it.op == "embed_backward":
+            rows = node(x.op, *x.inputs[:k], below_it.inputs[-1], *x.inputs[k + 1 :])
+            words = f"counts the rows of {said} before those of one token are added up"
+            yield made("operand-other", words, rows, 5)
+    for dims, words in ((1, "vectors (biases)"), (2, "matrices")):
+        some = [i for i in x.inputs if len(scene.shapes.get(name_of(i), ())) != dims]
+        if 0 < len(some) < len(x.inputs):
+            yield made("operand-missing", f"leaves all {words} out", node(x.op, *some), 5)
+    clipped = {name_of(i): f"update/clipped/{name_of(i).partition('/')[2]}" for i in x.inputs}
+    if all(name in scene.shapes for name in clipped.values()):
+        after = [ref(clipped[name_of(i)]) for i in x.inputs]
+        yield made("operand-other", "takes the clipped gradients", node(x.op, *after), 5)
+
+
+def _numbers(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
+    """Another value for a number of the stage."""
+    name, value = x.arg("name"), float(x.arg("value"))
+    own = scene.settings.get(str(name), ())
+    others = dict.fromkeys(own, 3.0) | {v: 6.0 for v in USUAL.get(str(name), ()) if v not in own}
+    related = {1 - value: 5.0, value / 2: 6.0, 2 * value: 6.0, value * value: 7.0}
+    related |= {value * 10: 7.0, value / 10: 7.0}
+    for key, values in scene.settings.items():
+        if key != name and len(scene.settings) < 64:
+            related |= {v: 7.0 for v in values if 0 < v < 1 and 0 < value < 1}
+    for new, bits in ({k: v for k, v in related.items() if k not in others} | others).items():
+        if new != value:
+            words = f"takes {figure(new)} for {name or 'the number'} {figure(value)}"
+            yield made("argument", words, const(new, name), bits)
+
+
+def _of_reference(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
+    """A tensor from another timestep, step or place, in another order or format."""
+    yield from _other_times(x, scene, made)
+    yield from _other_steps(x, scene, made)
+    yield from _other_tensors(x, scene, made)
+    said, shape = say(x, scene.graph), scene.shapes.get(name_of(x), ())
+    axes = scene.graph.axes(name_of(x)) if scene.graph else ()
+    yield made("operand-missing", f"takes zeros for {said}", node("zeros", x), 4.5)
+    yield made("sign", f"turns the sign of {said}", node("negate", x), 5)
+    if len(shape) == 2 and not set(axes) & {BATCH, TIME}:
+        if shape[0] == shape[1]:
+            turned = node("axes_ordered", x, order=(1, 0))
+            yield made("transposed", f"transposes {said}", turned, 5)
+        else:
+            for op, how in (("axes_ordered", "as"), ("axes_read", "in the layout of")):
+                words = f"reads {said} {how} its transpose"
+                yield made("transposed", words, node(op, x, order=(1, 0)), 6)
+    if len(shape) >= 2 and axes[:2] == (BATCH, TIME):
+        order = (1, 0, *range(2, len(shape)))
+        for op in ("axes_ordered", "axes_read"):
+            words = f"reads {said}, which lies batch-major, as time-major"
+            yield made("transposed", words, node(op, x, order=order), 6)
+    last = axes[-1] if axes else None
+    if isinstance(last, Blocks):
+        yield from _block_orders(x, last, said, made)
+    yield from _other_rows(x, axes, shape, said, made)
+    for to in FORMATS:
+        if to != "float32":
+            words = f"rounds {said} to {to}"
+            yield made("reduced-precision", words, node("rounded", x, to=to), 6, to)
+
+
+def _block_orders(x: Node, axis: Blocks, said: str, made: Made) -> Iterator[Edit]:
+    plain = tuple(range(len(axis.names)))
+    for order in permutations(plain):
+        if order != plain:
+            names = "".join(axis.names[k] for k in order)
+            if max(map(len, axis.names)) > 1:
+                names = ", ".join(axis.names[k] for k in order)
+            words = f"has the {axis.word}s of {said} in the order {names}"
+            yield made("block-order", words, node("blocks", x, order=order), 5)
+
+
+def _other_rows(
+    x: Node, axes: tuple[Any, ...], shape: tuple[int, ...], said: str, made: Made
+) -> Iterator[Edit]:
+    """Reversed or moved by one along the batch or time, whatever comes in at the end."""
+    for axis, word in enumerate(axes[:2]):
+        if word in (BATCH, TIME) and axis < len(shape) and shape[axis] > 1:
+            words = f"has the {word}s of {said} in reverse order"
+            yield made("permuted-rows", words, node("flipped", x, axis=axis), 7)
+            if word == BATCH:
+                for by in (1, -1):
+                    words = f"takes the {word} {'before' if by > 0 else 'after'} of {said}"
+                    yield made("shift", words, node("rolled", x, axis=axis, by=by), 7)
+
+
+def _other_times(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
+    axes = scene.graph.axes(name_of(x)) if scene.graph else ()
+    if TIME not in axes[1:2]:
+        return
+    time, back, first, said = x.arg("time"), x.arg("back"), x.arg("first"), say(x, scene.graph)
+    for other in (-1, 0, 1):
+        if other == time:
+            continue
+        new = ref(name_of(x), other, back, first if other < 0 else None)
+        yield made("shift", f"takes {say(new, scene.graph)} for {said}", new, 5)
+    if first and time < 0:
+        words = f"takes zeros for {first} at the first timestep, in {said}"
+        yield made("operand-missing", words, ref(name_of(x), time, back), 5)
+
+
+def _other_steps(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
+    name, time, back, first = name_of(x), x.arg("time"), x.arg("back"), x.arg("first")
+    if name.startswith("params/"):
+        ways = [(back + 1, "before the last step"), (0, "after the step")]
+        if back == 0:
+            ways = [(1, "before the step")]
+        initial = first or f"inputs/{name}"
+        for steps, words in ways:
+            new = ref(name, time, steps, initial if steps else None)
+            yield made("stale", f"takes {name} as it was {words}", new, 5)
+        return
+    if not back:
+        new = ref(name, time, 1, first)
+        yield made("stale", f"takes {name} of the step before", new, 5)
+    else:
+        new = ref(name, time, back - 1, None)
+        if name != scene.tensor or time:
+            yield made("stale", f"takes {name} of this step, not of the one before", new, 6)
+
+
+def _other_tensors(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
+    """Tensors of the same shape that may have been taken by mistake, nearest names first."""
+    name, shape = name_of(x), scene.shapes.get(name_of(x))
+    if shape is None and name.startswith("params/"):
+        shape = scene.shapes.get(f"grads/{name.partition('/')[2]}")
+    found = []
+    for other, size in scene.shapes.items():
+        far = _distance(name, other)
+        if other not in (name, scene.tensor) and size == shape and far is not None:
+            found.append((far, other))
+    for far, other in sorted(found)[:MOST_OTHERS]:
+        weights = name.startswith("params/") and other.startswith("params/")
+        first = f"inputs/{other}" if weights and x.arg("back") else None
+        if x.arg("time") < 0 and x.arg("first"):
+            first = f"state/in/{other.partition('/')[2]}"
+        new = ref(other, x.arg("time"), x.arg("back") if weights else 0, first)
+        yield made("operand-other", f"takes {other} for {name}", new, 6 + far)
+
+
+def _distance(one: str, two: str) -> int | None:
+    """How far apart two names are: 0 of other layers, 1 of another part, 2 of another kind.
+
+    None for tensors that nothing has in common.
+    """
+    if LAYER.sub("", one) == LAYER.sub("", two):
+        return 0
+    a, b = one.split("/"), two.split("/")
+    if a[0] == b[0] and len(a) == len(b):
+        return 1
+    return 2 if a[-1] == b[-1] or a[1:] == b[1:] else None
+
+
+def _products(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
+    """The operands of a product, or both and the result, in a narrower format."""
+    said = say(x, scene.graph, True)
+    for to in FORMATS:
+        for cut in (False, True) if to == "tf32" else (False,):
+            narrow = [node("rounded", i, to=to, cut=cut) for i in x.inputs]
+            how = f"{to} (cut off, not rounded)" if cut else to
+            new = node(x.op, *narrow)
+            yield made("reduced-precision", f"rounds the operands of {said} to {how}", new, 6, to)
+            if to != "tf32":  # whose results are float32
+                whole = node("rounded", new, to=to)
+                words = f"rounds operands and result of {said} to {how}"
+                yield made("reduced-precision", words, whole, 7, to)
+
+
+def _subsets(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
+    """A sum over batch and time that leaves a part of it out."""
+    source = x.inputs[-1]
+    parts = (
+        (1, None, -1, "all timesteps but the last"),
+        (1, None, 1, "the first timestep"),
+        (1, -1, None, "the last timestep"),
+        (1, 1, None, "all timesteps but the first"),
+        (0, None, 1, f"the first {BATCH}"),
+        (0, -1, None, f"the last {BATCH}"),
+        (0, None, -1, f"all {BATCH}s but the last"),
+        (0, 1, None, f"all {BATCH}s but the first"),
+    )
+    for axis, start, stop, words in parts:
+        blank = node("blanked", source, axis=axis, start=start, stop=stop)
+        new = node(x.op, *x.inputs[:-1], blank)
+        said = say(x, scene.graph, True)
+        yield made("subset", f"leaves {words} out of {said}", new, 6)
+
+
+def of_result(scene: Scene) -> Iterator[Edit]:
+    """What can be done to the result as a whole, whatever made it."""
+    base, shape, axes = scene.base, scene.shape, scene.axes
+
+    def made(name: str, words: str, new: Node, bits: float, format: str | None = None) -> Edit:
+        return Edit(name, words, new, bits, 0, format)
+
+    yield made("sign", "has the sign turned", node("negate", base), 7)
+    yield made("zero", "has nothing but zeros", node("zeros", base), 6)
+    yield from _axis_orders(base, shape, made)
+    for axis, word in enumerate(axes[: len(shape)]):
+        name = word.word if isinstance(word, Blocks) else word
+        for by in (1, -1):
+            if shape[axis] > 2:
+                new = node("moved", base, axis=axis, by=by)
+                yield made("shift", f"is moved by {by:+d} {name}", new, 8)
+        if shape[axis] > 2:
+            words = f"has the {name}s in reverse order"
+            yield made("permuted-rows", words, node("flipped", base, axis=axis), 8)
+        if isinstance(word, Blocks):
+            yield from _block_orders(base, word, "it", made)
+    here = scene.tensor
+    if not here.startswith("params/"):
+        before = ref(here, back=1)
+        yield made("stale", "has the value of the step before", before, 6)
+        words = "adds the value of the step before to it: not zeroed?"
+        yield made("accumulated", words, node("add", base, before), 7)
+        mean = node("times", node("add", base, before), by=0.5)
+        yield made("accumulated", "averages it with the value of the step before", mean, 8)
+    else:
+        before = ref(here, back=1, first=f"inputs/{here}")
+        yield made("stale", "does not move it: it is as it was before the step", before, 6)
+    yield from _others_whole(scene, made)
+
+
+def _axis_orders(base: Node, shape: tuple[int, ...], made: Made) -> Iterator[Edit]:
+    if not 2 <= len(shape) <= MOST_AXES or sum(n > 1 for n in shape) < 2:
+        return
+    plain = tuple(range(len(shape)))
+    for order in permutations(plain):
+        if order == plain:
+            continue
+        axes = ", ".join(map(str, order))
+        swap = ": batch-major numbers taken for time-major?" if order[:2] == (1, 0) else ""
+        turned = tuple(shape[k] for k in order) == shape
+        how = f"has its axes permuted ({axes})" if turned else f"is permuted to axes ({axes})"
+        words = how + ("" if turned else " and then read in the old shape") + swap
+        yield made("transposed", words, node("axes_ordered", base, order=order), 7)
+        if not turned:
+            read = f"is read with its axes in the order ({axes}) and permuted back{swap}"
+            yield made("transposed", read, node("axes_read", base, order=order), 8)
+
+
+def _others_whole(scene: Scene, made: Made) -> Iterator[Edit]:
+    """Another tensor in the place of this one."""
+    found = []
+    for other, size in scene.shapes.items():
+        far = _distance(scene.tensor, other)
+        if other != scene.tensor and size == scene.shape and far is not None:
+            found.append((far, other))
+    for far, other in sorted(found)[:MOST_OTHERS]:
+        yield made("operand-other", f"has what {other} should be", ref(other), 8 + far)

@@ -1,0 +1,273 @@
+"""Edits with a number in them that is fitted to the difference, or found among the run's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from harness.explain.case import Array
+from harness.explain.edits import Edit, Scene, put
+from harness.explain.say import figure, say
+from harness.models.graph import Node, below, const, is_ref, node, ref
+
+Value = Callable[[Node], Array | None]
+MOST = 12  # nodes of a stage whose size or offset is fitted
+ROUNDS = 8  # Newton's steps on one number
+SAMPLE = 4096  # elements that a number is fitted to
+NAMED, ROUND, ANY = 4.0, 8.0, 18.0  # bits of a number: the run's own, a short one, any other
+
+
+class Named(NamedTuple):
+    """A number of the run and what it is."""
+
+    value: float
+    words: str
+
+
+def fitted_edits(scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:
+    """Edits whose number is fitted to what the side has (`mine`)."""
+    if mine.dtype.kind != "f" or not np.isfinite(mine).any():
+        return
+    yield from _of_result(scene, mine, value)
+    yield from _reordered(scene, mine, value)
+    if scene.base.op == "other" or scene.base.op == "given":
+        return
+    places = [x for x in below(scene.base) if _has_size(x)]
+    for x in places[:MOST]:
+        said = say(x, scene.graph, True)
+        way = _Way("operand-scaled", f"multiplies {said} by {{}}", 1.0, partial(_scaled, scene, x))
+        yield from _one_number(way, scene, mine, value)
+        way = _Way("constant", f"adds {{}} to {said}", 0.0, partial(_raised, scene, x))
+        yield from _one_number(way, scene, mine, value)
+    for x in below(scene.base):
+        if x.op == "const":
+            own = float(x.arg("value"))
+            words = f"takes {{}} for {x.arg('name') or 'the number'} {figure(own)}"
+            way = _Way("argument", words, own, partial(_other_number, scene, x))
+            yield from _one_number(way, scene, mine, value)
+
+
+class _Way(NamedTuple):
+    """A way to put a number into a stage, and the number that leaves it as it is."""
+
+    name: str
+    words: str
+    start: float
+    make: Callable[[float], Node]
+
+
+def _scaled(scene: Scene, x: Node, c: float) -> Node:
+    return put(scene, x, node("times", x, by=c))
+
+
+def _raised(scene: Scene, x: Node, c: float) -> Node:
+    return put(scene, x, node("plus", x, by=c))
+
+
+def _other_number(scene: Scene, x: Node, c: float) -> Node:
+    return put(scene, x, const(c, x.arg("name")))
+
+
+def _one_number(way: _Way, scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:
+    """The edit with the number that brings the stage nearest to what the side has."""
+    found = _fit(lambda c: value(way.make(c)), mine, way.start)
+    if found is not None:
+        exact, bits, named = nearest(found, scene, way.start)
+        yield Edit(way.name, way.words.format(named), way.make(exact), bits + 3, 1)
+
+
+def _has_size(x: Node) -> bool:
+    """Whether a node is worth a factor of its own: a tensor, a block, or an op's result."""
+    return is_ref(x) or x.op in ("block", "linear", "multiply", "sigmoid", "tanh", "outer")
+
+
+def _of_result(scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:
+    """The result times a number, plus a number, or plus a number of times another tensor."""
+    base = value(scene.base)
+    if base is None or base.shape != mine.shape:
+        return
+    start = _start(scene, value)
+    x, y = (np.asarray(v, np.float64).reshape(-1) for v in (base, mine))
+    x0 = np.zeros_like(x) if start is None else start.reshape(-1)
+    finite = np.isfinite(x) & np.isfinite(y)
+    x, y, x0 = x[finite], y[finite], x0[finite]
+    square = float((x - x0) @ (x - x0))
+    if square and math.isfinite(square):
+        factor = float((y - x0) @ (x - x0)) / square
+        if math.isfinite(factor) and factor not in (0.0, 1.0):
+            yield from _factor(scene, factor, start is not None)
+    offset = float(np.median(y - x)) if y.size else 0.0
+    if offset and y.size >= 3:
+        exact, bits, named = nearest(offset, scene, 0.0)
+        words = f"is larger by {named} in every element"
+        yield Edit("constant", words, node("plus", scene.base, by=exact), bits + 6, 1)
+    yield from _terms(scene, y - x, value, finite)
+
+
+def _start(scene: Scene, value: Value) -> Array | None:
+    """What a change of size is measured from: a parameter's value before the step; else zero."""
+    if not scene.tensor.startswith("params/"):
+        return None
+    return value(_weights(scene.tensor))
+
+
+def _weights(tensor: str) -> Node:
+    return ref(tensor, back=1, first=f"inputs/{tensor}")
+
+
+def _factor(scene: Scene, factor: float, step: bool) -> Iterator[Edit]:
+    for exact, bits, named in near(factor, scene, 1.0):
+        value = node("times", scene.base, by=exact)
+        what = "is"
+        if step:
+            old = _weights(scene.tensor)
+            moved = node("add", scene.base, node("negate", old))
+            value, what = node("add", old, node("times", moved, by=exact)), "moves"
+        yield Edit("factor", f"{what} {named} times what it should", value, bits + 4, 1)
+
+
+def _terms(scene: Scene, gap: Array, value: Value, finite: Array) -> Iterator[Edit]:
+    """A multiple of a tensor of the same shape that the result has beside what it should."""
+    length = float(gap @ gap)
+    if not length or not math.isfinite(length):
+        return
+    for name, shape in scene.shapes.items():
+        if shape != scene.shape or name == scene.tensor:
+            continue
+        yield from _term(scene, gap, length, ref(name), name, value, finite)
+    rest = scene.tensor.partition("/")[2].removeprefix("clipped/")
+    if scene.tensor.startswith(("grads/", "update/clipped/", "params/", "optimizer/")):
+        old = _weights(f"params/{rest}")
+        words = f"params/{rest} before the step"
+        yield from _term(scene, gap, length, old, words, value, finite)
+        signs = node("signs", old)
+        yield from _term(scene, gap, length, signs, f"the sign of {words}", value, finite)
+
+
+def _term(
+    scene: Scene,
+    gap: Array,
+    length: float,
+    term: Node,
+    words: str,
+    value: Value,
+    finite: Array,
+) -> Iterator[Edit]:
+    found = value(term)
+    if found is None or found.size != finite.size or found.dtype.kind != "f":
+        return
+    x = found.reshape(-1)[finite]
+    square, along = float(x @ x), float(gap @ x)
+    # What is left of the gap beside the term must be small before all of it is looked at.
+    if not square or not math.isfinite(square) or along**2 < 0.9 * length * square:
+        return
+    exact, bits, named = nearest(along / square, scene, 0.0)
+    made = node("add", scene.base, node("times", term, by=exact))
+    yield Edit("operand-added", f"adds {named} times {words}", made, bits + 8, 1)
+
+
+def _fit(made: Callable[[float], Array | None], mine: Array, start: float) -> float | None:
+    """The number for which made(number) is nearest to `mine` (Gauss and Newton); None for none."""
+    every = max(1, mine.size // SAMPLE)
+    y = np.asarray(mine, np.float64).reshape(-1)[::every]
+    c = start
+    for _ in range(ROUNDS):
+        step = 1e-6 * max(abs(c), 1e-3)
+        here, ahead = made(c), made(c + step)
+        if here is None or ahead is None or here.shape != mine.shape or ahead.shape != mine.shape:
+            return None
+        x = np.asarray(here, np.float64).reshape(-1)[::every]
+        slope = (np.asarray(ahead, np.float64).reshape(-1)[::every] - x) / step
+        good = np.isfinite(x) & np.isfinite(slope) & np.isfinite(y)
+        square = float(slope[good] @ slope[good])
+        if not square or not math.isfinite(square):
+            return None
+        change = float(slope[good] @ (y[good] - x[good])) / square
+        if not math.isfinite(change):
+            return None
+        c += change
+        if abs(change) <= 1e-12 * max(abs(c), 1e-9):
+            break
+    return None if c == start else c
+
+
+def near(found: float, scene: Scene, start: float) -> Iterator[tuple[float, float, str]]:
+    """A fitted number as one of the run's own, as a short one, and as it is; bits and words."""
+    error = 1e-4
+    for named in known_numbers(scene):
+        for value, words in ((named.value, named.words), (1 / named.value, f"1 / {named.words}")):
+            if value != start and abs(found / value - 1) < error:
+                yield value, NAMED, f"{figure(value)} ({words})"
+    short = float(f"{found:.2g}")
+    if short not in (start, 0.0) and abs(found / short - 1) < error:
+        yield short, ROUND, figure(short)
+    shown = figure(found) if abs(found - 1) > 4e-3 else f"1 {'-+'[found > 1]} {abs(found - 1):.3g}"
+    yield found, ANY, shown
+
+
+def nearest(found: float, scene: Scene, start: float) -> tuple[float, float, str]:
+    """The simplest of what `near` gives."""
+    return next(near(found, scene, start))
+
+
+def known_numbers(scene: Scene) -> Iterator[Named]:
+    """The numbers of the run that may act on a tensor: settings, their complements, the batch."""
+    skipped = ("seed", "steps", "threads", "start", "queue", "flat_epochs", "num_layers")
+    for key, values in scene.settings.items():
+        for v in values if key not in skipped else ():
+            if v > 0 and v != 1:
+                yield Named(v, key)
+            if 0 < v < 1:
+                yield Named(1 - v, f"1 - {key}")
+                yield Named((1 - v) ** 2, f"(1 - {key}) squared")
+            if v > 2 and float(v).is_integer():
+                yield Named(v / (v - 1), f"{key} over one less")
+            if key == "lr_decay" and scene.tensor == "update/learning_rate":
+                yield from (Named(v**k, f"{k} times {key}") for k in (2, 3, 4))
+    for t in scene.settings.get("bptt", ()):
+        for b in scene.settings.get("batch_size", ()):
+            yield Named(t * b, "the tokens of a batch, bptt times batch_size")
+    yield Named(math.log(2), "the natural logarithm of 2")
+    for name in ("sqrt(2)", "pi"):
+        yield Named({"sqrt(2)": math.sqrt(2), "pi": math.pi}[name], name)
+
+
+def _reordered(scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:
+    """The rows along an axis in another order, found by what each row is."""
+    base = value(scene.base)
+    if base is None or base.shape != mine.shape:
+        return
+    for axis, word in enumerate(scene.axes):
+        if mine.shape[axis] < 3:
+            continue
+        order = row_order(mine, base, axis)
+        if order is not None:
+            name = word if isinstance(word, str) else word.word
+            some = ", ".join(map(str, order[:8])) + (", .." if len(order) > 8 else "")
+            made = node("reordered", scene.base, axis=axis, order=order)
+            bits = 10 + 0.5 * len(order)
+            yield Edit("permuted-rows", f"has the {name}s in the order {some}", made, bits, 0)
+
+
+def row_order(mine: Array, base: Array, axis: int) -> tuple[int, ...] | None:
+    """The order in which rows of `base` sort like those of `mine`, if only one fits.
+
+    Rows are told apart by their product with one random vector.
+    """
+    marks = []
+    for x in (mine, base):
+        flat = np.asarray(np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1), np.float64)
+        weights = np.random.default_rng(0).standard_normal(flat.shape[1])
+        marks.append(flat @ weights)
+    if not all(np.isfinite(m).all() for m in marks):
+        return None
+    by_mine, by_base = np.argsort(marks[0]), np.argsort(marks[1])
+    gaps = np.abs(marks[0][by_mine] - marks[1][by_base])
+    if gaps.max() > 0.01 * max(float(np.abs(marks[1]).max()), math.ulp(1.0)):
+        return None
+    order = np.empty(len(by_mine), np.int64)
+    order[by_mine] = by_base
+    return None if np.array_equal(order, np.arange(len(order))) else tuple(map(int, order))

@@ -1,0 +1,347 @@
+"""The search for edits of a stage that make of a side's own inputs what that side has.
+
+Both sides are recomputed in float64 from what each was given. One fits the stage as it stands; the
+other must fit an edit of it. An edit is never applied to the other side's numbers: a tensor that is
+stacked over time feeds itself, and is another from its first wrong timestep on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from harness.explain.case import GAIN, Array, Case, Side
+from harness.explain.edits import Edit, Scene, edits
+from harness.explain.fitted import fitted_edits
+from harness.models.evaluate import MissingError, Values
+from harness.models.graph import Node, is_ref, name_of, node, rebuilt
+from harness.models.ops import OPS
+from harness.models.ops.changes import rounded
+
+SIDES: tuple[Side, Side] = ("a", "b")
+NUDGE = 8.0  # eps by which a number may be off before it is rounded to a format
+FAILURES = (MissingError, ValueError, IndexError, TypeError, ArithmeticError)
+PARTNERS = 12  # edits that bring a side nearer and are tried together with others
+NEARER = 0.7  # of the distance that is left by an edit worth a partner
+SECONDS = 400  # edits that are tried beside each partner
+SCALES = (1.0, 30.0, 0.03)  # sizes at which two edits are told apart
+
+
+class Fit(NamedTuple):
+    """An edit that a side agrees with, what remains, and the stage that it is an edit of."""
+
+    edit: Edit
+    left: float
+    side: Side
+    base: Node
+
+
+class Trial:
+    """One case with both sides' values at hand."""
+
+    def __init__(self, case: Case) -> None:
+        """Nothing is computed yet."""
+        self.case, self.tried = case, 0
+        self._values: dict[Side, Values] = {}
+
+    def values(self, side: Side) -> Values:
+        """What one side's tensors give."""
+        if side not in self._values:
+            case = self.case
+            other = case.b if side == "a" else case.a
+            self._values[side] = Values(
+                lambda back, name: _read(case, side, back, name),
+                case.step,
+                case.graph,
+                _wide(other),
+            )
+        return self._values[side]
+
+    def value(self, side: Side, expression: Node) -> Array | None:
+        """An expression from one side's tensors; None where they do not allow it."""
+        try:
+            made = np.asarray(self.values(side).value(expression))
+        except FAILURES:
+            return None
+        return made if made.shape == self.case.b.shape else None
+
+    def left(self, side: Side, expression: Node) -> float:
+        """How far an expression is from what the side has, as the tolerance's K."""
+        made, mine = self.value(side, expression), own(self.case, side)
+        if made is None:
+            return math.inf
+        if np.isnan(made).any():  # what an edit says nothing of
+            made = np.where(np.isnan(made), mine, made)
+        case = self.case._replace(floor=max(self.case.floor, _largest(made)))
+        return case.distance(made, mine)
+
+    def fits(self, side: Side, expression: Node) -> bool:
+        """Whether an expression gives what the side has, to rounding."""
+        return self.left(side, expression) <= self.case.level
+
+    def scene(self, base: Node) -> Scene:
+        """What edits of an expression are made in."""
+        case = self.case
+        numbers: dict[str, tuple[float, ...]] = {}
+        for settings in (case.settings_b, case.settings_a):
+            for key, value in settings.items():
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    numbers[key] = (*numbers.get(key, ()), float(value))
+        axes = case.graph.axes(case.tensor) if case.graph else ()
+        if len(axes) != case.b.ndim:
+            axes = tuple(f"axis {k}" for k in range(case.b.ndim))
+        return Scene(case.tensor, base, case.graph, case.shapes, numbers, case.b.shape, axes)
+
+
+def own(case: Case, side: Side) -> Array:
+    """The tensor of the case on one side."""
+    return case.a if side == "a" else case.b
+
+
+def _read(case: Case, side: Side, back: int, name: str) -> Array | None:
+    if not back and name == case.tensor:
+        return own(case, side)
+    if back and not name.startswith(("params/", "optimizer/", "state/")):
+        return case.made(name, side, back)
+    return case.get(name, side, back)
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(np.float64) if x.dtype.kind == "f" else x
+
+
+def _largest(x: Array) -> float:
+    finite = np.abs(x[np.isfinite(x)]) if x.dtype.kind == "f" else np.abs(x.astype(np.float64))
+    return float(finite.max(initial=0.0))
+
+
+def bases(trial: Trial) -> Iterator[tuple[Side, Node]]:
+    """The side that is off and the stage that the other fits; or the other side's tensor.
+
+    A stage may be either of two things (a state that is carried, or starts from zeros): where the
+    side that a referee is against fits it as it stands, the other must fit a member of its family.
+    """
+    case = trial.case
+    stage = case.graph.value(case.tensor) if case.graph else None
+    if stage is None or stage.op == "given":
+        for side in SIDES if case.off is None else (case.off,):
+            yield side, node("other")
+        return
+    fits = {side: trial.fits(side, stage) for side in SIDES}
+    if sum(fits.values()) == 1:
+        off: Side = "a" if fits["b"] else "b"
+        if case.off in (None, off):
+            yield off, stage
+            return
+        for kin in _kin(stage):
+            if trial.fits(_other(case.off or off), kin):
+                yield case.off or off, kin
+                return
+    elif not any(fits.values()):
+        for side in SIDES if case.off is None else (case.off,):
+            yield side, node("other")
+
+
+def _other(side: Side) -> Side:
+    return "b" if side == "a" else "a"
+
+
+def _kin(stage: Node) -> Iterator[Node]:
+    for does, _ in OPS[stage.op].kin if stage.op in OPS else ():
+        yield node("kin", *stage.inputs, of=stage.op, does=does, **dict(stage.args))
+
+
+def search(trial: Trial) -> list[Fit]:
+    """Every edit that fits the side which is off, the shortest first; pairs where none does."""
+    found: list[Fit] = []
+    for side, base in bases(trial):
+        scene = trial.scene(base)
+        near: list[tuple[float, Edit]] = []
+        for edit in _each(scene, trial, side):
+            trial.tried += 1
+            left = _left(trial, side, edit)
+            if left <= trial.case.level and _explains(trial, side, base, left):
+                found.append(Fit(edit, left, side, base))
+            elif math.isfinite(left):
+                near.append((left, edit))
+        if not found and base.op != "other":
+            found += _parts(trial, side, base, near) or _pairs(trial, side, base, near)
+    return _told_apart(trial, sorted(found, key=lambda fit: (fit.edit.bits, fit.left)))
+
+
+def _each(scene: Scene, trial: Trial, side: Side) -> Iterator[Edit]:
+    yield from edits(scene)
+    mine = own(trial.case, side)
+    yield from fitted_edits(scene, mine, lambda x: trial.value(side, x))
+
+
+def _left(trial: Trial, side: Side, edit: Edit) -> float:
+    """What an edit leaves; a number in the middle of two of a format may be rounded either way."""
+    whole = edit.value.op == "rounded"
+    if not whole:
+        return trial.left(side, edit.value)
+    full, mine = trial.value(side, edit.value.inputs[0]), own(trial.case, side)
+    if full is None or mine.dtype.kind != "f":
+        return math.inf
+    nudge = NUDGE * trial.case.eps * (np.abs(full) + _largest(full))
+    low, high = (_rounded(edit.value, full + by) for by in (-nudge, nudge))
+    return trial.case.distance(np.clip(mine, low, high), mine)
+
+
+def _rounded(x: Node, value: Array) -> Array:
+    return rounded(value, **dict(x.args))
+
+
+def _explains(trial: Trial, side: Side, base: Node, left: float) -> bool:
+    """Whether what is left is far under what the stage as it stands leaves."""
+    return left * GAIN <= trial.left(side, base)
+
+
+def _parts(trial: Trial, side: Side, base: Node, near: list[tuple[float, Edit]]) -> list[Fit]:
+    """Edits that hold in one part of the tensor, where it differs in that part alone."""
+    usual, mine = trial.value(side, base), own(trial.case, side)
+    place = None if usual is None else _place(trial, usual, mine)
+    if place is None:
+        return []
+    axis, places, words = place
+    found = []
+    for _, edit in near:
+        value = node("chosen", base, edit.value, axis=axis, places=places)
+        trial.tried += 1
+        left = trial.left(side, value)
+        if left <= trial.case.level and _explains(trial, side, base, left):
+            part = edit._replace(
+                value=value, words=f"{edit.words}, at {words} alone", bits=edit.bits + 6
+            )
+            found.append(Fit(part, left, side, base))
+    return found
+
+
+def _place(trial: Trial, usual: Array, mine: Array) -> tuple[int, tuple[int, ...], str] | None:
+    """The axis along which the fewest places hold all of a difference, those, and words."""
+    from harness.explain.confined import places_words
+
+    case = trial.case
+    with np.errstate(all="ignore"):
+        scale = max(_largest(usual), case.floor)
+        bad = ~(np.abs(mine - usual) <= case.level * case.eps * (np.abs(usual) + scale))
+    best: tuple[float, int, Array] | None = None
+    for axis in range(bad.ndim):
+        hit = np.flatnonzero(bad.any(axis=tuple(k for k in range(bad.ndim) if k != axis)))
+        share = hit.size / bad.shape[axis]
+        if 0 < share < 1 and (best is None or share < best[0]):
+            best = share, axis, hit
+    if best is None:
+        return None
+    _, axis, hit = best
+    words = places_words(trial.scene(node("other")).axes[axis], hit, bad.shape[axis])
+    return axis, tuple(map(int, hit)), words
+
+
+def _pairs(trial: Trial, side: Side, base: Node, near: list[tuple[float, Edit]]) -> list[Fit]:
+    """Two edits at once: one that brings the side nearer, and any second one on top of it."""
+    start = trial.left(side, base)
+    good = sorted((left, i) for i, (left, _) in enumerate(near) if left < NEARER * start)
+    found: list[Fit] = []
+    for _, i in good[:PARTNERS]:
+        first = near[i][1]
+        scene = trial.scene(first.value)
+        for second, _ in zip(edits(scene), range(SECONDS), strict=False):
+            trial.tried += 1
+            left = trial.left(side, second.value)
+            if left <= trial.case.level and _explains(trial, side, base, left):
+                both = second._replace(
+                    words=f"{first.words}, and {second.words}",
+                    bits=first.bits + second.bits + 4,
+                    free=first.free + second.free,
+                )
+                found.append(Fit(both, left, side, base))
+        if found:
+            break
+    return found
+
+
+def _told_apart(trial: Trial, fits: list[Fit]) -> list[Fit]:
+    """The fits without those that say of all numbers what a shorter one says."""
+    kept: list[Fit] = []
+    for fit in fits[:40]:
+        if not any(same_everywhere(trial, fit, other) for other in kept):
+            kept.append(fit)
+    return kept
+
+
+def same_everywhere(trial: Trial, one: Fit, two: Fit) -> bool:
+    """Whether two edits are one and the same function: they agree on other numbers too."""
+    if one.side != two.side:
+        return _mirrored(one, two)
+    for seed, size in enumerate(SCALES):
+        x, y = (_elsewhere(trial, fit, seed, size) for fit in (one, two))
+        if x is None or y is None or x.shape != y.shape:
+            return False
+        with np.errstate(all="ignore"):
+            same = (x == y) | (np.isnan(x) | np.isnan(y))
+            if not np.all(same | (np.abs(x - y) <= 1e-9 * (np.abs(x) + _largest(y)))):
+                return False
+    return True
+
+
+def _mirrored(one: Fit, two: Fit) -> bool:
+    """Whether both say what one tensor is of the other: from either side it is one statement."""
+    return one.base.op == two.base.op == "other" and one.edit.name == two.edit.name
+
+
+def _elsewhere(trial: Trial, fit: Fit, seed: int, size: float) -> Array | None:
+    """The value of an edit at other numbers of the same kind."""
+    case, side = trial.case, fit.side
+
+    def change(name: str, x: Array) -> Array:
+        if x.dtype.kind != "f":
+            return x
+        noise = np.random.default_rng([seed, *map(ord, name)])
+        return np.asarray(x * size * noise.uniform(0.5, 1.5, x.shape))
+
+    other = change("other", _wide(own(case, _other(side))))
+    values = Values(
+        lambda back, name: _read(case, side, back, name), case.step, case.graph, other, change
+    )
+    try:
+        return np.asarray(values.value(fit.edit.value))
+    except FAILURES:
+        return None
+
+
+def transported(fit: Fit, there: Node, own: Mapping[str, str]) -> Node | None:
+    """The edit at another place whose stage is of the same form; None where it is of another.
+
+    `own` is the name of the tensor here, and there.
+    """
+    names: dict[Node, Node] = {}
+    stack = [(fit.base, there)]
+    while stack:
+        x, y = stack.pop()
+        if x is y:
+            continue
+        if is_ref(x) and is_ref(y):
+            if names.setdefault(x, y) is not y:
+                return None
+            continue
+        same = x.op == y.op and len(x.inputs) == len(y.inputs) and x.args == y.args
+        if not same or is_ref(x) or is_ref(y):
+            return None
+        stack += zip(x.inputs, y.inputs, strict=True)
+    moved = {**own, **{name_of(x): name_of(y) for x, y in names.items()}}
+    return rebuilt(fit.edit.value, lambda x: names.get(x) or _renamed(x, moved))
+
+
+def _renamed(x: Node, moved: Mapping[str, str]) -> Node | None:
+    """A reference that the edit put in, to the tensor that stands in its place there."""
+    if not is_ref(x) or name_of(x) not in moved:
+        return None
+    new = moved[name_of(x)]
+    first = x.arg("first")
+    if first:
+        first = moved.get(first, first.replace(name_of(x).partition("/")[2], new.partition("/")[2]))
+    return node("ref", **{**dict(x.args), "name": new, "first": first})
