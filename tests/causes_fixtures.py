@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from harness.explain.case import Case
+from harness.models.find import graph_of_spec
+from harness.spec import ModelSpec, TrainSpec
 
 SETTINGS = dict(
     vocab_size=29,
@@ -339,7 +341,22 @@ def case_of(a, b, step, tensor, settings=None, labels=("pt", "tf"), level=64.0):
         settings or {},
         settings or {},
         level,
+        graph=graph_of_settings(tuple((settings or {}).items())),
+        shapes={name: x.shape for (at, name), x in b.points.items() if at == step},
     )
+
+
+@lru_cache(maxsize=64)
+def graph_of_settings(settings):
+    """The stages of a run with these settings; None for a run of no model."""
+    fields = dict(settings)
+    if not fields:
+        return None
+    spec = {
+        name: {k: fields[k] for k in kind.__struct_fields__ if k in fields}
+        for name, kind in (("model", ModelSpec), ("train", TrainSpec))
+    }
+    return graph_of_spec(spec)
 
 
 def first_case(a, b, settings, first=1):

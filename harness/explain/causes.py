@@ -19,11 +19,13 @@ from harness.explain.say import eps_words
 from harness.explain.search import (
     Fit,
     Trial,
+    origin,
     same_everywhere,
     search,
     transported,
 )
 from harness.models.graph import Node, node
+from harness.models.ops.changes import FORMATS
 
 # log10: a certain claim is one of which at most a millionth would fit an unrelated difference, over
 # all that were tried; where more than one in twenty would, nothing is claimed.
@@ -59,6 +61,10 @@ def explain(case: Case, others: Sequence[Case] = ()) -> list[Cause]:
 def _ruled(trial: Trial, others: Sequence[Case]) -> list[Cause]:
     """The fits as causes, each as sure as chance, other places and the other fits leave it."""
     fits = search(trial)
+    if not fits:
+        source = origin(trial)
+        if source is not None:
+            return _ruled(source, ())
     tried = math.log10(max(trial.tried, LEAST_CLAIMS))
     places = [Trial(other._replace(off=trial.case.off)) for other in others]
     kept: list[tuple[Fit, Cause]] = []
@@ -77,6 +83,8 @@ def _weighed(fit: Fit, case: Case, tried: float) -> Cause | None:
     if chance > NO_CLAIM:
         return None
     sure = chance <= CHANCE
+    # One number of which side is off nobody knows may be off for any reason.
+    sure = sure and not (fit.base.op == "other" and case.b.size == 1 and case.off is None)
     if fit.edit.free and fit.edit.bits >= ANY_NUMBER:
         sure = sure and chance <= UNNAMED
     label, other = case.labels if fit.side == "a" else case.labels[::-1]
@@ -149,6 +157,7 @@ def _unambiguous(trial: Trial, kept: list[tuple[Fit, Cause]]) -> list[Cause]:
         fit
         for fit in certain
         if fit is not shortest
+        and not _same_bits(fit, shortest)
         and fit.edit.bits < shortest.edit.bits + SHORTER
         and not same_everywhere(trial, fit, shortest)
     ]
@@ -160,6 +169,12 @@ def _unambiguous(trial: Trial, kept: list[tuple[Fit, Cause]]) -> list[Cause]:
         else cause
         for _, cause in kept
     ]
+
+
+def _same_bits(one: Fit, two: Fit) -> bool:
+    """Whether two fits are of formats with as many bits, as float16 and TF32."""
+    formats = one.edit.format, two.edit.format
+    return None not in formats and FORMATS[str(formats[0])] == FORMATS[str(formats[1])]
 
 
 def _shown_elsewhere(case: Case, others: Sequence[Case]) -> list[Cause]:

@@ -28,6 +28,7 @@ from harness.models.graph import (
     node,
     rebuilt,
     ref,
+    references,
 )
 from harness.models.ops import OPS, find
 from harness.models.ops.changes import FORMATS
@@ -78,14 +79,53 @@ class Scene(NamedTuple):
     settings: Mapping[str, tuple[float, ...]]
     shape: tuple[int, ...]
     axes: tuple[Any, ...]
+    step: int
 
 
 def edits(scene: Scene) -> Iterator[Edit]:
     """Every edit of the stage of a scene; those of the inside first, then those of the result."""
+    yield from of_result(scene)
     if scene.base.op != "other":
         for x in below(scene.base):
             yield from _of_node(x, scene)
-    yield from of_result(scene)
+        yield from _of_all(scene)
+        yield from _of_scalars(scene)
+
+
+def _of_all(scene: Scene) -> Iterator[Edit]:
+    """One thing that is wrong with all weights, or all products, of a stage at once."""
+    base = scene.base
+    weights = [x for x in references(base) if name_of(x).startswith("params/") and x.arg("back")]
+    if len(weights) > 1:
+        for more, words in ((1, "were before the last step"), (-1, "are after the step")):
+            new = {x: _weights(x, x.arg("back") + more) for x in weights}
+            value = rebuilt(base, new.get)
+            yield Edit("stale", f"computes with weights as they {words}", value, 5.5)
+    products = [x for x in below(base) if x.op in ("linear", "outer")]
+    if len(products) > 1:
+        for to in FORMATS:
+            for cut in (False, True) if to == "tf32" else (False,):
+                value = rebuilt(base, {x: _narrow(x, to, cut) for x in products}.get)
+                how = f"{to} (cut off, not rounded)" if cut else to
+                words = f"rounds the operands of all its products to {how}"
+                yield Edit("reduced-precision", words, value, 6.5, 0, to)
+
+
+def _narrow(x: Node, to: str, cut: bool) -> Node:
+    """A product with rounded operands."""
+    return node(x.op, *(node("rounded", i, to=to, cut=cut) for i in x.inputs))
+
+
+def _of_scalars(scene: Scene) -> Iterator[Edit]:
+    """Edits of the stage of a number that this one reads (a norm), where it is made once more."""
+    for x in references(scene.base):
+        stage = scene.graph.value(name_of(x)) if scene.graph else None
+        if scene.shapes.get(name_of(x)) != () or stage is None or stage.op == "given":
+            continue
+        inner = scene._replace(tensor=name_of(x), base=stage, shape=(), axes=())
+        for edit in edits(inner):
+            words = f"{edit.words}, in {name_of(x)} as it is used here"
+            yield edit._replace(words=words, value=put(scene, x, edit.value), bits=edit.bits + 2)
 
 
 def put(scene: Scene, old: Node, new: Node) -> Node:
@@ -104,10 +144,11 @@ def _of_node(x: Node, scene: Scene) -> Iterator[Edit]:
     if x.op in OPS:
         for does, _ in find(x.op).kin:
             kin = node("kin", *x.inputs, of=x.op, does=does, **dict(x.args))
-            yield made("formula", f"{does}{_of_what(x, scene)}", kin, 4)
+            simple = does.startswith(("does not", "drops nothing"))
+            yield made("formula", f"{does}{_of_what(x, scene)}", kin, 3.5 if simple else 4)
     if x.op in LEFT_OUT and x is not scene.base:
         words = f"leaves out {say(x, scene.graph, True)}"
-        yield made("formula", words, x.inputs[0], 4.5)
+        yield made("formula", words, x.inputs[0], 3.4)
     if x.op == "const":
         yield from _numbers(x, scene, made)
     elif x.op == "step":
@@ -175,10 +216,6 @@ def _in_norm(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
         some = [i for i in x.inputs if len(scene.shapes.get(name_of(i), ())) != dims]
         if 0 < len(some) < len(x.inputs):
             yield made("operand-missing", f"leaves all {words} out", node(x.op, *some), 5)
-    clipped = {name_of(i): f"update/clipped/{name_of(i).partition('/')[2]}" for i in x.inputs}
-    if all(name in scene.shapes for name in clipped.values()):
-        after = [ref(clipped[name_of(i)]) for i in x.inputs]
-        yield made("operand-other", "takes the clipped gradients", node(x.op, *after), 5)
 
 
 def _numbers(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
@@ -186,7 +223,8 @@ def _numbers(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
     name, value = x.arg("name"), float(x.arg("value"))
     own = scene.settings.get(str(name), ())
     others = dict.fromkeys(own, 3.0) | {v: 6.0 for v in USUAL.get(str(name), ()) if v not in own}
-    related = {1 - value: 5.0, value / 2: 6.0, 2 * value: 6.0, value * value: 7.0}
+    related = {} if value < 0.01 else {1 - value: 5.0}
+    related |= { value / 2: 6.0, 2 * value: 6.0, value * value: 7.0}
     related |= {value * 10: 7.0, value / 10: 7.0}
     for key, values in scene.settings.items():
         if key != name and len(scene.settings) < 64:
@@ -204,6 +242,8 @@ def _of_reference(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
     yield from _other_tensors(x, scene, made)
     said, shape = say(x, scene.graph), scene.shapes.get(name_of(x), ())
     axes = scene.graph.axes(name_of(x)) if scene.graph else ()
+    if name_of(x).startswith("inputs/") and not name_of(x).startswith("inputs/params/"):
+        return
     yield made("operand-missing", f"takes zeros for {said}", node("zeros", x), 4.5)
     yield made("sign", f"turns the sign of {said}", node("negate", x), 5)
     if len(shape) == 2 and not set(axes) & {BATCH, TIME}:
@@ -275,9 +315,8 @@ def _other_steps(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
         ways = [(back + 1, "before the last step"), (0, "after the step")]
         if back == 0:
             ways = [(1, "before the step")]
-        initial = first or f"inputs/{name}"
         for steps, words in ways:
-            new = ref(name, time, steps, initial if steps else None)
+            new = _weights(x, steps)
             yield made("stale", f"takes {name} as it was {words}", new, 5)
         return
     if not back:
@@ -289,13 +328,19 @@ def _other_steps(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
             yield made("stale", f"takes {name} of this step, not of the one before", new, 6)
 
 
+def _weights(x: Node, back: int) -> Node:
+    """A parameter as it was `back` steps before."""
+    first = x.arg("first") or f"inputs/{name_of(x)}"
+    return ref(name_of(x), x.arg("time"), back, first if back else None)
+
+
 def _other_tensors(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
     """Tensors of the same shape that may have been taken by mistake, nearest names first."""
     name, shape = name_of(x), scene.shapes.get(name_of(x))
     if shape is None and name.startswith("params/"):
         shape = scene.shapes.get(f"grads/{name.partition('/')[2]}")
     found = []
-    for other, size in scene.shapes.items():
+    for other, size in earlier(scene):
         far = _distance(name, other)
         if other not in (name, scene.tensor) and size == shape and far is not None:
             found.append((far, other))
@@ -306,6 +351,16 @@ def _other_tensors(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
             first = f"state/in/{other.partition('/')[2]}"
         new = ref(other, x.arg("time"), x.arg("back") if weights else 0, first)
         yield made("operand-other", f"takes {other} for {name}", new, 6 + far)
+
+
+def earlier(scene: Scene) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The tensors that are there when this one is made: of later ones, those like it alone."""
+    seen = False
+    kind = scene.tensor.partition("/")[0]
+    for name, shape in scene.shapes.items():
+        seen = seen or name == scene.tensor
+        if not seen or name.partition("/")[0] == kind:
+            yield name, shape
 
 
 def _distance(one: str, two: str) -> int | None:
@@ -363,8 +418,12 @@ def of_result(scene: Scene) -> Iterator[Edit]:
     def made(name: str, words: str, new: Node, bits: float, format: str | None = None) -> Edit:
         return Edit(name, words, new, bits, 0, format)
 
-    yield made("sign", "has the sign turned", node("negate", base), 7)
-    yield made("zero", "has nothing but zeros", node("zeros", base), 6)
+    yield made("sign", "has the sign turned", node("negate", base), 3.9)
+    yield made("zero", "has nothing but zeros", node("zeros", base), 3.9)
+    for to in FORMATS:
+        words = f"is rounded to {to}" + " (computed in float32)" * (to == "float32")
+        new = node("rounded", base, to=to)
+        yield made("reduced-precision", words, new, 4 + (to == "tf32"), to)
     yield from _axis_orders(base, shape, made)
     for axis, word in enumerate(axes[: len(shape)]):
         name = word.word if isinstance(word, Blocks) else word
@@ -376,7 +435,7 @@ def of_result(scene: Scene) -> Iterator[Edit]:
             words = f"has the {name}s in reverse order"
             yield made("permuted-rows", words, node("flipped", base, axis=axis), 8)
         if isinstance(word, Blocks):
-            yield from _block_orders(base, word, "it", made)
+            yield from _block_orders(base, word, "the result", made)
     here = scene.tensor
     if not here.startswith("params/"):
         before = ref(here, back=1)
@@ -388,7 +447,22 @@ def of_result(scene: Scene) -> Iterator[Edit]:
     else:
         before = ref(here, back=1, first=f"inputs/{here}")
         yield made("stale", "does not move it: it is as it was before the step", before, 6)
+        name = here.removeprefix("params/")
+        plain = node("descend", before, ref(f"update/clipped/{name}"), ref("update/learning_rate"))
+        yield made("formula", "takes a plain step along the gradient", plain, 6)
+        yield from _rows_read(scene, before, made)
     yield from _others_whole(scene, made)
+
+
+def _rows_read(scene: Scene, before: Node, made: Made) -> Iterator[Edit]:
+    """Rows of a table that stay as they are where their tokens are not in the batch."""
+    name = scene.tensor.removeprefix("params/")
+    gradient = scene.graph.value(f"grads/{name}") if scene.graph else None
+    for x in below(gradient) if gradient is not None else ():
+        if x.op == "embed_backward":
+            value = node("rows_read", scene.base, before, x.inputs[1])
+            words = "leaves rows of tokens that are not in the batch as they were"
+            yield made("subset", words, value, 5)
 
 
 def _axis_orders(base: Node, shape: tuple[int, ...], made: Made) -> Iterator[Edit]:
@@ -412,7 +486,7 @@ def _axis_orders(base: Node, shape: tuple[int, ...], made: Made) -> Iterator[Edi
 def _others_whole(scene: Scene, made: Made) -> Iterator[Edit]:
     """Another tensor in the place of this one."""
     found = []
-    for other, size in scene.shapes.items():
+    for other, size in earlier(scene):
         far = _distance(scene.tensor, other)
         if other != scene.tensor and size == scene.shape and far is not None:
             found.append((far, other))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from harness.explain.case import Array
-from harness.explain.edits import Edit, Scene, put
+from harness.explain.edits import Edit, Scene, earlier, put
 from harness.explain.say import figure, say
-from harness.models.graph import Node, below, const, is_ref, node, ref
+from harness.models.graph import Node, below, const, is_ref, name_of, node, ref
 
 Value = Callable[[Node], Array | None]
 MOST = 12  # nodes of a stage whose size or offset is fitted
@@ -38,9 +39,16 @@ def fitted_edits(scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:
     places = [x for x in below(scene.base) if _has_size(x)]
     for x in places[:MOST]:
         said = say(x, scene.graph, True)
+        if is_ref(x) and name_of(x).startswith("inputs/"):
+            continue
         way = _Way("operand-scaled", f"multiplies {said} by {{}}", 1.0, partial(_scaled, scene, x))
         yield from _one_number(way, scene, mine, value)
-        way = _Way("constant", f"adds {{}} to {said}", 0.0, partial(_raised, scene, x))
+        if is_ref(x) and scene.shapes.get(name_of(x)) == ():
+            continue  # of a number there is no telling a sum from a product
+        words = f"adds {{}} to {said}"
+        if is_ref(x) and x.arg("first") == "zeros" and scene.step == 1:
+            words = f"starts {name_of(x)} from {{}}"
+        way = _Way("constant", words, 0.0, partial(_raised, scene, x))
         yield from _one_number(way, scene, mine, value)
     for x in below(scene.base):
         if x.op == "const":
@@ -76,7 +84,9 @@ def _one_number(way: _Way, scene: Scene, mine: Array, value: Value) -> Iterator[
     found = _fit(lambda c: value(way.make(c)), mine, way.start)
     if found is not None:
         exact, bits, named = nearest(found, scene, way.start)
-        yield Edit(way.name, way.words.format(named), way.make(exact), bits + 3, 1)
+        more = 6 if way.name == "operand-scaled" else 8 if way.name == "constant" else 3
+        free = 0 if bits == NAMED else 1
+        yield Edit(way.name, way.words.format(named), way.make(exact), bits + more, free)
 
 
 def _has_size(x: Node) -> bool:
@@ -103,7 +113,7 @@ def _of_result(scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:
     if offset and y.size >= 3:
         exact, bits, named = nearest(offset, scene, 0.0)
         words = f"is larger by {named} in every element"
-        yield Edit("constant", words, node("plus", scene.base, by=exact), bits + 6, 1)
+        yield Edit("constant", words, node("plus", scene.base, by=exact), bits + 2, 1)
     yield from _terms(scene, y - x, value, finite)
 
 
@@ -126,7 +136,8 @@ def _factor(scene: Scene, factor: float, step: bool) -> Iterator[Edit]:
             old = _weights(scene.tensor)
             moved = node("add", scene.base, node("negate", old))
             value, what = node("add", old, node("times", moved, by=exact)), "moves"
-        yield Edit("factor", f"{what} {named} times what it should", value, bits + 4, 1)
+        free = 0 if bits == NAMED else 1
+        yield Edit("factor", f"{what} {named} times what it should", value, bits + 1, free)
 
 
 def _terms(scene: Scene, gap: Array, value: Value, finite: Array) -> Iterator[Edit]:
@@ -134,8 +145,8 @@ def _terms(scene: Scene, gap: Array, value: Value, finite: Array) -> Iterator[Ed
     length = float(gap @ gap)
     if not length or not math.isfinite(length):
         return
-    for name, shape in scene.shapes.items():
-        if shape != scene.shape or name == scene.tensor:
+    for name, shape in earlier(scene):
+        if shape != scene.shape or name == scene.tensor or name.startswith("inputs/params/"):
             continue
         yield from _term(scene, gap, length, ref(name), name, value, finite)
     rest = scene.tensor.partition("/")[2].removeprefix("clipped/")
@@ -166,7 +177,7 @@ def _term(
         return
     exact, bits, named = nearest(along / square, scene, 0.0)
     made = node("add", scene.base, node("times", term, by=exact))
-    yield Edit("operand-added", f"adds {named} times {words}", made, bits + 8, 1)
+    yield Edit("operand-added", f"adds {named} times {words}", made, bits + 10, 1)
 
 
 def _fit(made: Callable[[float], Array | None], mine: Array, start: float) -> float | None:
@@ -197,12 +208,15 @@ def _fit(made: Callable[[float], Array | None], mine: Array, start: float) -> fl
 def near(found: float, scene: Scene, start: float) -> Iterator[tuple[float, float, str]]:
     """A fitted number as one of the run's own, as a short one, and as it is; bits and words."""
     error = 1e-4
+    short = float(f"{found:.2g}")
+    plain = short not in (start, 0.0) and abs(found / short - 1) < error
+    if plain and short in (2.0, 0.5, -1.0):
+        yield short, NAMED, figure(short)
     for named in known_numbers(scene):
         for value, words in ((named.value, named.words), (1 / named.value, f"1 / {named.words}")):
             if value != start and abs(found / value - 1) < error:
                 yield value, NAMED, f"{figure(value)} ({words})"
-    short = float(f"{found:.2g}")
-    if short not in (start, 0.0) and abs(found / short - 1) < error:
+    if plain:
         yield short, ROUND, figure(short)
     shown = figure(found) if abs(found - 1) > 4e-3 else f"1 {'-+'[found > 1]} {abs(found - 1):.3g}"
     yield found, ANY, shown
@@ -216,11 +230,12 @@ def nearest(found: float, scene: Scene, start: float) -> tuple[float, float, str
 def known_numbers(scene: Scene) -> Iterator[Named]:
     """The numbers of the run that may act on a tensor: settings, their complements, the batch."""
     skipped = ("seed", "steps", "threads", "start", "queue", "flat_epochs", "num_layers")
+    used = _named_constants(scene) | {"lr", "lr_decay"}
     for key, values in scene.settings.items():
         for v in values if key not in skipped else ():
-            if v > 0 and v != 1:
+            if v > 0 and v != 1 and (key in used or (v >= 2 and float(v).is_integer())):
                 yield Named(v, key)
-            if 0 < v < 1:
+            if 0 < v < 1 and key in used and key != "lr":
                 yield Named(1 - v, f"1 - {key}")
                 yield Named((1 - v) ** 2, f"(1 - {key}) squared")
             if v > 2 and float(v).is_integer():
@@ -233,6 +248,14 @@ def known_numbers(scene: Scene) -> Iterator[Named]:
     yield Named(math.log(2), "the natural logarithm of 2")
     for name in ("sqrt(2)", "pi"):
         yield Named({"sqrt(2)": math.sqrt(2), "pi": math.pi}[name], name)
+
+
+def _named_constants(scene: Scene) -> set[str]:
+    """The settings that the stages of the run read."""
+    if scene.graph is None:
+        return set(scene.settings)
+    stages = (stage.value for stage in scene.graph.stages.values())
+    return {str(x.arg("name")) for s in stages for x in below(s) if x.op == "const"}
 
 
 def _reordered(scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.models.graph import Blocks, Graph, Node, is_ref, name_of
-from harness.models.ops import find
+from harness.models.ops import OPS
 
 LONGEST = 90  # characters; an expression that takes more is named by its op alone
 
@@ -28,7 +28,8 @@ def say(x: Node, graph: Graph | None, plain: bool = False) -> str:
         return "the number of the step"
     if x.op == "block":
         return f"{block_name(x, graph)} of {say(x.inputs[0], graph, plain)}"
-    named = find(x.op).says or x.op.replace("_", " ")
+    op = OPS.get(x.arg("of") if x.op == "kin" else x.op)
+    named = op.says if op and op.says else x.op.replace("_", " ")
     inside = " and ".join(say(i, graph, plain) for i in x.inputs[:2] if i.op != "const")
     whole = f"{named} of {inside}"
     return whole if len(whole) <= LONGEST else _short(x, graph, named, plain)

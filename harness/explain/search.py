@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,9 +17,9 @@ from harness.explain.case import GAIN, Array, Case, Side
 from harness.explain.edits import Edit, Scene, edits
 from harness.explain.fitted import fitted_edits
 from harness.models.evaluate import MissingError, Values
-from harness.models.graph import Node, is_ref, name_of, node, rebuilt
+from harness.models.graph import Node, is_ref, name_of, node, rebuilt, references
 from harness.models.ops import OPS
-from harness.models.ops.changes import rounded
+from harness.models.ops.changes import FORMATS, rounded
 
 SIDES: tuple[Side, Side] = ("a", "b")
 NUDGE = 8.0  # eps by which a number may be off before it is rounded to a format
@@ -27,6 +27,7 @@ FAILURES = (MissingError, ValueError, IndexError, TypeError, ArithmeticError)
 PARTNERS = 12  # edits that bring a side nearer and are tried together with others
 NEARER = 0.7  # of the distance that is left by an edit worth a partner
 SECONDS = 400  # edits that are tried beside each partner
+TELLING, SAMPLED = 4, 1 << 14  # different numbers that a format needs; those looked at
 SCALES = (1.0, 30.0, 0.03)  # sizes at which two edits are told apart
 
 
@@ -73,7 +74,7 @@ class Trial:
         made, mine = self.value(side, expression), own(self.case, side)
         if made is None:
             return math.inf
-        if np.isnan(made).any():  # what an edit says nothing of
+        if expression.op == "moved":  # which says nothing of the edge
             made = np.where(np.isnan(made), mine, made)
         case = self.case._replace(floor=max(self.case.floor, _largest(made)))
         return case.distance(made, mine)
@@ -93,7 +94,8 @@ class Trial:
         axes = case.graph.axes(case.tensor) if case.graph else ()
         if len(axes) != case.b.ndim:
             axes = tuple(f"axis {k}" for k in range(case.b.ndim))
-        return Scene(case.tensor, base, case.graph, case.shapes, numbers, case.b.shape, axes)
+        shape = case.b.shape
+        return Scene(case.tensor, base, case.graph, case.shapes, numbers, shape, axes, case.step)
 
 
 def own(case: Case, side: Side) -> Array:
@@ -116,6 +118,40 @@ def _wide(x: Array) -> Array:
 def _largest(x: Array) -> float:
     finite = np.abs(x[np.isfinite(x)]) if x.dtype.kind == "f" else np.abs(x.astype(np.float64))
     return float(finite.max(initial=0.0))
+
+
+def origin(trial: Trial, most: int = 12) -> Trial | None:
+    """The case of the stage that is off, where this one is what it should be on both sides.
+
+    A tensor that is stacked over time differs from its first wrong timestep on, and so does what
+    comes before it in a step and reads it: the tensors that the stage reads are looked through.
+    """
+    case, seen = trial.case, {trial.case.tensor}
+    waiting = [case.tensor]
+    while waiting and len(seen) < most:
+        stage = case.graph.value(waiting.pop(0)) if case.graph else None
+        for x in references(stage) if stage is not None else ():
+            name = name_of(x)
+            if name in seen or x.arg("back") or name not in case.shapes:
+                continue
+            seen.add(name)
+            there = _at(case, name)
+            if there is None or not there.gap() > there.level:
+                continue
+            waiting.append(name)
+            other = Trial(there)
+            base = next(bases(other), None)
+            if base and base[1].op != "other":
+                return other
+    return None
+
+
+def _at(case: Case, name: str) -> Case | None:
+    """The same case at another tensor of the step."""
+    a, b = case.get(name, "a"), case.get(name, "b")
+    if a is None or b is None or a.shape != b.shape or a.dtype != b.dtype:
+        return None
+    return case._replace(tensor=name, a=a, b=b, floor=0.0)
 
 
 def bases(trial: Trial) -> Iterator[tuple[Side, Node]]:
@@ -186,9 +222,27 @@ def _left(trial: Trial, side: Side, edit: Edit) -> float:
     full, mine = trial.value(side, edit.value.inputs[0]), own(trial.case, side)
     if full is None or mine.dtype.kind != "f":
         return math.inf
+    if not telling(mine, full, **dict(edit.value.args)):
+        return math.inf
     nudge = NUDGE * trial.case.eps * (np.abs(full) + _largest(full))
     low, high = (_rounded(edit.value, full + by) for by in (-nudge, nudge))
     return trial.case.distance(np.clip(mine, low, high), mine)
+
+
+def telling(mine: Array, full: Array, to: str, cut: bool = False) -> bool:
+    """Whether enough numbers say that `mine` was rounded: those that `full` does not have exactly.
+
+    A number that is exact in the narrower format says nothing, nor do the same numbers twice, and
+    one number alone supports no claim about a format.
+    """
+    flat, exact = mine.reshape(-1), full.reshape(-1).astype(mine.dtype)
+    if not np.array_equal(rounded(flat, to, cut), flat, equal_nan=True):
+        return False
+    moved = (rounded(exact, to, cut) != exact) & (flat != exact)
+    # On a grid of one width, as fixed-point numbers are, every format of enough bits has them.
+    top = np.frexp(_largest(flat))[1] - 1
+    moved &= flat % np.ldexp(1.0, int(top) - FORMATS[to]) != 0
+    return bool(np.unique(flat[moved][:SAMPLED]).size >= TELLING)
 
 
 def _rounded(x: Node, value: Array) -> Array:
@@ -203,12 +257,16 @@ def _explains(trial: Trial, side: Side, base: Node, left: float) -> bool:
 def _parts(trial: Trial, side: Side, base: Node, near: list[tuple[float, Edit]]) -> list[Fit]:
     """Edits that hold in one part of the tensor, where it differs in that part alone."""
     usual, mine = trial.value(side, base), own(trial.case, side)
-    place = None if usual is None else _place(trial, usual, mine)
+    place = None if usual is None or mine.dtype.kind != "f" else _place(trial, usual, mine)
     if place is None:
         return []
     axis, places, words = place
+    only = np.full(mine.shape, np.nan)
+    at: tuple[Any, ...] = (*[slice(None)] * axis, list(places))
+    only[at] = mine[at]
+    fitted = fitted_edits(trial.scene(base), only, lambda x: trial.value(side, x))
     found = []
-    for _, edit in near:
+    for edit in [*(edit for _, edit in near if not edit.free), *fitted]:
         value = node("chosen", base, edit.value, axis=axis, places=places)
         trial.tried += 1
         left = trial.left(side, value)
@@ -282,7 +340,9 @@ def same_everywhere(trial: Trial, one: Fit, two: Fit) -> bool:
         if x is None or y is None or x.shape != y.shape:
             return False
         with np.errstate(all="ignore"):
-            same = (x == y) | (np.isnan(x) | np.isnan(y))
+            same = (x == y) | (np.isnan(x) & np.isnan(y))
+            if "moved" in (one.edit.value.op, two.edit.value.op):
+                same |= np.isnan(x) | np.isnan(y)
             if not np.all(same | (np.abs(x - y) <= 1e-9 * (np.abs(x) + _largest(y)))):
                 return False
     return True

@@ -31,6 +31,7 @@ from harness.explain.evidence import (
 )
 from harness.explain.following import follow, stages
 from harness.explain.precisions import FAR, Walk, unheard
+from harness.models.graph import name_of
 from harness.trace.dtypes import epsilon
 
 ELSEWHERE = 8  # other places at which a cause is tried before it is called certain
@@ -195,9 +196,14 @@ def _both(free: DiffResult, free64: DiffResult) -> Finding | None:
 def _token(finding: Finding) -> str | None:
     """The token that was looked up at the place, where the place is one of embedded tokens."""
     place = finding.place
-    if not place or not finding.shown or place.tensor != "forward/embedding" or not place.index:
+    if not place or not finding.shown or not place.index:
         return None
-    x = Pair(finding.shown.found, finding.shown.found.labels).read("b", place.step, "inputs/x")
+    pair = Pair(finding.shown.found, finding.shown.found.labels)
+    graph = pair.traces["b"].graph
+    stage = graph.value(place.tensor) if graph else None
+    if stage is None or stage.op != "embed":
+        return None
+    x = pair.read("b", place.step, name_of(stage.inputs[1]))
     if x is None or x.ndim != len(place.index) - 1:
         return None
     return f"the token looked up there is {int(x[place.index[:-1]])}"

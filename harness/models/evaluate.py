@@ -89,7 +89,7 @@ class Values:
         if first == "zeros":
             now = self.tensor(0, name)
             return None if now is None else np.zeros_like(now)
-        return self.tensor(0, first) if first else None
+        return self.tensor(self.step - 1, first) if first else None
 
     def _computed(self, name: str) -> Array | None:
         """A tensor that is not traced, from the stage that makes it."""

@@ -124,6 +124,13 @@ def chosen(x: Array, other: Array, axis: int, places: tuple[int, ...]) -> Array:
 
 
 @op()
+def rows_read(new: Array, old: Array, tokens: Array) -> Array:
+    """New rows of a table for the tokens that were read, old ones for all others."""
+    seen = np.isin(np.arange(len(new)), np.asarray(tokens))
+    return np.where(seen.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+
+@op()
 def signs(x: Array) -> Array:
     """The sign of each element."""
     return np.sign(x)

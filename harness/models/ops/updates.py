@@ -132,6 +132,12 @@ def clip_from_above(g: Array, norm: N, limit: N) -> Array:
 
 
 @op(size=lambda g, norm, limit: g)
+def clip_twice(g: Array, norm: N, limit: N) -> Array:
+    """g (limit / max(norm, limit))^2."""
+    return np.asarray(g * (limit / np.maximum(norm, limit)) ** 2)
+
+
+@op(size=lambda g, norm, limit: g)
 def clip_by_root(g: Array, norm: N, limit: N) -> Array:
     """g limit / max(norm^2, limit): the norm's root left out."""
     return np.asarray(g * (limit / np.maximum(norm * norm, limit)))
@@ -146,6 +152,7 @@ related(
         "clip_torch": "adds 1e-6 to the norm before it divides by it (as torch does)",
         "scale_to_norm": "scales gradients to the limit also where their norm is under it",
         "clip_from_above": "clamps elements from above alone",
+        "clip_twice": "clips twice, by the same norm",
         "clip_by_root": "leaves out the root of the norm",
     }
 )
