@@ -32,6 +32,7 @@ from harness.models.graph import (
 )
 from harness.models.ops import OPS, find
 from harness.models.ops.changes import FORMATS
+from harness.models.ops.op import Kin
 
 LAYER = re.compile(r"layer\d+")
 MOST_AXES = 4  # permutations of more axes are not tried
@@ -101,6 +102,11 @@ def _of_all(scene: Scene) -> Iterator[Edit]:
             new = {x: _weights(x, x.arg("back") + more) for x in weights}
             value = rebuilt(base, new.get)
             yield Edit("stale", f"computes with weights as they {words}", value, 5.5)
+    for op in {x.op: None for x in below(base) if x.op in OPS}:
+        same = [x for x in below(base) if x.op == op]
+        for kin in find(op).kin if len(same) > 1 else ():
+            value = rebuilt(base, {x: kin_of(x, kin) for x in same}.get)
+            yield Edit("formula", kin.does, value, _bits(kin) + 0.5)
     products = [x for x in below(base) if x.op in ("linear", "outer")]
     if len(products) > 1:
         for to in FORMATS:
@@ -142,10 +148,8 @@ def _of_node(x: Node, scene: Scene) -> Iterator[Edit]:
     elif x.op == "global_norm":
         yield from _in_norm(x, scene, made)
     if x.op in OPS:
-        for does, _ in find(x.op).kin:
-            kin = node("kin", *x.inputs, of=x.op, does=does, **dict(x.args))
-            simple = does.startswith(("does not", "drops nothing"))
-            yield made("formula", f"{does}{_of_what(x, scene)}", kin, 3.5 if simple else 4)
+        for kin in find(x.op).kin:
+            yield made("formula", f"{kin.does}{_of_what(x, scene)}", kin_of(x, kin), _bits(kin))
     if x.op in LEFT_OUT and x is not scene.base:
         words = f"leaves out {say(x, scene.graph, True)}"
         yield made("formula", words, x.inputs[0], 3.4)
@@ -169,6 +173,17 @@ def _of_node(x: Node, scene: Scene) -> Iterator[Edit]:
 
 
 Made = Callable[..., Edit]
+
+
+def kin_of(x: Node, kin: Kin) -> Node:
+    """A node with a member of its op's family in its place."""
+    return node("kin", *x.inputs, of=x.op, does=kin.does, **dict(x.args))
+
+
+def _bits(kin: Kin) -> float:
+    if kin.rare:
+        return 12.0
+    return 3.5 if kin.does.startswith(("does not", "drops nothing")) else 4.0
 
 
 def _of_what(x: Node, scene: Scene) -> str:
@@ -224,7 +239,7 @@ def _numbers(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
     own = scene.settings.get(str(name), ())
     others = dict.fromkeys(own, 3.0) | {v: 6.0 for v in USUAL.get(str(name), ()) if v not in own}
     related = {} if value < 0.01 else {1 - value: 5.0}
-    related |= { value / 2: 6.0, 2 * value: 6.0, value * value: 7.0}
+    related |= {value / 2: 6.0, 2 * value: 6.0, value * value: 7.0}
     related |= {value * 10: 7.0, value / 10: 7.0}
     for key, values in scene.settings.items():
         if key != name and len(scene.settings) < 64:
@@ -273,10 +288,12 @@ def _block_orders(x: Node, axis: Blocks, said: str, made: Made) -> Iterator[Edit
     plain = tuple(range(len(axis.names)))
     for order in permutations(plain):
         if order != plain:
-            names = "".join(axis.names[k] for k in order)
-            if max(map(len, axis.names)) > 1:
-                names = ", ".join(axis.names[k] for k in order)
-            words = f"has the {axis.word}s of {said} in the order {names}"
+            # What is read in an order lies, by its names, in the inverse one.
+            lie = [order.index(k) for k in plain] if is_ref(x) else order
+            comma = ", " if max(map(len, axis.names)) > 1 else ""
+            names = comma.join(axis.names[k] for k in lie)
+            does = "reads" if is_ref(x) else "has"
+            words = f"{does} the {axis.word}s of {said} in the order {names}"
             yield made("block-order", words, node("blocks", x, order=order), 5)
 
 
@@ -349,7 +366,10 @@ def _other_tensors(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
         first = f"inputs/{other}" if weights and x.arg("back") else None
         if x.arg("time") < 0 and x.arg("first"):
             first = f"state/in/{other.partition('/')[2]}"
-        new = ref(other, x.arg("time"), x.arg("back") if weights else 0, first)
+        elif x.arg("first") == "zeros":
+            first = "zeros"
+        keeps = weights or first == "zeros"
+        new = ref(other, x.arg("time"), x.arg("back") if keeps else 0, first)
         yield made("operand-other", f"takes {other} for {name}", new, 6 + far)
 
 
@@ -419,7 +439,7 @@ def of_result(scene: Scene) -> Iterator[Edit]:
         return Edit(name, words, new, bits, 0, format)
 
     yield made("sign", "has the sign turned", node("negate", base), 3.9)
-    yield made("zero", "has nothing but zeros", node("zeros", base), 3.9)
+    yield made("zero", "has nothing but zeros", node("zeros", base), 4.1)
     for to in FORMATS:
         words = f"is rounded to {to}" + " (computed in float32)" * (to == "float32")
         new = node("rounded", base, to=to)
@@ -430,7 +450,7 @@ def of_result(scene: Scene) -> Iterator[Edit]:
         for by in (1, -1):
             if shape[axis] > 2:
                 new = node("moved", base, axis=axis, by=by)
-                yield made("shift", f"is moved by {by:+d} {name}", new, 8)
+                yield made("shift", f"is moved by {by:+d} {name}", new, 15)
         if shape[axis] > 2:
             words = f"has the {name}s in reverse order"
             yield made("permuted-rows", words, node("flipped", base, axis=axis), 8)

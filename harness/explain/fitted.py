@@ -212,9 +212,12 @@ def near(found: float, scene: Scene, start: float) -> Iterator[tuple[float, floa
     plain = short not in (start, 0.0) and abs(found / short - 1) < error
     if plain and short in (2.0, 0.5, -1.0):
         yield short, NAMED, figure(short)
-    for named in known_numbers(scene):
-        for value, words in ((named.value, named.words), (1 / named.value, f"1 / {named.words}")):
+    named = sorted(known_numbers(scene), key=lambda n: len(n.words.split()))
+    for one in named:
+        for value, words in ((one.value, one.words), (1 / one.value, f"1 / {one.words}")):
             if value != start and abs(found / value - 1) < error:
+                if plain and " " in one.words:
+                    yield short, ROUND, figure(short)
                 yield value, NAMED, f"{figure(value)} ({words})"
     if plain:
         yield short, ROUND, figure(short)

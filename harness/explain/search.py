@@ -8,22 +8,23 @@ stacked over time feeds itself, and is another from its first wrong timestep on.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
 from harness.explain.case import GAIN, Array, Case, Side
-from harness.explain.edits import Edit, Scene, edits
+from harness.explain.edits import Edit, Scene, edits, kin_of
 from harness.explain.fitted import fitted_edits
 from harness.models.evaluate import MissingError, Values
-from harness.models.graph import Node, is_ref, name_of, node, rebuilt, references
+from harness.models.graph import Node, below, is_ref, name_of, node, rebuilt, references
 from harness.models.ops import OPS
 from harness.models.ops.changes import FORMATS, rounded
 
 SIDES: tuple[Side, Side] = ("a", "b")
 NUDGE = 8.0  # eps by which a number may be off before it is rounded to a format
-FAILURES = (MissingError, ValueError, IndexError, TypeError, ArithmeticError)
+# What an edit that does not fit the shapes of a trace raises; any other error is one of ours.
+FAILURES = (MissingError, ValueError, IndexError)
 PARTNERS = 12  # edits that bring a side nearer and are tried together with others
 NEARER = 0.7  # of the distance that is left by an edit worth a partner
 SECONDS = 400  # edits that are tried beside each partner
@@ -51,23 +52,20 @@ class Trial:
     def values(self, side: Side) -> Values:
         """What one side's tensors give."""
         if side not in self._values:
-            case = self.case
-            other = case.b if side == "a" else case.a
-            self._values[side] = Values(
-                lambda back, name: _read(case, side, back, name),
-                case.step,
-                case.graph,
-                _wide(other),
-            )
+            self._values[side] = _values(self.case, side)
         return self._values[side]
 
     def value(self, side: Side, expression: Node) -> Array | None:
         """An expression from one side's tensors; None where they do not allow it."""
+        made = self.value_of(side, expression)
+        return made if made is not None and made.shape == self.case.b.shape else None
+
+    def value_of(self, side: Side, expression: Node) -> Array | None:
+        """An expression of whatever shape; None where the trace does not allow it."""
         try:
-            made = np.asarray(self.values(side).value(expression))
+            return np.asarray(self.values(side).value(expression))
         except FAILURES:
             return None
-        return made if made.shape == self.case.b.shape else None
 
     def left(self, side: Side, expression: Node) -> float:
         """How far an expression is from what the side has, as the tolerance's K."""
@@ -98,14 +96,30 @@ class Trial:
         return Scene(case.tensor, base, case.graph, case.shapes, numbers, shape, axes, case.step)
 
 
+def _values(case: Case, side: Side, change: Callable[[str, Array], Array] | None = None) -> Values:
+    """Expressions over what one side was given.
+
+    Where no stage is known, an edit is one of the other side's tensor, and reads that side's.
+    """
+    stage = case.graph.value(case.tensor) if case.graph else None
+    known = stage is not None and stage.op != "given"
+    source = side if known else _other(side)
+    other = _wide(own(case, _other(side)))
+    return Values(
+        lambda back, name: _read(case, source, back, name),
+        case.step,
+        case.graph,
+        change("other", other) if change else other,
+        change,
+    )
+
+
 def own(case: Case, side: Side) -> Array:
     """The tensor of the case on one side."""
     return case.a if side == "a" else case.b
 
 
 def _read(case: Case, side: Side, back: int, name: str) -> Array | None:
-    if not back and name == case.tensor:
-        return own(case, side)
     if back and not name.startswith(("params/", "optimizer/", "state/")):
         return case.made(name, side, back)
     return case.get(name, side, back)
@@ -171,11 +185,11 @@ def bases(trial: Trial) -> Iterator[tuple[Side, Node]]:
         off: Side = "a" if fits["b"] else "b"
         if case.off in (None, off):
             yield off, stage
+        if case.off == off or not (case.off or OPS[stage.op].either):
             return
-        for kin in _kin(stage):
-            if trial.fits(_other(case.off or off), kin):
-                yield case.off or off, kin
-                return
+        for kin in OPS[stage.op].kin if stage.op in OPS else ():
+            if not kin.rare and trial.fits(off, kin_of(stage, kin)):
+                yield _other(off), kin_of(stage, kin)
     elif not any(fits.values()):
         for side in SIDES if case.off is None else (case.off,):
             yield side, node("other")
@@ -183,11 +197,6 @@ def bases(trial: Trial) -> Iterator[tuple[Side, Node]]:
 
 def _other(side: Side) -> Side:
     return "b" if side == "a" else "a"
-
-
-def _kin(stage: Node) -> Iterator[Node]:
-    for does, _ in OPS[stage.op].kin if stage.op in OPS else ():
-        yield node("kin", *stage.inputs, of=stage.op, does=does, **dict(stage.args))
 
 
 def search(trial: Trial) -> list[Fit]:
@@ -241,7 +250,8 @@ def telling(mine: Array, full: Array, to: str, cut: bool = False) -> bool:
     moved = (rounded(exact, to, cut) != exact) & (flat != exact)
     # On a grid of one width, as fixed-point numbers are, every format of enough bits has them.
     top = np.frexp(_largest(flat))[1] - 1
-    moved &= flat % np.ldexp(1.0, int(top) - FORMATS[to]) != 0
+    with np.errstate(invalid="ignore"):
+        moved &= flat % np.ldexp(1.0, int(top) - FORMATS[to]) != 0
     return bool(np.unique(flat[moved][:SAMPLED]).size >= TELLING)
 
 
@@ -257,35 +267,62 @@ def _explains(trial: Trial, side: Side, base: Node, left: float) -> bool:
 def _parts(trial: Trial, side: Side, base: Node, near: list[tuple[float, Edit]]) -> list[Fit]:
     """Edits that hold in one part of the tensor, where it differs in that part alone."""
     usual, mine = trial.value(side, base), own(trial.case, side)
-    place = None if usual is None or mine.dtype.kind != "f" else _place(trial, usual, mine)
-    if place is None:
+    if usual is None or mine.dtype.kind != "f":
         return []
-    axis, places, words = place
-    only = np.full(mine.shape, np.nan)
-    at: tuple[Any, ...] = (*[slice(None)] * axis, list(places))
-    only[at] = mine[at]
-    fitted = fitted_edits(trial.scene(base), only, lambda x: trial.value(side, x))
-    found = []
-    for edit in [*(edit for _, edit in near if not edit.free), *fitted]:
-        value = node("chosen", base, edit.value, axis=axis, places=places)
-        trial.tried += 1
-        left = trial.left(side, value)
-        if left <= trial.case.level and _explains(trial, side, base, left):
-            part = edit._replace(
-                value=value, words=f"{edit.words}, at {words} alone", bits=edit.bits + 6
-            )
-            found.append(Fit(part, left, side, base))
-    return found
-
-
-def _place(trial: Trial, usual: Array, mine: Array) -> tuple[int, tuple[int, ...], str] | None:
-    """The axis along which the fewest places hold all of a difference, those, and words."""
-    from harness.explain.confined import places_words
-
     case = trial.case
     with np.errstate(all="ignore"):
         scale = max(_largest(usual), case.floor)
         bad = ~(np.abs(mine - usual) <= case.level * case.eps * (np.abs(usual) + scale))
+    found = []
+    plain = [edit for _, edit in near if not edit.free]
+    for part in (_token_part(trial, base, bad), _axis_part(trial, bad)):
+        if part is None:
+            continue
+        only = np.where(part.at, mine, np.nan)
+        fitted = fitted_edits(trial.scene(base), only, lambda x: trial.value(side, x))
+        for edit in [*plain, *fitted]:
+            trial.tried += 1
+            value = part.put(base, edit.value)
+            left = trial.left(side, value)
+            if left <= case.level and _explains(trial, side, base, left):
+                words = f"{edit.words}, {part.words} alone"
+                here = edit._replace(value=value, words=words, bits=edit.bits + 6)
+                found.append(Fit(here, left, side, base))
+        if found:
+            break
+    return found
+
+
+class _Part(NamedTuple):
+    """A part of a tensor: put(stage, edit) has the edit there alone; `at` is where that is."""
+
+    put: Callable[[Node, Node], Node]
+    at: Array
+    words: str
+
+
+def _token_part(trial: Trial, base: Node, bad: Array) -> _Part | None:
+    """The places of some tokens, where looked-up rows differ at all of them and nowhere else."""
+    look_up = [x for x in below(base) if x.op == "embed"]
+    tokens = trial.value_of("b", look_up[0].inputs[1]) if look_up else None
+    if tokens is None or tokens.shape != bad.shape[:-1]:
+        return None
+    hit = np.asarray(bad.any(axis=-1))
+    which = np.unique(tokens[hit])
+    if not which.size or np.isin(tokens, which).sum() != hit.sum():
+        return None
+    named = tuple(map(int, which))
+    return _Part(
+        lambda x, y: node("where_token", x, y, look_up[0].inputs[1], which=named),
+        np.broadcast_to(hit[..., None], bad.shape),
+        f"at token{'s' * (len(named) > 1)} {', '.join(map(str, named[:6]))}",
+    )
+
+
+def _axis_part(trial: Trial, bad: Array) -> _Part | None:
+    """The fewest places along one axis that hold all of a difference."""
+    from harness.explain.confined import places_words
+
     best: tuple[float, int, Array] | None = None
     for axis in range(bad.ndim):
         hit = np.flatnonzero(bad.any(axis=tuple(k for k in range(bad.ndim) if k != axis)))
@@ -296,7 +333,9 @@ def _place(trial: Trial, usual: Array, mine: Array) -> tuple[int, tuple[int, ...
         return None
     _, axis, hit = best
     words = places_words(trial.scene(node("other")).axes[axis], hit, bad.shape[axis])
-    return axis, tuple(map(int, hit)), words
+    places, at = tuple(map(int, hit)), np.zeros(bad.shape, bool)
+    np.moveaxis(at, axis, 0)[list(places)] = True
+    return _Part(lambda x, y: node("chosen", x, y, axis=axis, places=places), at, f"at {words}")
 
 
 def _pairs(trial: Trial, side: Side, base: Node, near: list[tuple[float, Edit]]) -> list[Fit]:
@@ -363,12 +402,8 @@ def _elsewhere(trial: Trial, fit: Fit, seed: int, size: float) -> Array | None:
         noise = np.random.default_rng([seed, *map(ord, name)])
         return np.asarray(x * size * noise.uniform(0.5, 1.5, x.shape))
 
-    other = change("other", _wide(own(case, _other(side))))
-    values = Values(
-        lambda back, name: _read(case, side, back, name), case.step, case.graph, other, change
-    )
     try:
-        return np.asarray(values.value(fit.edit.value))
+        return np.asarray(_values(case, side, change).value(fit.edit.value))
     except FAILURES:
         return None
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from harness.compare import DiffResult, diff
 from harness.compare.diff import Difference
-from harness.explain.case import Cause, Side
+from harness.explain.case import Case, Cause, Side
 from harness.explain.causes import explain
 from harness.explain.evidence import (
     Evidence,
@@ -31,7 +31,9 @@ from harness.explain.evidence import (
 )
 from harness.explain.following import follow, stages
 from harness.explain.precisions import FAR, Walk, unheard
+from harness.explain.search import SIDES, Trial
 from harness.models.graph import name_of
+from harness.models.ops import OPS
 from harness.trace.dtypes import epsilon
 
 ELSEWHERE = 8  # other places at which a cause is tried before it is called certain
@@ -72,13 +74,12 @@ def judge(evidence: Evidence, referee: Referee | None = None) -> Verdict:
     if restless:
         return _unrepeatable(evidence, restless[0])
     finding = _find(evidence)
-    vote = (
-        referee(finding.shown, finding.place)
-        if referee and finding.shown and finding.shown.follower and finding.place
-        else None
-    )
+    case = _case(finding, labels)
+    vote = recomputed(case) if case else None
+    if vote is None and referee and finding.shown and finding.shown.follower and finding.place:
+        vote = referee(finding.shown, finding.place)
     side = vote.against(labels) if vote else None
-    causes = _causes(finding, free, side)
+    causes = _causes(case, finding, free, side)
     label = _with_cause(finding.label, causes[0]) if causes else finding.label
     doublings = amplification(free.distances)
     who = f"{side} has another" if side else f"{labels[0]} and {labels[1]} have different"
@@ -268,15 +269,34 @@ def _first_words(free: DiffResult) -> Iterable[str]:
             yield note
 
 
-def _causes(finding: Finding, free: DiffResult, side: str | None) -> list[Cause]:
-    """Why the tensor at the place differs; nothing for what is no fault."""
+def _case(finding: Finding, labels: tuple[str, str]) -> Case | None:
+    """The tensor at the place that decides, on both sides; None for what is no fault."""
     if finding.place is None or finding.shown is None:
+        return None
+    pair = Pair(finding.shown.found, labels, finding.shown.follower)
+    return pair.case(finding.place.step, finding.place.tensor)
+
+
+def recomputed(case: Case) -> Vote | None:
+    """How far each side is from its own stage, computed in float64 from what it was given.
+
+    None where no stage is known, or its inputs are not traced.
+    """
+    stage = case.graph.value(case.tensor) if case.graph else None
+    if stage is None or stage.op == "given" or (stage.op in OPS and OPS[stage.op].either):
+        return None
+    trial = Trial(case)
+    if any(trial.value(side, stage) is None for side in SIDES):
+        return None
+    return Vote("the stage, in float64", trial.left("a", stage), trial.left("b", stage))
+
+
+def _causes(case: Case | None, finding: Finding, free: DiffResult, side: str | None) -> list[Cause]:
+    """Why the tensor at the place differs; nothing for what is no fault."""
+    if case is None or finding.shown is None:
         return []
     pair = Pair(finding.shown.found, free.labels, finding.shown.follower)
     off: Side | None = None if side is None else ("a" if side == free.labels[0] else "b")
-    case = pair.case(finding.place.step, finding.place.tensor)
-    if case is None:
-        return []
     return explain(case._replace(off=off), pair.elsewhere(case, ELSEWHERE))
 
 

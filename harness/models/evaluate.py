@@ -109,7 +109,7 @@ def _formula(x: Node) -> Callable[..., Any]:
     """The formula of a node's op, or of the member of its family that stands in its place."""
     if x.op != "kin":
         return find(x.op).formula
-    return dict(find(x.arg("of")).kin)[x.arg("does")]
+    return next(k.formula for k in find(x.arg("of")).kin if k.does == x.arg("does"))
 
 
 def _arguments(x: Node) -> dict[str, Any]:

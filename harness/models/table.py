@@ -185,6 +185,11 @@ def _inputs(model: Model) -> list[Stage]:
     tensors = [Tensor("inputs/x", (BATCH, TIME)), Tensor("inputs/y", (BATCH, TIME))]
     tensors += [Tensor(f"inputs/mask/{d.site}", d.axes) for d in model.draws.values()]
     tensors += [Tensor(f"inputs/params/{p.name}", p.axes) for p in model.params]
-    tensors += [Tensor(f"state/in/{name}", (BATCH, "unit")) for name in model.state]
     tensors += [Tensor(RATE)]
-    return [Stage(tensor, given) for tensor in tensors]
+    return [Stage(tensor, given) for tensor in tensors] + [
+        Stage(
+            Tensor(f"state/in/{name}", (BATCH, "unit")),
+            node("carried", ref(f"state/out/{name}", back=1, first="zeros")),
+        )
+        for name in model.state
+    ]

@@ -241,7 +241,7 @@ def _sigmoid_for_tanh(x: Array) -> Array:
     return sigmoid(x)
 
 
-@kin("tanh", "has a hard tanh, clip(x, -1, 1), for the tanh")
+@kin("tanh", "has a hard tanh, clip(x, -1, 1), for the tanh", rare=True)
 def _hard_tanh(x: Array) -> Array:
     return np.asarray(np.clip(x, -1, 1))
 
@@ -251,7 +251,7 @@ def _relu_for_tanh(x: Array) -> Array:
     return np.asarray(np.maximum(x, 0))
 
 
-@kin("tanh", "has x / (1 + |x|) for the tanh")
+@kin("tanh", "has x / (1 + |x|) for the tanh", rare=True)
 def _softsign(x: Array) -> Array:
     return np.asarray(x / (1 + np.abs(x)))
 
@@ -372,6 +372,22 @@ def part_backward(x: Array, dy: Array, start: int, stop: int) -> Array:
     made = np.zeros(x.shape, dy.dtype)
     made[:, start : x.shape[1] + stop] = dy
     return made
+
+
+@op(either=True, size=lambda x: x, says="the state that is carried")
+def carried(x: Array) -> Array:
+    """What the step before left; an epoch may begin with it, or with zeros."""
+    return np.asarray(x)
+
+
+@kin("carried", "starts from zeros")
+def _from_zeros(x: Array) -> Array:
+    return np.zeros_like(x)
+
+
+@kin("carried", "starts from ones", rare=True)
+def _from_ones(x: Array) -> Array:
+    return np.ones_like(x)
 
 
 @op(size=lambda x: x, over_time=True, says="the last timestep")

@@ -124,6 +124,13 @@ def chosen(x: Array, other: Array, axis: int, places: tuple[int, ...]) -> Array:
 
 
 @op()
+def where_token(x: Array, other: Array, tokens: Array, which: tuple[int, ...]) -> Array:
+    """x [B, T, ..], with `other` in its place where the token [B, T] is one of some."""
+    at = np.isin(np.asarray(tokens), which)
+    return np.where(at.reshape(*at.shape, *[1] * (x.ndim - at.ndim)), other, x)
+
+
+@op()
 def rows_read(new: Array, old: Array, tokens: Array) -> Array:
     """New rows of a table for the tokens that were read, old ones for all others."""
     seen = np.isin(np.arange(len(new)), np.asarray(tokens))

@@ -19,14 +19,26 @@ Derivative = Callable[[Node, Node], tuple[Node | None, ...]]
 Size = Callable[..., float | None]
 
 
+class Kin(NamedTuple):
+    """What programs have in an op's place: what such a program does, and its formula.
+
+    `rare` says that few do.
+    """
+
+    does: str
+    formula: Callable[..., Array]
+    rare: bool = False
+
+
 class Op(NamedTuple):
     """An op: `formula` takes the operands as arrays and the arguments by name.
 
     `size` is about the largest number that comes of operands of given sizes. An op that `cancels`
     rounds at that size, whatever is left: the terms of a sum of products, the 1 of 1 - s. Every
     other rounds at the size of its result. `over_time` says that the result has no timesteps where
-    the operands have. `kin` are the ops that programs have in its place: same operands, another
-    formula, each with what a program does that has it. `says` are words for the op in a sentence.
+    the operands have; `either` that a program may as well have one of its kin. `kin` are what
+    programs have in its place: same operands, another formula. `says` are words for the op in a
+    sentence.
     """
 
     name: str
@@ -35,7 +47,8 @@ class Op(NamedTuple):
     size: Size | None = None
     over_time: bool = False
     cancels: bool = False
-    kin: tuple[tuple[str, Callable[..., Array]], ...] = ()
+    either: bool = False
+    kin: tuple[Kin, ...] = ()
     says: str = ""
 
 
@@ -48,6 +61,7 @@ def op(
     size: Size | None = None,
     over_time: bool = False,
     cancels: bool = False,
+    either: bool = False,
     says: str = "",
     name: str = "",
 ) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
@@ -55,17 +69,19 @@ def op(
 
     def put(formula: Callable[..., Array]) -> Callable[..., Array]:
         key = name or formula.__name__
-        OPS[key] = Op(key, formula, derivative, size, over_time, cancels, (), says)
+        OPS[key] = Op(key, formula, derivative, size, over_time, cancels, either, (), says)
         return formula
 
     return put
 
 
-def kin(of: str, does: str) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
+def kin(
+    of: str, does: str, rare: bool = False
+) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
     """Put a formula into the family of an op: what a program `does` that has it in its place."""
 
     def put(formula: Callable[..., Array]) -> Callable[..., Array]:
-        OPS[of] = OPS[of]._replace(kin=(*OPS[of].kin, (does, formula)))
+        OPS[of] = OPS[of]._replace(kin=(*OPS[of].kin, Kin(does, formula, rare)))
         return formula
 
     return put

@@ -23,9 +23,7 @@ def related(does: dict[str, str], base: str = "") -> None:
     With `base`, they are the kin of that op alone.
     """
     for name in [base] if base else list(does):
-        others = tuple(
-            (words, OPS[other].formula) for other, words in does.items() if other != name
-        )
+        others = tuple(Kin(words, OPS[o].formula) for o, words in does.items() if o != name)
         OPS[name] = OPS[name]._replace(kin=OPS[name].kin + others)
 
 
