@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.models.ops.op import OPS, Array, op
+from harness.models.ops.op import OPS, Array, Kin, op
 
 N = Any  # a number: a Python float, or an array of no axes
 
