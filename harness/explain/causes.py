@@ -120,7 +120,7 @@ def _refuted(fit: Fit, cause: Cause, trial: Trial, places: Sequence[Trial]) -> C
     for place in places:
         there = _base_there(fit, trial.case, place.case)
         moved = None if there is None else _moved(fit, trial.case, place.case, there)
-        if there is None or moved is None:
+        if there is None or moved is None or place.value(fit.side, moved) is None:
             continue
         sound = there.op == "other" or place.fits("b" if fit.side == "a" else "a", there)
         holds = place.left(fit.side, moved) <= place.case.level

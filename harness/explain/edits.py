@@ -145,8 +145,8 @@ def _of_node(x: Node, scene: Scene) -> Iterator[Edit]:
 
     if x.op in ("add", "bias", "multiply"):
         yield from _operands(x, scene, made)
-    elif x.op == "global_norm":
-        yield from _in_norm(x, scene, made)
+        if x.op == "add" and x.inputs[0].op == "squares":
+            yield from _in_norm(x, scene, made)
     if x.op in OPS:
         for kin in find(x.op).kin:
             yield made("formula", f"{kin.does}{_of_what(x, scene)}", kin_of(x, kin), _bits(kin))
@@ -215,22 +215,22 @@ def _operands(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
 
 
 def _in_norm(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
-    """Tensors left out of a norm, counted twice, or taken before their rows are added up."""
-    for k, operand in enumerate(x.inputs):
-        said = say(operand, scene.graph)
-        rest = (*x.inputs[:k], *x.inputs[k + 1 :])
-        if rest:
-            yield made("operand-missing", f"leaves {said} out", node(x.op, *rest), 4)
-        yield made("operand-twice", f"counts {said} twice", node(x.op, *x.inputs, operand), 5)
-        below_it = scene.graph.value(name_of(operand)) if scene.graph and is_ref(operand) else None
+    """A norm of some tensors alone, of another kind, or of rows before they are added up."""
+    given = {i.inputs[0]: i for i in x.inputs if i.op == "squares"}
+    for tensor, term in given.items():
+        below_it = scene.graph.value(name_of(tensor)) if scene.graph and is_ref(tensor) else None
         if below_it is not None and below_it.op == "embed_backward":
-            rows = node(x.op, *x.inputs[:k], below_it.inputs[-1], *x.inputs[k + 1 :])
-            words = f"counts the rows of {said} before those of one token are added up"
-            yield made("operand-other", words, rows, 5)
+            rows = node("squares", below_it.inputs[-1])
+            words = f"counts the rows of {name_of(tensor)} before those of one token are added up"
+            terms = [rows if i is term else i for i in x.inputs]
+            yield made("operand-other", words, node("add", *terms), 5)
     for dims, words in ((1, "vectors (biases)"), (2, "matrices")):
-        some = [i for i in x.inputs if len(scene.shapes.get(name_of(i), ())) != dims]
+        some = [i for i in x.inputs if len(scene.shapes.get(name_of(i.inputs[0]), ())) != dims]
         if 0 < len(some) < len(x.inputs):
-            yield made("operand-missing", f"leaves all {words} out", node(x.op, *some), 5)
+            yield made("operand-missing", f"leaves all {words} out", node("add", *some), 5)
+    for op in ("largest_norm", "largest_of_norms"):
+        does = next(kin.does for kin in find("global_norm").kin if kin.formula is OPS[op].formula)
+        yield Edit("formula", does, node(op, *given), 6)
 
 
 def _numbers(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:

@@ -18,7 +18,8 @@ Value = Callable[[Node], Array | None]
 MOST = 12  # nodes of a stage whose size or offset is fitted
 ROUNDS = 8  # Newton's steps on one number
 SAMPLE = 4096  # elements that a number is fitted to
-NAMED, ROUND, ANY = 4.0, 8.0, 18.0  # bits of a number: the run's own, a short one, any other
+# Bits of a number: one of the run's own, one of one digit, one of two, any other.
+NAMED, DIGIT, ROUND, ANY = 4.0, 5.0, 8.0, 18.0
 
 
 class Named(NamedTuple):
@@ -220,7 +221,7 @@ def near(found: float, scene: Scene, start: float) -> Iterator[tuple[float, floa
                     yield short, ROUND, figure(short)
                 yield value, NAMED, f"{figure(value)} ({words})"
     if plain:
-        yield short, ROUND, figure(short)
+        yield short, DIGIT if short == float(f"{found:.1g}") else ROUND, figure(short)
     shown = figure(found) if abs(found - 1) > 4e-3 else f"1 {'-+'[found > 1]} {abs(found - 1):.3g}"
     yield found, ANY, shown
 

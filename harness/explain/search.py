@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.explain.case import GAIN, Array, Case, Side
-from harness.explain.edits import Edit, Scene, edits, kin_of
+from harness.explain.edits import LAYER, Edit, Scene, edits, kin_of
 from harness.explain.fitted import fitted_edits
 from harness.models.evaluate import MissingError, Values
 from harness.models.graph import Node, below, is_ref, name_of, node, rebuilt, references
@@ -428,15 +428,35 @@ def transported(fit: Fit, there: Node, own: Mapping[str, str]) -> Node | None:
             return None
         stack += zip(x.inputs, y.inputs, strict=True)
     moved = {**own, **{name_of(x): name_of(y) for x, y in names.items()}}
-    return rebuilt(fit.edit.value, lambda x: names.get(x) or _renamed(x, moved))
+    layers = {a: b for x, y in moved.items() for a, b in _layers(x, y)}
+    changed: dict[Node, Node] = {}
+    for x in references(fit.edit.value):
+        new = names.get(x) or _renamed(x, moved, layers)
+        if new is None:
+            return None
+        changed[x] = new
+    return rebuilt(fit.edit.value, changed.get)
 
 
-def _renamed(x: Node, moved: Mapping[str, str]) -> Node | None:
-    """A reference that the edit put in, to the tensor that stands in its place there."""
-    if not is_ref(x) or name_of(x) not in moved:
-        return None
-    new = moved[name_of(x)]
-    first = x.arg("first")
+def _layers(one: str, two: str) -> Iterator[tuple[str, str]]:
+    """The layer's number of a name, and that which stands there in the other."""
+    found = [LAYER.findall(name) for name in (one, two)]
+    if len(found[0]) == len(found[1]):
+        yield from zip(*found, strict=True)
+
+
+def _renamed(x: Node, moved: Mapping[str, str], layers: Mapping[str, str]) -> Node | None:
+    """A reference that the edit put in, to the tensor that stands in its place there.
+
+    None where it is of a layer of which nothing says what stands there for it.
+    """
+    name, first = name_of(x), x.arg("first")
+    new = moved.get(name)
+    if new is None:
+        numbers = LAYER.findall(name)
+        if any(number not in layers for number in numbers):
+            return None
+        new = LAYER.sub(lambda found: layers[found[0]], name)
     if first:
-        first = moved.get(first, first.replace(name_of(x).partition("/")[2], new.partition("/")[2]))
+        first = moved.get(first, first.replace(name.partition("/")[2], new.partition("/")[2]))
     return node("ref", **{**dict(x.args), "name": new, "first": first})

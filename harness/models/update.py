@@ -23,7 +23,8 @@ SLOTS: dict[str, tuple[str, ...]] = {
 def update(params: Sequence[Parameter], train: Any) -> list[Stage]:
     """The stages of one step of the optimizer that `train` (TrainSpec) names, on all parameters."""
     gradients = [ref(f"grads/{p.name}") for p in params]
-    stages = [Stage(Tensor(NORM), node("global_norm", *gradients))]
+    squares = node("add", *(node("squares", g) for g in gradients))
+    stages = [Stage(Tensor(NORM), node("root", squares))]
     limit = const(train.clip_limit, "clip_limit")
     for p in params:
         clipped = node(CLIPPING[train.clip], ref(f"grads/{p.name}"), ref(NORM), limit)

@@ -83,8 +83,53 @@ related(
 )
 
 
-def _same(g: N) -> N:
-    return g
+@op(over_time=True, says="the squares")
+def squares(g: Array) -> Array:
+    """The sum of the squares of all elements."""
+    return np.asarray(np.sum(g * g))
+
+
+@op(over_time=True)
+def absolutes(g: Array) -> Array:
+    """The sum of all absolute elements."""
+    return np.asarray(np.sum(np.abs(g)))
+
+
+@op(over_time=True)
+def mean_of_squares(g: Array) -> Array:
+    """The mean of the squares of all elements."""
+    return np.asarray(np.mean(g * g))
+
+
+@op(over_time=True)
+def norm_of_one(g: Array) -> Array:
+    """The root of the sum of the squares."""
+    return np.asarray(np.sqrt(np.sum(g * g)))
+
+
+related(
+    {
+        "absolutes": "adds up absolute elements, not squares",
+        "mean_of_squares": "takes the mean of the squares, not their sum",
+        "norm_of_one": "adds up norms, not squares",
+    },
+    base="squares",
+)
+
+
+@op(over_time=True, says="the root")
+def root(x: Array) -> Array:
+    """The square root of a number."""
+    return np.asarray(np.sqrt(x))
+
+
+@op(over_time=True)
+def no_root(x: Array) -> Array:
+    """A number itself."""
+    return np.asarray(x)
+
+
+related({"no_root": "leaves out the root"}, base="root")
 
 
 @op(size=lambda g, norm, limit: g, says="clipping")
