@@ -35,6 +35,7 @@ ANY_NUMBER = 18.0  # bits of an edit with such a number
 LEAST_CLAIMS = 20
 SHORTER = 6.0  # bits by which an edit must be shorter than another that fits as well
 MOST = 5  # causes that are told of one tensor
+TRIED = 12  # fits that are held against other places
 SURE = ("certain", "likely", "hint")
 
 
@@ -68,7 +69,7 @@ def _ruled(trial: Trial, others: Sequence[Case]) -> list[Cause]:
     tried = math.log10(max(trial.tried, LEAST_CLAIMS))
     places = [Trial(other._replace(off=trial.case.off)) for other in others]
     kept: list[tuple[Fit, Cause]] = []
-    for fit in fits:
+    for fit in fits[:TRIED]:
         cause = _weighed(fit, trial.case, tried)
         if cause is not None and cause.sure == "certain" and others:
             cause = _refuted(fit, cause, trial, places)

@@ -459,7 +459,12 @@ def of_result(scene: Scene) -> Iterator[Edit]:
     here = scene.tensor
     if not here.startswith("params/"):
         before = ref(here, back=1)
-        yield made("stale", "has the value of the step before", before, 6)
+        late = before if base.op == "other" else rebuilt(base, _a_step_before)
+        yield made("stale", "has the value of the step before", late, 6)
+        if here.startswith("optimizer/"):
+            name, _, slot = here.removeprefix("optimizer/").rpartition("/")
+            old = ref(here, back=1, first="zeros")
+            yield from _rows_read(scene, name, old, made)
         words = "adds the value of the step before to it: not zeroed?"
         yield made("accumulated", words, node("add", base, before), 7)
         mean = node("times", node("add", base, before), by=0.5)
@@ -470,13 +475,21 @@ def of_result(scene: Scene) -> Iterator[Edit]:
         name = here.removeprefix("params/")
         plain = node("descend", before, ref(f"update/clipped/{name}"), ref("update/learning_rate"))
         yield made("formula", "takes a plain step along the gradient", plain, 6)
-        yield from _rows_read(scene, before, made)
+        yield from _rows_read(scene, name, before, made)
     yield from _others_whole(scene, made)
 
 
-def _rows_read(scene: Scene, before: Node, made: Made) -> Iterator[Edit]:
+def _a_step_before(x: Node) -> Node | None:
+    """A reference to what stood there a step before."""
+    if not is_ref(x):
+        return None
+    if name_of(x).startswith("params/"):
+        return _weights(x, x.arg("back") + 1)
+    return ref(name_of(x), x.arg("time"), x.arg("back") + 1, x.arg("first"))
+
+
+def _rows_read(scene: Scene, name: str, before: Node, made: Made) -> Iterator[Edit]:
     """Rows of a table that stay as they are where their tokens are not in the batch."""
-    name = scene.tensor.removeprefix("params/")
     gradient = scene.graph.value(f"grads/{name}") if scene.graph else None
     for x in below(gradient) if gradient is not None else ():
         if x.op == "embed_backward":

@@ -12,6 +12,7 @@ import numpy as np
 from harness.explain.case import Array
 from harness.explain.edits import Edit, Scene, earlier, put
 from harness.explain.say import figure, say
+from harness.models.evaluate import FILL
 from harness.models.graph import Node, below, const, is_ref, name_of, node, ref
 
 Value = Callable[[Node], Array | None]
@@ -47,10 +48,12 @@ def fitted_edits(scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:
         if is_ref(x) and scene.shapes.get(name_of(x)) == ():
             continue  # of a number there is no telling a sum from a product
         words = f"adds {{}} to {said}"
-        if is_ref(x) and x.arg("first") == "zeros" and scene.step == 1:
-            words = f"starts {name_of(x)} from {{}}"
         way = _Way("constant", words, 0.0, partial(_raised, scene, x))
         yield from _one_number(way, scene, mine, value)
+        if is_ref(x) and x.arg("first") == "zeros" and scene.step == 1:
+            words = f"starts {name_of(x)} from {{}}"
+            way = _Way("constant", words, 0.0, partial(_begun, scene, x))
+            yield from _one_number(way, scene, mine, value)
     for x in below(scene.base):
         if x.op == "const":
             own = float(x.arg("value"))
@@ -76,6 +79,10 @@ def _raised(scene: Scene, x: Node, c: float) -> Node:
     return put(scene, x, node("plus", x, by=c))
 
 
+def _begun(scene: Scene, x: Node, c: float) -> Node:
+    return put(scene, x, node("ref", **{**dict(x.args), "first": f"{FILL}{c!r}"}))
+
+
 def _other_number(scene: Scene, x: Node, c: float) -> Node:
     return put(scene, x, const(c, x.arg("name")))
 
@@ -86,6 +93,7 @@ def _one_number(way: _Way, scene: Scene, mine: Array, value: Value) -> Iterator[
     if found is not None:
         exact, bits, named = nearest(found, scene, way.start)
         more = 6 if way.name == "operand-scaled" else 8 if way.name == "constant" else 3
+        more = 1 if way.words.startswith("starts") else more
         free = 0 if bits == NAMED else 1
         yield Edit(way.name, way.words.format(named), way.make(exact), bits + more, free)
 
@@ -227,8 +235,9 @@ def near(found: float, scene: Scene, start: float) -> Iterator[tuple[float, floa
 
 
 def nearest(found: float, scene: Scene, start: float) -> tuple[float, float, str]:
-    """The simplest of what `near` gives."""
-    return next(near(found, scene, start))
+    """The simplest of what `near` gives; what is added is none of the run's own numbers."""
+    given = near(found, scene, start)
+    return next(n for n in given if start or n[1] != NAMED or n[2] == figure(n[0]))
 
 
 def known_numbers(scene: Scene) -> Iterator[Named]:

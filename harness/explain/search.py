@@ -29,7 +29,7 @@ PARTNERS = 12  # edits that bring a side nearer and are tried together with othe
 NEARER = 0.7  # of the distance that is left by an edit worth a partner
 SECONDS = 400  # edits that are tried beside each partner
 TELLING, SAMPLED = 4, 1 << 14  # different numbers that a format needs; those looked at
-SCALES = (1.0, 30.0, 0.03)  # sizes at which two edits are told apart
+SCALES = (1.0, 30.0, 1e4, 0.03)  # sizes at which two edits are told apart
 
 
 class Fit(NamedTuple):

@@ -16,6 +16,9 @@ Array = NDArray[Any]
 Read = Callable[[int, str], Array | None]
 
 
+FILL = "all "  # a reference's `first` that begins so is one number in every element
+
+
 class MissingError(Exception):
     """A tensor that an expression needs is not traced, and cannot be computed from what is."""
 
@@ -73,7 +76,7 @@ class Values:
 
     def _reference(self, x: Node) -> Array:
         name, time, back, first = name_of(x), x.arg("time"), x.arg("back"), x.arg("first")
-        if back and back >= self.step:
+        if back and back >= self.step and not time:
             found = self._before_all(name, first)
         else:
             found = self.tensor(back, name)
@@ -82,13 +85,14 @@ class Values:
         if found is None:
             raise MissingError(name)
         if time:
-            found = shift(found, time, self.tensor(0, first) if first else None)
+            found = shift(found, time, self.tensor(back, first) if first else None)
         return found
 
     def _before_all(self, name: str, first: str | None) -> Array | None:
-        if first == "zeros":
+        if first == "zeros" or (first or "").startswith(FILL):
             now = self.tensor(0, name)
-            return None if now is None else np.zeros_like(now)
+            value = 0.0 if first == "zeros" else float(str(first)[len(FILL) :])
+            return None if now is None else np.full_like(now, value)
         return self.tensor(self.step - 1, first) if first else None
 
     def _computed(self, name: str) -> Array | None:
