@@ -90,7 +90,6 @@ def edits(scene: Scene) -> Iterator[Edit]:
         for x in below(scene.base):
             yield from _of_node(x, scene)
         yield from _of_all(scene)
-        yield from _of_scalars(scene)
 
 
 def _of_all(scene: Scene) -> Iterator[Edit]:
@@ -122,7 +121,7 @@ def _narrow(x: Node, to: str, cut: bool) -> Node:
     return node(x.op, *(node("rounded", i, to=to, cut=cut) for i in x.inputs))
 
 
-def _of_scalars(scene: Scene) -> Iterator[Edit]:
+def of_scalars(scene: Scene) -> Iterator[Edit]:
     """Edits of the stage of a number that this one reads (a norm), where it is made once more."""
     for x in references(scene.base):
         stage = scene.graph.value(name_of(x)) if scene.graph else None
@@ -255,6 +254,13 @@ def _of_reference(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
     yield from _other_times(x, scene, made)
     yield from _other_steps(x, scene, made)
     yield from _other_tensors(x, scene, made)
+    if name_of(x).startswith("update/clipped/"):
+        old = ref(f"params/{name_of(x).removeprefix('update/clipped/')}", back=1)
+        for decay in scene.settings.get("weight_decay", ()):
+            decayed = node("decay_gradient", x, _weights(old, 1), const(decay, "weight_decay"))
+            words = f"adds the weight decay {figure(decay)} to {name_of(x)}"
+            if decay:
+                yield made("operand-added", words, decayed, 5)
     said, shape = say(x, scene.graph), scene.shapes.get(name_of(x), ())
     axes = scene.graph.axes(name_of(x)) if scene.graph else ()
     if name_of(x).startswith("inputs/") and not name_of(x).startswith("inputs/params/"):
@@ -462,7 +468,7 @@ def of_result(scene: Scene) -> Iterator[Edit]:
         late = before if base.op == "other" else rebuilt(base, _a_step_before)
         yield made("stale", "has the value of the step before", late, 6)
         if here.startswith("optimizer/"):
-            name, _, slot = here.removeprefix("optimizer/").rpartition("/")
+            name, _, _slot = here.removeprefix("optimizer/").rpartition("/")
             old = ref(here, back=1, first="zeros")
             yield from _rows_read(scene, name, old, made)
         words = "adds the value of the step before to it: not zeroed?"

@@ -219,7 +219,8 @@ def near(found: float, scene: Scene, start: float) -> Iterator[tuple[float, floa
     error = 1e-4
     short = float(f"{found:.2g}")
     plain = short not in (start, 0.0) and abs(found / short - 1) < error
-    if plain and short in (2.0, 0.5, -1.0):
+    yield from _one_too_many(found, scene)
+    if plain and short in (2.0, 0.5, -1.0) and scene.shape:
         yield short, NAMED, figure(short)
     named = sorted(known_numbers(scene), key=lambda n: len(n.words.split()))
     for one in named:
@@ -232,6 +233,23 @@ def near(found: float, scene: Scene, start: float) -> Iterator[tuple[float, floa
         yield short, DIGIT if short == float(f"{found:.1g}") else ROUND, figure(short)
     shown = figure(found) if abs(found - 1) > 4e-3 else f"1 {'-+'[found > 1]} {abs(found - 1):.3g}"
     yield found, ANY, shown
+
+
+def _one_too_many(found: float, scene: Scene) -> Iterator[tuple[float, float, str]]:
+    """A factor (n + 1) / n, n the tokens of whole windows: a mean that counts one too many.
+
+    Nearly every factor is near such a one for a large n, so only of a single number is it said.
+    """
+    if scene.shape or not 1 < found < 1.1:
+        return
+    n = 1 / (found - 1)
+    for t in scene.settings.get("bptt", ()):
+        for b in scene.settings.get("batch_size", ()):
+            tokens = int(t * b) * round(n / (t * b))
+            if tokens and abs(n - tokens) < 0.02 * t * b:
+                words = f"{tokens + 1} / {tokens}, as of a count that is one too large: {tokens} "
+                words += f"tokens are {round(tokens / (t * b))} windows"
+                yield 1 + 1 / tokens, NAMED, f"{figure(1 + 1 / tokens)} ({words})"
 
 
 def nearest(found: float, scene: Scene, start: float) -> tuple[float, float, str]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.explain.case import GAIN, Array, Case, Side
-from harness.explain.edits import LAYER, Edit, Scene, edits, kin_of
+from harness.explain.edits import LAYER, Edit, Scene, edits, kin_of, of_scalars
 from harness.explain.fitted import fitted_edits
 from harness.models.evaluate import MissingError, Values
 from harness.models.graph import Node, below, is_ref, name_of, node, rebuilt, references
@@ -212,6 +212,12 @@ def search(trial: Trial) -> list[Fit]:
                 found.append(Fit(edit, left, side, base))
             elif math.isfinite(left):
                 near.append((left, edit))
+        if not found and base.op != "other":
+            for edit in of_scalars(scene):
+                trial.tried += 1
+                left = _left(trial, side, edit)
+                if left <= trial.case.level and _explains(trial, side, base, left):
+                    found.append(Fit(edit, left, side, base))
         if not found and base.op != "other":
             found += _parts(trial, side, base, near) or _pairs(trial, side, base, near)
     return _told_apart(trial, sorted(found, key=lambda fit: (fit.edit.bits, fit.left)))
