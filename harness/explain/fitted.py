@@ -262,9 +262,12 @@ def known_numbers(scene: Scene) -> Iterator[Named]:
     """The numbers of the run that may act on a tensor: settings, their complements, the batch."""
     skipped = ("seed", "steps", "threads", "start", "queue", "flat_epochs", "num_layers")
     used = _named_constants(scene) | {"lr", "lr_decay"}
+    if scene.tensor == "update/learning_rate":
+        used -= {"lr"}
     for key, values in scene.settings.items():
         for v in values if key not in skipped else ():
-            if v > 0 and v != 1 and (key in used or (v >= 2 and float(v).is_integer())):
+            whole = v >= 2 and float(v).is_integer() and key != "lr"
+            if v > 0 and v != 1 and (key in used or whole):
                 yield Named(v, key)
             if 0 < v < 1 and key in used and key != "lr":
                 yield Named(1 - v, f"1 - {key}")

@@ -205,10 +205,14 @@ def search(trial: Trial) -> list[Fit]:
     for side, base in bases(trial):
         scene = trial.scene(base)
         near: list[tuple[float, Edit]] = []
+        usual, mine = trial.value(side, base), own(trial.case, side)
+        overflown = usual is not None and bool((np.isfinite(usual) & ~np.isfinite(mine)).any())
         for edit in _each(scene, trial, side):
             trial.tried += 1
             left = _left(trial, side, edit)
             if left <= trial.case.level and _explains(trial, side, base, left):
+                if overflown and not edit.format:
+                    continue  # that both are infinite says nothing of why
                 found.append(Fit(edit, left, side, base))
             elif math.isfinite(left):
                 near.append((left, edit))
