@@ -35,7 +35,6 @@ def fitted_edits(scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:
     if mine.dtype.kind != "f" or not np.isfinite(mine).any():
         return
     yield from _of_result(scene, mine, value)
-    yield from _reordered(scene, mine, value)
     if scene.base.op == "other" or scene.base.op == "given":
         return
     places = [x for x in below(scene.base) if _has_size(x)]
@@ -292,7 +291,7 @@ def _named_constants(scene: Scene) -> set[str]:
     return {str(x.arg("name")) for s in stages for x in below(s) if x.op == "const"}
 
 
-def _reordered(scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:
+def reordered(scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:
     """The rows along an axis in another order, found by what each row is."""
     base = value(scene.base)
     if base is None or base.shape != mine.shape:

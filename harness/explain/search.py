@@ -8,18 +8,21 @@ stacked over time feeds itself, and is another from its first wrong timestep on.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
 from harness.explain.case import GAIN, Array, Case, Side
 from harness.explain.edits import LAYER, Edit, Scene, edits, kin_of, of_scalars
-from harness.explain.fitted import fitted_edits
+from harness.explain.fitted import fitted_edits, reordered
 from harness.models.evaluate import MissingError, Values
 from harness.models.graph import Node, below, is_ref, name_of, node, rebuilt, references
 from harness.models.ops import OPS
 from harness.models.ops.changes import FORMATS, rounded
+from harness.models.rows import some_rows
 
 SIDES: tuple[Side, Side] = ("a", "b")
 NUDGE = 8.0  # eps by which a number may be off before it is rounded to a format
@@ -28,6 +31,8 @@ FAILURES = (MissingError, ValueError, IndexError)
 PARTNERS = 12  # edits that bring a side nearer and are tried together with others
 NEARER = 0.7  # of the distance that is left by an edit worth a partner
 SECONDS = 400  # edits that are tried beside each partner
+PAIRED = 1e9  # elements that are read for pairs, about
+LARGE = 1 << 16  # elements of a tensor of which a sample is tried first
 TELLING, SAMPLED = 4, 1 << 14  # different numbers that a format needs; those looked at
 SCALES = (1.0, 30.0, 1e4, 0.03)  # sizes at which two edits are told apart
 
@@ -42,12 +47,33 @@ class Fit(NamedTuple):
 
 
 class Trial:
-    """One case with both sides' values at hand."""
+    """One case with both sides' values at hand; of a large one perhaps `rows` of it alone."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, rows: tuple[int, ...] = ()) -> None:
         """Nothing is computed yet."""
-        self.case, self.tried = case, 0
+        self.case, self.tried, self._rows = case, 0, rows
         self._values: dict[Side, Values] = {}
+        if rows:
+            floor = max(case.floor, _largest(case.b))
+            part = case._replace(a=case.a[list(rows)], b=case.b[list(rows)], floor=floor)
+            self.part = part
+        else:
+            self.part = case
+
+    def sample(self) -> Trial:
+        """The rows of a large tensor that differ most, and some others: edits are tried there."""
+        b = self.case.b
+        if b.size <= LARGE or b.ndim < 2 or b.shape[0] < 2 or b.dtype.kind != "f":
+            return self
+        with np.errstate(all="ignore"):
+            gaps = np.abs(self.case.a - b).reshape(len(b), -1).max(axis=1)
+        count = int(min(len(b), max(2, LARGE * len(b) // (4 * b.size))))
+        worst = np.argsort(-np.nan_to_num(gaps, nan=np.inf))[: (count + 1) // 2]
+        spread = np.linspace(0, len(b) - 1, count // 2).astype(int)
+        rows = np.unique([*worst, *spread])
+        found = Trial(self.case, tuple(map(int, rows)))
+        found._values = self._values
+        return found
 
     def values(self, side: Side) -> Values:
         """What one side's tensors give."""
@@ -57,8 +83,12 @@ class Trial:
 
     def value(self, side: Side, expression: Node) -> Array | None:
         """An expression from one side's tensors; None where they do not allow it."""
+        if self._rows:
+            shapes = self.case.shapes
+            of = lambda x: shapes.get(name_of(x), None if x.arg("back") else ())  # noqa: E731
+            expression = some_rows(expression, self._rows, self.case.b.shape, of)
         made = self.value_of(side, expression)
-        return made if made is not None and made.shape == self.case.b.shape else None
+        return made if made is not None and made.shape == self.part.b.shape else None
 
     def value_of(self, side: Side, expression: Node) -> Array | None:
         """An expression of whatever shape; None where the trace does not allow it."""
@@ -69,12 +99,12 @@ class Trial:
 
     def left(self, side: Side, expression: Node) -> float:
         """How far an expression is from what the side has, as the tolerance's K."""
-        made, mine = self.value(side, expression), own(self.case, side)
+        made, mine = self.value(side, expression), own(self.part, side)
         if made is None:
             return math.inf
         if expression.op == "moved":  # which says nothing of the edge
             made = np.where(np.isnan(made), mine, made)
-        case = self.case._replace(floor=max(self.case.floor, _largest(made)))
+        case = self.part._replace(floor=max(self.part.floor, _largest(made)))
         return case.distance(made, mine)
 
     def fits(self, side: Side, expression: Node) -> bool:
@@ -92,6 +122,8 @@ class Trial:
         axes = case.graph.axes(case.tensor) if case.graph else ()
         if len(axes) != case.b.ndim:
             axes = tuple(f"axis {k}" for k in range(case.b.ndim))
+        for side in SIDES:
+            self.values(side).keep(base)
         shape = case.b.shape
         return Scene(case.tensor, base, case.graph, case.shapes, numbers, shape, axes, case.step)
 
@@ -203,34 +235,82 @@ def search(trial: Trial) -> list[Fit]:
     """Every edit that fits the side which is off, the shortest first; pairs where none does."""
     found: list[Fit] = []
     for side, base in bases(trial):
-        scene = trial.scene(base)
-        near: list[tuple[float, Edit]] = []
-        usual, mine = trial.value(side, base), own(trial.case, side)
-        overflown = usual is not None and bool((np.isfinite(usual) & ~np.isfinite(mine)).any())
-        for edit in _each(scene, trial, side):
-            trial.tried += 1
-            left = _left(trial, side, edit)
-            if left <= trial.case.level and _explains(trial, side, base, left):
-                if overflown and not edit.format:
-                    continue  # that both are infinite says nothing of why
-                found.append(Fit(edit, left, side, base))
-            elif math.isfinite(left):
-                near.append((left, edit))
-        if not found and base.op != "other":
-            for edit in of_scalars(scene):
-                trial.tried += 1
-                left = _left(trial, side, edit)
-                if left <= trial.case.level and _explains(trial, side, base, left):
-                    found.append(Fit(edit, left, side, base))
-        if not found and base.op != "other":
-            found += _parts(trial, side, base, near) or _pairs(trial, side, base, near)
+        found += _Search(trial, side, base).fits()
     return _told_apart(trial, sorted(found, key=lambda fit: (fit.edit.bits, fit.left)))
 
 
-def _each(scene: Scene, trial: Trial, side: Side) -> Iterator[Edit]:
-    yield from edits(scene)
-    mine = own(trial.case, side)
-    yield from fitted_edits(scene, mine, lambda x: trial.value(side, x))
+class _Search:
+    """The search for edits of one stage that fit one side, on a sample and then on all of it."""
+
+    def __init__(self, trial: Trial, side: Side, base: Node) -> None:
+        self.trial, self.side, self.base = trial, side, base
+        self.probe, self.scene = trial.sample(), trial.scene(base)
+        self.near: list[tuple[float, Edit]] = []
+        usual, mine = trial.value(side, base), own(trial.case, side)
+        self.usual = usual
+        # That both are infinite says nothing of why.
+        self.overflown = usual is not None and bool((np.isfinite(usual) & ~np.isfinite(mine)).any())
+
+    def fits(self) -> list[Fit]:
+        found = self.all(self._each())
+        if found or self.base.op == "other":
+            return found
+        return self.all(of_scalars(self.scene)) or _parts(self) or self._pairs()
+
+    def all(self, given: Iterable[Edit]) -> list[Fit]:
+        """The edits that fit, of those given."""
+        return [fit for edit in given if (fit := self.tried(edit))]
+
+    def tried(self, edit: Edit) -> Fit | None:
+        """An edit as a fit, if it is one."""
+        self.trial.tried += 1
+        left = self._left(self.probe, edit)
+        if left is not None and self.probe is not self.trial:
+            left = self._left(self.trial, edit)
+        if left is None or (self.overflown and not edit.format):
+            return None
+        return Fit(edit, left, self.side, self.base)
+
+    def _left(self, trial: Trial, edit: Edit) -> float | None:
+        """What an edit leaves, if that is rounding and far under what the plain stage leaves."""
+        left = _left(trial, self.side, edit)
+        if left <= trial.case.level and left * GAIN <= trial.left(self.side, self.base):
+            return left
+        if trial is self.probe and math.isfinite(left):
+            self.near.append((left, edit))
+        return None
+
+    def _each(self) -> Iterator[Edit]:
+        yield from edits(self.scene)
+        side, probe, trial = self.side, self.probe, self.trial
+        yield from fitted_edits(self.scene, own(probe.part, side), partial(probe.value, side))
+        yield from reordered(self.scene, own(trial.case, side), partial(trial.value, side))
+
+    def _pairs(self) -> list[Fit]:
+        """Two edits at once: one that brings the side nearer, and any second one on top of it."""
+        start, most = self.probe.left(self.side, self.base), self._affordable()
+        good = sorted((left, i) for i, (left, _) in enumerate(self.near) if left < NEARER * start)
+        for first in [self.near[i][1] for _, i in good[:PARTNERS]]:
+            seconds = islice(edits(self.trial.scene(first.value)), min(SECONDS, most))
+            found = self.all(_both(first, second) for second in seconds)
+            most -= SECONDS
+            if found or most <= 0:
+                return found
+        return []
+
+    def _affordable(self) -> int:
+        """How many pairs are tried: fewer where each reads much."""
+        read = [self.scene.shapes.get(name_of(x), ()) for x in references(self.base)]
+        return int(PAIRED // (1 + sum(math.prod(shape) for shape in read)))
+
+
+def _both(first: Edit, second: Edit) -> Edit:
+    """Two edits as one; the second is made in the stage as the first leaves it."""
+    return second._replace(
+        words=f"{first.words}, and {second.words}",
+        bits=first.bits + second.bits + 4,
+        free=first.free + second.free,
+    )
 
 
 def _left(trial: Trial, side: Side, edit: Edit) -> float:
@@ -238,7 +318,7 @@ def _left(trial: Trial, side: Side, edit: Edit) -> float:
     whole = edit.value.op == "rounded"
     if not whole:
         return trial.left(side, edit.value)
-    full, mine = trial.value(side, edit.value.inputs[0]), own(trial.case, side)
+    full, mine = trial.value(side, edit.value.inputs[0]), own(trial.part, side)
     if full is None or mine.dtype.kind != "f":
         return math.inf
     if not telling(mine, full, **dict(edit.value.args)):
@@ -269,38 +349,32 @@ def _rounded(x: Node, value: Array) -> Array:
     return rounded(value, **dict(x.args))
 
 
-def _explains(trial: Trial, side: Side, base: Node, left: float) -> bool:
-    """Whether what is left is far under what the stage as it stands leaves."""
-    return left * GAIN <= trial.left(side, base)
-
-
-def _parts(trial: Trial, side: Side, base: Node, near: list[tuple[float, Edit]]) -> list[Fit]:
+def _parts(search: _Search) -> list[Fit]:
     """Edits that hold in one part of the tensor, where it differs in that part alone."""
-    usual, mine = trial.value(side, base), own(trial.case, side)
+    trial, side, base, usual = search.trial, search.side, search.base, search.usual
+    mine = own(trial.case, side)
     if usual is None or mine.dtype.kind != "f":
         return []
     case = trial.case
     with np.errstate(all="ignore"):
         scale = max(_largest(usual), case.floor)
         bad = ~(np.abs(mine - usual) <= case.level * case.eps * (np.abs(usual) + scale))
-    found = []
-    plain = [edit for _, edit in near if not edit.free]
+    plain = [edit for _, edit in search.near if not edit.free]
     for part in (_token_part(trial, base, bad), _axis_part(trial, bad)):
         if part is None:
             continue
         only = np.where(part.at, mine, np.nan)
-        fitted = fitted_edits(trial.scene(base), only, lambda x: trial.value(side, x))
-        for edit in [*plain, *fitted]:
-            trial.tried += 1
-            value = part.put(base, edit.value)
-            left = trial.left(side, value)
-            if left <= case.level and _explains(trial, side, base, left):
-                words = f"{edit.words}, {part.words} alone"
-                here = edit._replace(value=value, words=words, bits=edit.bits + 6)
-                found.append(Fit(here, left, side, base))
+        fitted = fitted_edits(search.scene, only, partial(trial.value, side))
+        found = search.all(_within(part, base, edit) for edit in [*plain, *fitted])
         if found:
-            break
-    return found
+            return found
+    return []
+
+
+def _within(part: _Part, base: Node, edit: Edit) -> Edit:
+    """An edit in one part of a tensor alone."""
+    words = f"{edit.words}, {part.words} alone"
+    return edit._replace(value=part.put(base, edit.value), words=words, bits=edit.bits + 6)
 
 
 class _Part(NamedTuple):
@@ -346,29 +420,6 @@ def _axis_part(trial: Trial, bad: Array) -> _Part | None:
     places, at = tuple(map(int, hit)), np.zeros(bad.shape, bool)
     np.moveaxis(at, axis, 0)[list(places)] = True
     return _Part(lambda x, y: node("chosen", x, y, axis=axis, places=places), at, f"at {words}")
-
-
-def _pairs(trial: Trial, side: Side, base: Node, near: list[tuple[float, Edit]]) -> list[Fit]:
-    """Two edits at once: one that brings the side nearer, and any second one on top of it."""
-    start = trial.left(side, base)
-    good = sorted((left, i) for i, (left, _) in enumerate(near) if left < NEARER * start)
-    found: list[Fit] = []
-    for _, i in good[:PARTNERS]:
-        first = near[i][1]
-        scene = trial.scene(first.value)
-        for second, _ in zip(edits(scene), range(SECONDS), strict=False):
-            trial.tried += 1
-            left = trial.left(side, second.value)
-            if left <= trial.case.level and _explains(trial, side, base, left):
-                both = second._replace(
-                    words=f"{first.words}, and {second.words}",
-                    bits=first.bits + second.bits + 4,
-                    free=first.free + second.free,
-                )
-                found.append(Fit(both, left, side, base))
-        if found:
-            break
-    return found
 
 
 def _told_apart(trial: Trial, fits: list[Fit]) -> list[Fit]:

@@ -42,14 +42,25 @@ class Values:
         self.step, self._read, self._graph = step, read, graph
         self._other, self._change = other, change
         self._made: dict[Node, Any] = {}
+        self._kept: set[Node] | None = None
         self._open: set[str] = set()
+
+    def keep(self, root: Node) -> None:
+        """From now on keep the values of this expression's nodes alone: edits of it are many."""
+        self._kept = {*(self._kept or ()), *below(root)}
 
     def value(self, root: Node) -> Any:
         """An expression's value. Raises MissingError, and what formulas raise for bad shapes."""
+        if root in self._made:
+            return self._made[root]
+        passing: dict[Node, Any] = {}
         for x in below(root):
-            if x not in self._made:
-                self._made[x] = self._one(x)
-        return self._made[root]
+            if x in self._made or x in passing:
+                continue
+            inputs = [self._made[i] if i in self._made else passing[i] for i in x.inputs]
+            kept = self._kept is None or x in self._kept or is_ref(x)
+            (self._made if kept else passing)[x] = self._one(x, inputs)
+        return self._made[root] if root in self._made else passing[root]
 
     def tensor(self, back: int, name: str) -> Array | None:
         """A traced tensor, floats in float64."""
@@ -59,7 +70,7 @@ class Values:
         found = found.astype(np.float64) if found.dtype.kind not in "iub" else found
         return self._change(name, found) if self._change else found
 
-    def _one(self, x: Node) -> Any:
+    def _one(self, x: Node, inputs: list[Any]) -> Any:
         if x.op == "const":
             return x.arg("value")
         if x.op == "step":
@@ -70,7 +81,6 @@ class Values:
             if self._other is None:
                 raise MissingError("the other side's tensor")
             return self._other
-        inputs = [self._made[i] for i in x.inputs]
         with np.errstate(all="ignore"):
             return _formula(x)(*inputs, **_arguments(x))
 

@@ -37,6 +37,18 @@ def rounded(x: Array, to: str, cut: bool = False) -> Array:
 
 
 @op()
+def rows(x: Array, which: tuple[int, ...]) -> Array:
+    """Some rows of the first axis."""
+    return np.asarray(x[list(which)])
+
+
+@op()
+def columns(x: Array, which: tuple[int, ...]) -> Array:
+    """Some places of the last axis."""
+    return np.asarray(x[..., list(which)])
+
+
+@op()
 def times(x: Array, by: float) -> Array:
     """x times a number."""
     return np.asarray(x * by)

@@ -36,7 +36,8 @@ class Op(NamedTuple):
     `size` is about the largest number that comes of operands of given sizes. An op that `cancels`
     rounds at that size, whatever is left: the terms of a sum of products, the 1 of 1 - s. Every
     other rounds at the size of its result. `over_time` says that the result has no timesteps where
-    the operands have; `either` that a program may as well have one of its kin. `kin` are what
+    the operands have; `either` that a program may as well have one of its kin; `rows` "each" that
+    a row of the result is made of the same row of each operand and of numbers. `kin` are what
     programs have in its place: same operands, another formula. `says` are words for the op in a
     sentence.
     """
@@ -48,6 +49,7 @@ class Op(NamedTuple):
     over_time: bool = False
     cancels: bool = False
     either: bool = False
+    rows: str = ""
     kin: tuple[Kin, ...] = ()
     says: str = ""
 
@@ -69,7 +71,7 @@ def op(
 
     def put(formula: Callable[..., Array]) -> Callable[..., Array]:
         key = name or formula.__name__
-        OPS[key] = Op(key, formula, derivative, size, over_time, cancels, either, (), says)
+        OPS[key] = Op(key, formula, derivative, size, over_time, cancels, either, "", (), says)
         return formula
 
     return put

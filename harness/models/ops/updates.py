@@ -587,3 +587,15 @@ related(
         "decay_weights_after": "decays the weights after the step",
     }
 )
+
+
+def _put_rows() -> None:
+    """Rules of optimizers go element by element, but for those that take a norm of their own."""
+    for name in (
+        *("average", "velocity", "along_velocity", "descend", "adam", "over_root"),
+        *("decay_gradient", "decay_weights", "clip_by_norm", "clip_elements", "unclipped"),
+    ):
+        OPS[name] = OPS[name]._replace(rows="each")
+
+
+_put_rows()
