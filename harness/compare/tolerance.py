@@ -143,4 +143,8 @@ def _rounding(name: str, step: Mapping[str, TensorEntry], graph: Graph | None) -
     stage = graph.value(name) if graph else None
     if stage is None:
         return 0.0
-    return rounding_floor(stage, lambda other: _largest(step[other]) if other in step else None)
+    return rounding_floor(
+        stage,
+        lambda other: _largest(step[other]) if other in step else None,
+        lambda other: step[other].shape if other in step else None,
+    )
