@@ -450,7 +450,7 @@ def of_result(scene: Scene) -> Iterator[Edit]:
         words = f"is rounded to {to}" + " (computed in float32)" * (to == "float32")
         new = node("rounded", base, to=to)
         yield made("reduced-precision", words, new, 4 + (to == "tf32"), to)
-    yield from _axis_orders(base, shape, made)
+    yield from _axis_orders(base, shape, axes, made)
     for axis, word in enumerate(axes[: len(shape)]):
         name = word.word if isinstance(word, Blocks) else word
         for by in (1, -1):
@@ -504,21 +504,24 @@ def _rows_read(scene: Scene, name: str, before: Node, made: Made) -> Iterator[Ed
             yield made("subset", words, value, 5)
 
 
-def _axis_orders(base: Node, shape: tuple[int, ...], made: Made) -> Iterator[Edit]:
+def _axis_orders(
+    base: Node, shape: tuple[int, ...], axes: tuple[Any, ...], made: Made
+) -> Iterator[Edit]:
     if not 2 <= len(shape) <= MOST_AXES or sum(n > 1 for n in shape) < 2:
         return
     plain = tuple(range(len(shape)))
     for order in permutations(plain):
         if order == plain:
             continue
-        axes = ", ".join(map(str, order))
-        swap = ": batch-major numbers taken for time-major?" if order[:2] == (1, 0) else ""
+        places = ", ".join(map(str, order))
+        over_time = order[:2] == (1, 0) and (TIME in axes or len(shape) > 2)
+        swap = ": batch-major numbers taken for time-major?" if over_time else ""
         turned = tuple(shape[k] for k in order) == shape
-        how = f"has its axes permuted ({axes})" if turned else f"is permuted to axes ({axes})"
+        how = f"has its axes permuted ({places})" if turned else f"is permuted to axes ({places})"
         words = how + ("" if turned else " and then read in the old shape") + swap
         yield made("transposed", words, node("axes_ordered", base, order=order), 7)
         if not turned:
-            read = f"is read with its axes in the order ({axes}) and permuted back{swap}"
+            read = f"is read with its axes in the order ({places}) and permuted back{swap}"
             yield made("transposed", read, node("axes_read", base, order=order), 8)
 
 
