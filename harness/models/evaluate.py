@@ -71,10 +71,6 @@ class Values:
         return self._change(name, found) if self._change else found
 
     def _one(self, x: Node, inputs: list[Any]) -> Any:
-        if x.op == "const":
-            return x.arg("value")
-        if x.op == "step":
-            return self.step + x.arg("more", 0)
         if is_ref(x):
             return self._reference(x)
         if x.op == "other":
@@ -82,7 +78,7 @@ class Values:
                 raise MissingError("the other side's tensor")
             return self._other
         with np.errstate(all="ignore"):
-            return _formula(x)(*inputs, **_arguments(x))
+            return apply(x, inputs, self.step)
 
     def _reference(self, x: Node) -> Array:
         name, time, back, first = name_of(x), x.arg("time"), x.arg("back"), x.arg("first")
@@ -117,6 +113,15 @@ class Values:
             return None
         finally:
             self._open.discard(name)
+
+
+def apply(x: Node, inputs: list[Any], step: int) -> Any:
+    """The value of a node from those of its operands, in their dtype."""
+    if x.op == "const":
+        return x.arg("value")
+    if x.op == "step":
+        return step + x.arg("more", 0)
+    return _formula(x)(*inputs, **_arguments(x))
 
 
 def _formula(x: Node) -> Callable[..., Any]:

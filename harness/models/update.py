@@ -29,9 +29,8 @@ def update(params: Sequence[Parameter], train: Any) -> list[Stage]:
     for p in params:
         clipped = node(CLIPPING[train.clip], ref(f"grads/{p.name}"), ref(NORM), limit)
         stages.append(Stage(Tensor(f"update/clipped/{p.name}", p.axes), clipped))
-    for p in params:
-        stages += _of_one(p, train)
-    return stages
+    moved = [_of_one(p, train) for p in params]
+    return [*stages, *(s for of_one in moved for s in of_one[:-1]), *(s[-1] for s in moved)]
 
 
 def _of_one(p: Parameter, train: Any) -> list[Stage]:
