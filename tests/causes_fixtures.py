@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from harness.explain.case import Case
-from harness.models.find import graph_of_spec
 from harness.spec import ModelSpec, TrainSpec
+from harness.trace.graph import graph_of_spec
 
 SETTINGS = dict(
     vocab_size=29,

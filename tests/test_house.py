@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 # and none of its own row or of a later one.
 ORDER = (
     ("errors", "callable_module", "kernels"),  # these need nothing of ours
-    ("spec", "observer"),  # what a run is; who is told of it
     ("models",),  # what a step computes, as data
+    ("spec", "observer"),  # what a run is; who is told of it
     ("trace",),  # the format on disk
     ("data", "compare"),  # weights and texts (hashed and named as traces are); the diff
     ("side",),  # the process of a side: reads data, writes a trace

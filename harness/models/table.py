@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from harness.errors import HarnessError
 from harness.models import blocks
@@ -16,9 +16,6 @@ from harness.models.presets import PRESETS as PRESETS
 from harness.models.spec import ModelSpec
 from harness.models.update import RATE, update
 from harness.models.update import SLOTS as SLOTS
-
-if TYPE_CHECKING:
-    from harness.spec import TrainSpec
 
 
 class Model(NamedTuple):
@@ -120,7 +117,7 @@ def check_fields(spec: ModelSpec) -> None:
 
 
 @lru_cache(maxsize=64)
-def model_of(spec: ModelSpec, train: TrainSpec | None = None) -> Model:
+def model_of(spec: ModelSpec, train: Any = None) -> Model:
     """The model that a spec describes. Raises HarnessError for one that cannot be."""
     check_fields(spec)
     m = Builder(train)
@@ -154,7 +151,7 @@ def fitting(shapes: Mapping[str, tuple[int, ...]]) -> ModelSpec | None:
     return None
 
 
-def restart_names(spec: ModelSpec, train: TrainSpec) -> tuple[str, ...]:
+def restart_names(spec: ModelSpec, train: Any) -> tuple[str, ...]:
     """The tensors at the end of a step that a run of these can start again from (CHECKPOINT)."""
     names = [parameter.name for parameter in parameters(spec)]
     slots = [f"optimizer/{name}/{slot}" for name in names for slot in SLOTS[train.optimizer]]
@@ -163,7 +160,7 @@ def restart_names(spec: ModelSpec, train: TrainSpec) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=64)
-def graph_of(spec: ModelSpec, train: TrainSpec) -> Graph:
+def graph_of(spec: ModelSpec, train: Any) -> Graph:
     """All stages of a step in their order: forward, backward, gradients, update, state."""
     from harness.models.derive import backward  # with all ops, which only a graph needs
 

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.kernels.floats import standard_floats
-from harness.models.find import graph_of_spec
 from harness.models.graph import Graph
 from harness.spec import Level
 from harness.trace.entries import check_step, possible, same_place
+from harness.trace.graph import graph_of_spec
 from harness.trace.parts import Rows
 from harness.trace.schema import (
     FORMAT,

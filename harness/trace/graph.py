@@ -9,7 +9,9 @@ from typing import Any
 import msgspec
 
 from harness.models.graph import Graph
+from harness.models.spec import ModelSpec
 from harness.models.table import graph_of
+from harness.spec import TrainSpec
 
 
 def graph_of_spec(spec: Mapping[str, Any]) -> Graph | None:
@@ -25,7 +27,5 @@ def graph_of_spec(spec: Mapping[str, Any]) -> Graph | None:
 
 @lru_cache(maxsize=32)
 def _graph(encoded: bytes) -> Graph | None:
-    from harness.spec import ModelSpec, TrainSpec
-
     model, train = msgspec.json.decode(encoded)
     return graph_of(msgspec.convert(model, ModelSpec), msgspec.convert(train, TrainSpec))
