@@ -1,6 +1,7 @@
 """The scoreboard and the injections: what they count, and that they count failures too."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -29,20 +30,33 @@ def place_at(tmp_path, step=3, tensor="update/clipped/softmax_w"):
     return diff(tmp_path / "a.trace", tmp_path / "b.trace").first_divergence
 
 
-def causes(*names):
-    return tuple(Cause(name, f"because of {name}", 1.0) for name in names)
+def cause(words, name="formula"):
+    """A cause that claims these words."""
+    return Cause(name, f"{words}: recomputed so, it agrees", 1.0, claim=words)
+
+
+RIGHT = cause("pt clamps each element of the gradients")
+WRONG = (
+    cause("tf clamps each element of the gradients"),
+    cause("pt clamps elements from above alone"),
+    cause("pt clamps each element of the gradients", "argument"),
+    cause("pt clamps each element of the gradients, at gate f alone"),
+    cause(""),
+)
 
 
 def scored(tmp_path, label="bug", step=3, tensor="update/clipped/softmax_w", found=()):
     place = place_at(tmp_path, step, tensor)
-    verdict = Verdict(label, "", place, "pt", (), causes(*found))
+    verdict = Verdict(label, "", place, "pt", (), found)
     return record(CATALOGUE["clip-elementwise"], "pt", 3, verdict, {})
 
 
 def test_a_fault_that_is_found_at_its_place_with_its_cause_scores_everywhere(tmp_path):
-    r = scored(tmp_path, found=("clip-elementwise",))
+    r = scored(tmp_path, found=(RIGHT,))
     assert (r.detected, r.step_right, r.tensor_right, r.verdict_right) == (True,) * 4
     assert (r.cause_rank, r.found_side) == (1, "pt")
+    assert r.found_causes == ("formula: pt clamps each element of the gradients",)
+    assert r.causes[0] == r.found_causes[0]
 
 
 def test_another_tensor_another_step_and_another_verdict_do_not_score(tmp_path):
@@ -57,9 +71,31 @@ def test_another_tensor_another_step_and_another_verdict_do_not_score(tmp_path):
 
 
 def test_a_cause_scores_by_its_rank(tmp_path):
-    third = scored(tmp_path, found=("factor", "sign", "clip-elementwise"))
+    third = scored(tmp_path, found=(*WRONG[:2], RIGHT))
     assert (third.cause_within(1), third.cause_within(2), third.cause_within(3)) == (0, 0, 1)
-    assert scored(tmp_path, found=("factor",)).cause_rank is None
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=range(len(WRONG)))
+def test_a_cause_that_says_anything_else_does_not_score(tmp_path, wrong):
+    assert scored(tmp_path, found=(wrong,)).cause_rank is None
+
+
+def test_no_fault_is_explained_by_the_cause_of_another():
+    """Of faults that are not planted in one place, no pattern matches what another expects."""
+    said = {
+        name: re.sub(r"\\(.)", r"\1", pattern)
+        for name, fault in CATALOGUE.items()
+        for pattern in fault.patterns("pt", "tf")[:1]
+        if not re.search(r"[*+?|]|\\[dS]", pattern.replace(r"\+", "").replace(r"\?", ""))
+    }
+    assert len(said) > 30
+    for name, words in said.items():
+        kind, _, claim = words.partition(": ")
+        told = Cause(kind, "", 0.0, claim=claim)
+        for other, fault in CATALOGUE.items():
+            explains = fault.explained(told, "pt", "tf")
+            alike = set(fault.causes) & set(CATALOGUE[name].causes)
+            assert explains == bool(alike), (name, other)
 
 
 def injected(disturbance, accused, noise=2.0):
@@ -143,7 +179,7 @@ def test_the_scoreboard_of_a_few_cases_is_whole_and_written_where_it_is_asked_fo
     assert len(found["records"]) == 4
     assert set(found["baselines"]) == set(BASELINES)
     text = report.read_text("utf-8")
-    assert "| gates-igfo | pt | 1 | forward/layer0/c | bug | gate-order |" in text
+    assert "| gates-igfo | pt | 1 | forward/layer0/c | bug | block-order: pt reads the gates of forward/" in text
     assert "Nothing." in text
 
 

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
+
+from harness.explain.case import Cause
+
+
+def told(cause: Cause) -> str:
+    """A cause in short: its name and what it claims; its sentence, where it claims nothing."""
+    return f"{cause.name}: {cause.claim or cause.sentence}"
 
 
 class Fault(NamedTuple):
@@ -11,8 +19,9 @@ class Fault(NamedTuple):
 
     `title` says what the faulty side does. `tensor` are globs: the trace point that must be named
     first matches one of them. `also` are the trace points that differ besides at that step where
-    every stage is given the other side's input; no other does. `causes` are those of
-    harness.explain that are right, best first.
+    every stage is given the other side's input; no other does. `causes` are patterns (regular
+    expressions) of causes that say the right thing, best first: each must match the whole of "NAME:
+    CLAIM", in which SIDE stands for the label of the faulty side and OTHER for that of the other.
 
     `bites` is the first step that shows it: "step N"; "norm over limit"; "epoch N", its first step;
     "epoch N end", its last; "token K", whose inputs hold token K. `settings` are what both sides
@@ -34,6 +43,14 @@ class Fault(NamedTuple):
     also: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
     tuned: tuple[str, ...] = ()
+
+    def patterns(self, side: str, other: str) -> tuple[str, ...]:
+        """The patterns of right causes where `side` has the fault and `other` has not."""
+        return tuple(p.replace("SIDE", side).replace("OTHER", other) for p in self.causes)
+
+    def explained(self, cause: Cause, side: str, other: str) -> bool:
+        """Whether a cause says what is wrong, where `side` has the fault and `other` has not."""
+        return any(re.fullmatch(p, told(cause)) for p in self.patterns(side, other))
 
     @property
     def needed(self) -> dict[str, str]:

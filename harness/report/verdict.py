@@ -80,6 +80,6 @@ def show_faults(out: Console, faults: Iterable[Fault]) -> None:
     for name in ("fault", "what the side does", "bites", "first at", "verdict", "cause"):
         grid.add_column(name, overflow="fold")
     for fault in faults:
-        cells = (fault.bites, fault.tensor[0], fault.verdict, fault.causes[0])
+        cells = (fault.bites, fault.tensor[0], fault.verdict, fault.causes[0].partition(":")[0])
         grid.add_row(Text(fault.name), Text(fault.title), *map(Text, cells))
     out.print(grid)

@@ -18,7 +18,7 @@ from harness.data.corpus import Batches
 from harness.errors import HarnessError
 from harness.explain import Evidence, Following, Verdict, judge
 from harness.faults.catalogue import CATALOGUE, first_step, planted_names
-from harness.faults.fault import Fault
+from harness.faults.fault import Fault, told
 from harness.observer import Observer
 from harness.runs.investigation import Investigation
 from harness.scoreboard.baselines import BASELINES, first_failure
@@ -38,22 +38,24 @@ def record(
     baselines: dict[str, tuple[int, str] | None],
 ) -> FaultRecord:
     """What a verdict is worth where `fault` was planted in `side` and bites at `step`."""
-    where, names = verdict.where, tuple(cause.name for cause in verdict.causes)
+    where = verdict.where
+    other = SIDES[1 - SIDES.index(side)]
     detected = verdict.label in ALARMS
     step_right = detected and where is not None and where.step == step
     matches = where is not None and any(fnmatchcase(where.tensor, glob) for glob in fault.tensor)
-    ranks = (rank for rank, name in enumerate(names, start=1) if name in fault.causes)
+    right = (fault.explained(cause, side, other) for cause in verdict.causes)
+    ranks = (rank for rank, yes in enumerate(right, start=1) if yes)
     return FaultRecord(
         fault=fault.name,
         side=side,
         step=step,
         tensors=fault.tensor,
         verdict=fault.verdict,
-        causes=fault.causes,
+        causes=fault.patterns(side, other),
         found_verdict=verdict.label,
         found_step=where.step if where else None,
         found_tensor=where.tensor if where else None,
-        found_causes=names,
+        found_causes=tuple(map(told, verdict.causes)),
         found_side=verdict.side,
         sentence=verdict.causes[0].sentence if verdict.causes else "",
         baselines=baselines,

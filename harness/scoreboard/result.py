@@ -14,8 +14,9 @@ Region = Literal["element", "row", "timestep", "tensor"]
 class FaultRecord(msgspec.Struct, frozen=True):
     """A fault on a side: what should be found, what was, and what of it is right.
 
-    `tensors` are globs that the first tensor must match, `causes` the names of causes that are
-    right. `cause_rank` is the place of the first right cause among those found, from 1.
+    `tensors` are globs that the first tensor must match, `causes` the patterns that a right
+    cause must match one of (Fault.causes); `found_causes` are "NAME: CLAIM". `cause_rank` is the
+    place of the first right cause among those found, from 1.
     """
 
     fault: str
