@@ -24,7 +24,7 @@ from harness.explain.search import (
     search,
     transported,
 )
-from harness.models.graph import Node, node
+from harness.models.graph import Node, node, rebuilt
 from harness.models.ops.changes import FORMATS
 
 # log10: a certain claim is one of which at most a millionth would fit an unrelated difference, over
@@ -163,7 +163,13 @@ def _unambiguous(trial: Trial, kept: list[tuple[Fit, Cause]]) -> list[Cause]:
         and not same_everywhere(trial, fit, shortest)
     ]
     if not rivals:
-        return [cause for fit, cause in kept if fit is shortest or cause.sure != "certain"]
+        alike = [f.edit.format for f in certain if f is not shortest and _same_bits(f, shortest)]
+        also = f" (or to {alike[0]}, which has as many bits)" if alike else ""
+        return [
+            replace(cause, sentence=cause.sentence + also) if fit is shortest else cause
+            for fit, cause in kept
+            if fit is shortest or cause.sure != "certain"
+        ]
     return [
         replace(cause, sure="likely", sentence=f"{cause.sentence} (others fit these numbers too)")
         if cause.sure == "certain"
@@ -173,9 +179,20 @@ def _unambiguous(trial: Trial, kept: list[tuple[Fit, Cause]]) -> list[Cause]:
 
 
 def _same_bits(one: Fit, two: Fit) -> bool:
-    """Whether two fits are of formats with as many bits, as float16 and TF32."""
-    formats = one.edit.format, two.edit.format
-    return None not in formats and FORMATS[str(formats[0])] == FORMATS[str(formats[1])]
+    """Whether two fits round the same to formats with as many bits, as float16 and TF32."""
+    return one.edit.format is not None and _in_bits(one.edit.value) is _in_bits(two.edit.value)
+
+
+def _in_bits(value: Node) -> Node:
+    """An expression with the bits of formats for their names."""
+
+    def change(x: Node) -> Node | None:
+        if x.op != "rounded":
+            return None
+        bits = FORMATS.get(x.arg("to"))
+        return node("rounded", _in_bits(x.inputs[0]), to=str(bits), cut=bool(x.arg("cut")))
+
+    return rebuilt(value, change)
 
 
 def _shown_elsewhere(case: Case, others: Sequence[Case]) -> list[Cause]:

@@ -65,11 +65,11 @@ def _origin(trial: Trial, side: Side, index: tuple[int, ...]) -> str:
         except FAILURES:
             made = np.zeros(())
         if made.shape == case.b.shape and np.isfinite(made[index]):
-            given = figure(float(made[index]))
-            return (
-                f": in float64 the same inputs give {given}, so what leaves the range of "
-                f"{case.b.dtype} is a number on the way (as exp of a large one)"
-            )
+            words = f": in float64 the same inputs give {figure(float(made[index]))}, so what "
+            if np.isnan(own(case, side)[index]):
+                return words + "is no number arises on the way (as 0 / 0, or infinity - infinity)"
+            words += f"leaves the range of {case.b.dtype} is a number on the way"
+            return words + " (as exp of a large one)"
     finite = largest(own(case, "b" if side == "a" else "a"))
     if finite > float(np.finfo(np.float16).max):
         return f": the other side reaches {figure(finite)}, beyond float16"

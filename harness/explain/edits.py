@@ -106,6 +106,7 @@ def _of_all(scene: Scene) -> Iterator[Edit]:
         for kin in find(op).kin if len(same) > 1 else ():
             value = rebuilt(base, {x: kin_of(x, kin) for x in same}.get)
             yield Edit("formula", kin.does, value, _bits(kin) + 0.5)
+    yield from _coupled(scene)
     products = [x for x in below(base) if x.op in ("linear", "outer")]
     if len(products) > 1:
         for to in FORMATS:
@@ -114,6 +115,15 @@ def _of_all(scene: Scene) -> Iterator[Edit]:
                 how = f"{to} (cut off, not rounded)" if cut else to
                 words = f"rounds the operands of all its products to {how}"
                 yield Edit("reduced-precision", words, value, 6.5, 0, to)
+
+
+def _coupled(scene: Scene) -> Iterator[Edit]:
+    """One gate made of another: 1 - s of one for the s of the other."""
+    gates = [x for x in below(scene.base) if x.op == "sigmoid"]
+    for one, two in permutations(gates, 2):
+        said = [say(x, scene.graph, True) for x in (one, two)]
+        value = put(scene, one, node("complement", two))
+        yield Edit("formula", f"takes 1 - {said[1]} for {said[0]}", value, 7)
 
 
 def _narrow(x: Node, to: str, cut: bool) -> Node:
@@ -196,7 +206,7 @@ def _operands(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
     """An operand of a sum or product dropped, doubled or negated."""
     product = x.op == "multiply"
     for k, operand in enumerate(x.inputs):
-        said = say(operand, scene.graph, True)
+        said = _part_of(operand, scene) or say(operand, scene.graph, True)
         rest = (*x.inputs[:k], *x.inputs[k + 1 :])
         within = "the factor " if product else ""
         if not (x.op == "bias" and k == 0):
@@ -211,6 +221,15 @@ def _operands(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
         yield made("operand-twice", f"counts {said} twice", again, 4)
         turned = node(x.op, *x.inputs[:k], node("negate", operand), *x.inputs[k + 1 :])
         yield made("sign", f"turns the sign of {said}", turned, 4)
+
+
+def _part_of(x: Node, scene: Scene) -> str:
+    """What goes into one block of the result, by the block's name; nothing for all else."""
+    axis = scene.axes[-1] if scene.axes else None
+    if x.op != "place_block" or not isinstance(axis, Blocks) or len(axis.names) != x.arg("of"):
+        return ""
+    inside = say(x.inputs[0], scene.graph, True)
+    return f"{axis.word} {axis.names[x.arg('index')]}, {inside}"
 
 
 def _in_norm(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
@@ -264,6 +283,7 @@ def _of_reference(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
     said, shape = say(x, scene.graph), scene.shapes.get(name_of(x), ())
     axes = scene.graph.axes(name_of(x)) if scene.graph else ()
     if name_of(x).startswith("inputs/") and not name_of(x).startswith("inputs/params/"):
+        yield from _other_rows(x, axes, shape, said, made)
         return
     yield made("operand-missing", f"takes zeros for {said}", node("zeros", x), 4.5)
     yield made("sign", f"turns the sign of {said}", node("negate", x), 5)
@@ -311,10 +331,11 @@ def _other_rows(
         if word in (BATCH, TIME) and axis < len(shape) and shape[axis] > 1:
             words = f"has the {word}s of {said} in reverse order"
             yield made("permuted-rows", words, node("flipped", x, axis=axis), 7)
-            if word == BATCH:
-                for by in (1, -1):
-                    words = f"takes the {word} {'before' if by > 0 else 'after'} of {said}"
-                    yield made("shift", words, node("rolled", x, axis=axis, by=by), 7)
+            for by in (1, -1):
+                words = f"takes the {word} {'before' if by > 0 else 'after'} of {said}"
+                end = f", and its {'last for the first' if by > 0 else 'first for the last'}"
+                words += end if word == TIME else ""
+                yield made("shift", words, node("rolled", x, axis=axis, by=by), 7)
 
 
 def _other_times(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
@@ -482,7 +503,8 @@ def of_result(scene: Scene) -> Iterator[Edit]:
         plain = node("descend", before, ref(f"update/clipped/{name}"), ref("update/learning_rate"))
         yield made("formula", "takes a plain step along the gradient", plain, 6)
         yield from _rows_read(scene, name, before, made)
-    yield from _others_whole(scene, made)
+    if base.op not in OPS or not OPS[base.op].either:  # else it is one tensor, taken from elsewhere
+        yield from _others_whole(scene, made)
 
 
 def _a_step_before(x: Node) -> Node | None:

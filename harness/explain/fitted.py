@@ -224,6 +224,9 @@ def near(found: float, scene: Scene, start: float) -> Iterator[tuple[float, floa
     named = sorted(known_numbers(scene), key=lambda n: len(n.words.split()))
     for one in named:
         for value, words in ((one.value, one.words), (1 / one.value, f"1 / {one.words}")):
+            # 1.5 is hardly 3 / 2 of a batch of 3.
+            if plain and one.words.endswith("over one less"):
+                continue
             if value != start and abs(found / value - 1) < error:
                 if plain and " " in one.words:
                     yield short, ROUND, figure(short)
@@ -274,7 +277,7 @@ def known_numbers(scene: Scene) -> Iterator[Named]:
             if v > 2 and float(v).is_integer():
                 yield Named(v / (v - 1), f"{key} over one less")
             if key == "lr_decay" and scene.tensor == "update/learning_rate":
-                yield from (Named(v**k, f"{k} times {key}") for k in (2, 3, 4))
+                yield from (Named(v**k, f"{key} to the power {k}") for k in (2, 3, 4))
     for t in scene.settings.get("bptt", ()):
         for b in scene.settings.get("batch_size", ()):
             yield Named(t * b, "the tokens of a batch, bptt times batch_size")

@@ -253,9 +253,11 @@ class _Search:
 
     def fits(self) -> list[Fit]:
         found = self.all(self._each())
-        if found or self.base.op == "other":
+        if self.base.op == "other":
             return found
-        return self.all(of_scalars(self.scene)) or _parts(self) or self._pairs()
+        if all(fit.edit.free for fit in found):  # a fitted number may hide what it comes from
+            found += self.all(of_scalars(self.scene))
+        return found or _parts(self) or self._pairs()
 
     def all(self, given: Iterable[Edit]) -> list[Fit]:
         """The edits that fit, of those given."""
@@ -373,7 +375,7 @@ def _parts(search: _Search) -> list[Fit]:
 
 def _within(part: _Part, base: Node, edit: Edit) -> Edit:
     """An edit in one part of a tensor alone."""
-    words = f"{edit.words}, {part.words} alone"
+    words = f"{edit.words.removesuffix(' in every element')}, {part.words} alone"
     return edit._replace(value=part.put(base, edit.value), words=words, bits=edit.bits + 6)
 
 

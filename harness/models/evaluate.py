@@ -98,7 +98,11 @@ class Values:
         if first == "zeros" or (first or "").startswith(FILL):
             now = self.tensor(0, name)
             value = 0.0 if first == "zeros" else float(str(first)[len(FILL) :])
-            return None if now is None else np.full_like(now, value)
+            if now is None:
+                return None
+            began = np.full_like(now, value)
+            # As numbers of their own: what only the first step has equal is not one function.
+            return self._change(f"{first} for {name}", began + 1) if self._change else began
         return self.tensor(self.step - 1, first) if first else None
 
     def _computed(self, name: str) -> Array | None:
