@@ -178,7 +178,10 @@ def test_the_scoreboard_of_a_few_cases_is_whole_and_written_where_it_is_asked_fo
     assert len(found["records"]) == 4
     assert set(found["baselines"]) == set(BASELINES)
     text = report.read_text("utf-8")
-    assert "| gates-igfo | pt | 1 | forward/layer0/c | bug | block-order: pt reads the gates of forward/" in text
+    assert (
+        "| gates-igfo | pt | 1 | forward/layer0/c | bug | block-order: pt reads the gates of "
+        in text
+    )
     assert "Nothing." in text
 
 

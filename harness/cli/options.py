@@ -68,6 +68,14 @@ ALL = click.option("--all", "all_", is_flag=True, help="Do not stop at the first
 PLOT = click.option(
     "--plot", metavar="FILE", help="Draw losses and distances step by step (implies --all)."
 )
+ROLE = click.option(
+    "--role",
+    "roles",
+    multiple=True,
+    metavar="GLOB=ROLE",
+    help="What tensors with names of their own are: 'GRAD/*=grads', 'W/*=params', "
+    "loss=forward/loss.",
+)
 STEPS = click.option("--steps", metavar="A:B", default=":", help="Steps A to B, both included.")
 
 

@@ -16,6 +16,7 @@ from harness.cli.options import (
     INCLUDE,
     JSON,
     PLOT,
+    ROLE,
     RTOL,
     STEPS,
     STRICT,
@@ -38,6 +39,7 @@ from harness.cli.options import (
 @INCLUDE
 @EXCLUDE
 @STEPS
+@ROLE
 @JSON
 def diff_command(
     a: str, b: str, steps: str, all_: bool, plot: str | None, as_json: bool, **options: Any
@@ -83,6 +85,7 @@ def diff_command(
 @INCLUDE
 @EXCLUDE
 @STEPS
+@ROLE
 @JSON
 def explain_command(
     a: str,

@@ -55,6 +55,7 @@ def diff(
     exclude: Sequence[str] = (),
     steps: tuple[int, int | None] = (1, None),
     tolerance: Tolerance | None = None,
+    roles: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> DiffResult:
     """Compare trace `a` with the reference `b`, step by step in execution order.
@@ -64,7 +65,8 @@ def diff(
     that is not close unless `all`. `rtol` and `atol` give numpy.allclose's rule; neither gives the
     default (harness.compare.tolerance), with `factor` as the K of all tensors but `inputs/*`, and
     `tolerance` any other. `include` and `exclude` are globs of tensor names, `steps` the first and
-    last step to compare. `progress` is called with steps done and steps in all.
+    last step to compare. `roles` say what tensors with names of their own are: "GRAD/*=grads"
+    (harness.trace.roles). `progress` is called with steps done and steps in all.
 
     Floats of two dtypes are compared in the wider with the eps of the narrower, and a note says so.
     The first tensor that is not close is compared once more without compiled code.
@@ -76,8 +78,8 @@ def diff(
         raise HarnessError("tolerance beside rtol, atol or factor: give the one or the others")
     first, last = steps
     wanted = build(Capture, include=include, exclude=exclude, first=first, last=last)
-    trace_a = a if isinstance(a, Trace) else open_trace(a)
-    trace_b = b if isinstance(b, Trace) else open_trace(b)
+    trace_a = a if isinstance(a, Trace) else open_trace(a, roles)
+    trace_b = b if isinstance(b, Trace) else open_trace(b, roles)
     rule = tolerance or Tolerance.given(rtol, atol, factor)
     walk = _Walk(rule, wanted, all, trace_b.graph)
     in_range = [[s for s in trace.steps if wanted.wants_step(s)] for trace in (trace_a, trace_b)]
@@ -283,6 +285,7 @@ class _Walk:
             a=str(a.path),
             b=str(b.path),
             labels=(a.header.label, b.header.label),
+            roles=(a.given_roles, b.given_roles),
             steps_compared=self.steps,
             tensors_compared=self.tensors,
             tolerance=self.tolerance,

@@ -112,7 +112,8 @@ class Tightest(msgspec.Struct, frozen=True):
 class DiffResult(msgspec.Struct, frozen=True):
     """What a diff found. `b` is the reference. Encodes to the JSON of `harness diff --json`.
 
-    `distances` has every step that was compared to its end, with the worst rel_l2_eps of it.
+    `distances` has every step that was compared to its end, with the worst rel_l2_eps of it;
+    `roles` are those that the traces were opened with.
     """
 
     status: Status
@@ -131,6 +132,7 @@ class DiffResult(msgspec.Struct, frozen=True):
     steps: tuple[StepSummary, ...]
     distances: tuple[tuple[int, float], ...]
     notes: tuple[str, ...]
+    roles: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
     @property
     def equivalent(self) -> bool:

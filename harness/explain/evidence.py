@@ -143,7 +143,10 @@ class Pair:
         self, found: DiffResult, labels: tuple[str, str], follower: Side | None = None
     ) -> None:
         """Open both; `follower` names the side that was fed by the other, if one was."""
-        self.traces: dict[Side, Trace] = {"a": open_trace(found.a), "b": open_trace(found.b)}
+        self.traces: dict[Side, Trace] = {
+            "a": open_trace(found.a, found.roles[0]),
+            "b": open_trace(found.b, found.roles[1]),
+        }
         self.labels, self.follower = labels, follower
         self._steps: dict[tuple[Side, int], tuple[Step | None, dict[str, TensorEntry]]] = {}
 

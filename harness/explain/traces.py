@@ -13,7 +13,8 @@ from harness.explain.evidence import Evidence, Following
 from harness.explain.referees import check_referees
 from harness.explain.verdict import Verdict, judge
 from harness.observer import Observer
-from harness.trace import open_trace
+from harness.trace import Trace, open_trace
+from harness.trace.roles import has_role
 
 
 class Explanation(NamedTuple):
@@ -38,6 +39,7 @@ def explain_traces(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     steps: tuple[int, int | None] = (1, None),
+    roles: Sequence[str] = (),
     observer: Observer | None = None,
 ) -> Explanation:
     """The diff of two traces made anywhere, and whether they differ by rounding or by a bug.
@@ -48,7 +50,7 @@ def explain_traces(
         referee_b: the run of `b` again in float64.
         followed_a: the run of `a` again, each stage given the inputs that `b` holds.
         followed_b: the run of `b` again, each stage given the inputs that `a` holds.
-        rtol, atol, factor, all, include, exclude, steps: as for `harness.diff`.
+        rtol, atol, factor, all, include, exclude, steps, roles: as for `harness.diff`.
         observer: told about progress.
 
     Raises HarnessError for traces that cannot be compared, for one referee without the other, and
@@ -60,12 +62,13 @@ def explain_traces(
             "referee_a and referee_b (--referee-a, --referee-b): give both, or neither"
         )
     looked_at: dict[str, Any] = {"include": include, "exclude": exclude, "steps": steps}
+    looked_at["roles"] = roles
     rule: dict[str, Any] = {"rtol": rtol, "atol": atol, "factor": factor, "all": all}
     found = diff(a, b, **rule, **looked_at, progress=watcher.part("diff"))
     free64 = None
     if referee_a is not None and referee_b is not None:
-        referees = open_trace(referee_a), open_trace(referee_b)
-        check_referees((open_trace(a), open_trace(b)), referees, found)
+        referees = open_trace(referee_a, roles), open_trace(referee_b, roles)
+        check_referees((open_trace(a, roles), open_trace(b, roles)), referees, found)
         free64 = diff(*referees, **looked_at, progress=watcher.part("float64 diff"))
     pairs: list[tuple[Side, str | Path | None, str | Path | None]]
     pairs = [("a", followed_a, b), ("b", a, followed_b)]
@@ -80,7 +83,7 @@ def explain_traces(
         free64,
         () if wide else tuple(runs),
         tuple(runs) if wide else (),
-        _missing(free64, runs),
+        (*_missing(free64, runs), *_without_roles(open_trace(b, roles))),
     )
     return Explanation(found, judge(evidence))
 
@@ -100,3 +103,15 @@ def _missing(free64: DiffResult | None, runs: list[Following]) -> tuple[str, ...
     if not runs:
         lines.append("not given: a following run (--followed-a, --followed-b), which decides")
     return tuple(lines)
+
+
+def _without_roles(trace: Trace) -> tuple[str, ...]:
+    """What roles would unlock, where the names of a trace say nothing of a training step."""
+    names = [entry.name for step in trace.steps[:1] for entry in trace.entry(step).tensors]
+    if not names or trace.graph or any(map(has_role, names)):
+        return ()
+    return (
+        f"names such as {names[0]} do not say what a tensor is: with roles (--role 'GRAD/*=grads', "
+        "'W/*=params', 'ACT/*=forward') causes know weights from gradients, what a step started "
+        "from, and what is only handed over",
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import EllipsisType
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from harness.kernels.floats import standard_floats
@@ -21,6 +22,7 @@ from harness.spec import Level
 from harness.trace.entries import check_step, possible, same_place
 from harness.trace.graph import graph_of_spec
 from harness.trace.parts import Rows
+from harness.trace.roles import parse, renamed
 from harness.trace.schema import (
     FORMAT,
     HASH,
@@ -30,6 +32,7 @@ from harness.trace.schema import (
     LINE_LIMIT,
     VERSIONS,
     Header,
+    Place,
     StepEntry,
     StepNumber,
     TensorEntry,
@@ -76,9 +79,12 @@ class Trace:
     wrote there.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        """Raises TraceError that names the file and what is wrong with it."""
-        self.path = Path(path)
+    def __init__(self, path: str | Path, roles: Sequence[str] = ()) -> None:
+        """Open a trace; `roles` (harness.trace.roles) rename its tensors by what they are.
+
+        Raises TraceError that names the file and what is wrong with it.
+        """
+        self.path, self.given_roles = Path(path), tuple(roles)
         if not self.path.is_dir():
             raise TraceError(f"{path}: no such trace: a trace is a folder with {HEADER_FILE} in it")
         if not os.path.lexists(self.path / HEADER_FILE):
@@ -89,6 +95,7 @@ class Trace:
         self.header = _read_header(self.path / HEADER_FILE)
         self._lines, self.cut = _read_index(self.path / INDEX_FILE)
         self.steps = tuple(self._lines)
+        self._roles = parse(self.given_roles or self.header.roles)
         if self.header.complete and (self.cut or self.header.steps != len(self.steps)):
             raise TraceError(
                 f"{self.path / INDEX_FILE}: holds {len(self.steps)} whole steps, and {HEADER_FILE} "
@@ -102,6 +109,26 @@ class Trace:
 
     def entry(self, step: int) -> StepEntry:
         """What the index says of `step`. Raises TraceError if it or the step's file is damaged."""
+        plain = self.plain_entry(step)
+        if not self._roles:
+            return plain
+        tensors = tuple(
+            replace(
+                entry,
+                name=renamed(entry.name, self._roles),
+                # What is read goes by the name in the file.
+                same_as=entry.same_as or (Place(step, entry.name) if entry.stored else None),
+            )
+            for entry in plain.tensors
+        )
+        names = [entry.name for entry in tensors]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise TraceError(f"{self.path}: by their roles two tensors of step {step} are {twice}")
+        return replace(plain, tensors=tensors)
+
+    def plain_entry(self, step: int) -> StepEntry:
+        """As `entry`, with the names that the trace has itself."""
         if step not in self._lines:
             have = f"{self.steps[0]} to {self.steps[-1]}" if self.steps else "none"
             raise TraceError(f"{self.path}: no step {step}; finished steps: {have}")
@@ -251,7 +278,8 @@ class Step:
         if place is None or place.step == self.number:
             return self
         if place.step not in self._others:
-            self._others[place.step] = self._trace.step(place.step)
+            plain = self._trace.plain_entry(place.step)
+            self._others[place.step] = Step(self._trace, plain)
         step = self._others[place.step]
         there = {found.name: found for found in step.entries}.get(place.name)
         if there is None or not same_place(there, entry):
@@ -268,9 +296,12 @@ class Step:
         return self._file
 
 
-def open_trace(path: str | Path) -> Trace:
-    """Open the trace folder at `path`. Raises TraceError that says what is wrong with it."""
-    return Trace(path)
+def open_trace(path: str | Path, roles: Sequence[str] = ()) -> Trace:
+    """Open the trace folder at `path`. Raises TraceError that says what is wrong with it.
+
+    `roles` say what tensors with names of their own are (harness.trace.roles): "GRAD/*=grads".
+    """
+    return Trace(path, roles)
 
 
 def select(array: NDArray[Any], where: str | None, name: str) -> NDArray[Any]:

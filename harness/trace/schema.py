@@ -126,7 +126,8 @@ class Program(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """trace.json. `steps` is the number of traced steps, known once `complete` is true.
 
-    `program` is None in versions 1 and 2 alone.
+    `program` is None in versions 1 and 2 alone. `roles` say what tensors with names of their own
+    are (harness.trace.roles).
     """
 
     format: str
@@ -143,6 +144,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     spec: dict[str, Any]
     digests: dict[str, str]
     argv: tuple[str, ...]
+    roles: tuple[str, ...] = ()
     program: Program | None = None
 
 

@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -27,6 +27,7 @@ from harness.trace.accept import Tensor, accept, owned
 from harness.trace.background import Background
 from harness.trace.parts import Rows, sparse
 from harness.trace.program import script, twin
+from harness.trace.roles import parse
 from harness.trace.schema import (
     FLOATS,
     FORMAT,
@@ -101,14 +102,17 @@ class TraceWriter:
         queue: int | None = None,
         threads: int = 1,
         program: Program | None = None,
+        roles: Sequence[str] = (),
     ) -> None:
         """Create the folder. `framework` names packages and versions; raises TraceError.
 
         `dtype` is the run's own floating-point dtype, which Python's numbers are given.
         `threads` describe tensors at once: hashes, statistics and sketches free the interpreter.
         `program` is what makes the trace: by default the script that this process runs.
+        `roles` say what tensors with names of their own are: "GRAD/*=grads" (harness.trace.roles).
         """
         self.path = Path(path)
+        parse(roles)
         if not isinstance(dtype, str) or dtype not in FLOATS:
             raise TraceError(
                 f"{self.path}: dtype={dtype!r} is no floating-point dtype of a trace; there are: "
@@ -139,6 +143,7 @@ class TraceWriter:
             # Bytes that are no UTF-8 are surrogates in argv, and JSON has no way to write those.
             argv=tuple(a.encode("utf-8", "backslashreplace").decode() for a in sys.argv),
             program=program or script(),
+            roles=tuple(roles),
         )
         self._start(queue)
 
