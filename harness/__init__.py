@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from harness.explain import Verdict as Verdict
     from harness.explain import explain_traces as explain
     from harness.explain import explain_traces as explain_traces
+    from harness.models.entries import stage as stage
     from harness.observer import Observer as Observer
     from harness.runs.result import RunResult as RunResult
     from harness.runs.run import run_sides as run_sides
@@ -70,6 +71,7 @@ _HOMES = {
     "open_trace": ("harness.trace", "open_trace"),
     "run_sides": ("harness.runs.run", "run_sides"),
     "save_weights": ("harness.data.weights", "save"),
+    "stage": ("harness.models.entries", "stage"),
 }
 
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,5 +1,6 @@
 """What the documents promise: commands that parse, names that exist, fields that are there."""
 
+import json
 import re
 import runpy
 import shlex
@@ -11,6 +12,7 @@ import pytest
 
 import harness
 from harness.cli.main import harness as command_line
+from harness.models.ops import OPS, parameters
 from harness.trace.schema import Header, StepEntry, TensorEntry
 
 ROOT = Path(__file__).parent.parent
@@ -58,8 +60,35 @@ def test_the_format_page_describes_exactly_the_fields_there_are():
         table = FORMAT.split(section)[1].split("\n## ")[0]
         rows = re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE)
         named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
-        assert named == set(record.__struct_fields__)
+        assert named == set(record.__struct_encode_fields__)
     assert all(f'"{field}"' in FORMAT for field in StepEntry.__struct_fields__)
+
+
+def test_the_format_page_has_each_op_with_its_operands_and_arguments():
+    table = FORMAT.split("## Stages")[1].split("\n## ")[0]
+    written = re.findall(r"`([a-z]\w*)\(([^`]*)\)`", table)
+    assert len(written) > 60
+    for name, inside in written:
+        takes = parameters(name)
+        more = ["..."] if takes.more else []
+        args = [f"{key}={value}" for key, value in takes.defaults.items()]
+        assert inside == ", ".join([*takes.operands, *more, *takes.needed, *args]), name
+    for name, op in OPS.items():  # those with a derivative are what a forward pass is made of
+        assert op.derivative is None or name in dict(written)
+
+
+def test_the_stages_that_the_format_page_writes_are_those_that_it_shows(tmp_path):
+    section = FORMAT.split("## Stages")[1]
+    shown = json.loads(section.split("```json\n")[1].split("```")[0])
+    tensors = dict.fromkeys(["forward/h", "forward/y"], 1.0)
+    with harness.TraceWriter(tmp_path / "a.trace", label="a", dtype="float32") as trace:
+        code = section.split("```python\n")[1].split("```")[0]
+        exec(code, dict(harness=harness, trace=trace, tensors=tensors, step=1))
+    (line,) = (tmp_path / "a.trace/index.jsonl").read_text().splitlines()
+    written = json.loads(line)["tensors"][1]
+    assert {key: written[key] for key in ("name", "op", "from")} == {
+        key: shown[key] for key in ("name", "op", "from")
+    }
 
 
 def test_the_readme_states_the_tolerances_of_the_table():

@@ -411,3 +411,22 @@ def _keras_awd_lstm(params, masks, state, x, y, model):
         loss += model.temporal_penalty * tf.reduce_mean(change)
     grads = tape.gradient(loss, kind)
     return float(loss), {n: tf.convert_to_tensor(g).numpy() for n, g in grads.items()}, last
+
+
+def stock_op(twin, name, operands, args):
+    """An op of the table as the twin's framework has it, in the precision of the operands."""
+    import stock_ops
+
+    made = framework(twin)
+    function = (stock_ops.TORCH if twin == "pt" else stock_ops.KERAS)[name]
+    given = [made.tensor(x) if isinstance(x, np.ndarray) else x for x in operands]
+    return np.asarray(made.array(function(*given, **args)))
+
+
+def stock_rule(twin, kind, args, p, gradients):
+    """The weights after each step of an optimizer that the twin's framework has."""
+    import stock_ops
+
+    framework(twin)
+    run = stock_ops.run_torch_optimizer if twin == "pt" else stock_ops.run_keras_optimizer
+    return run(kind, args, p, gradients)

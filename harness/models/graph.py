@@ -203,3 +203,8 @@ def total(terms: Iterable[Node]) -> Node:
     for term in terms:
         given += term.inputs if term.op == "add" else [term]
     return given[0] if len(given) == 1 else node("add", *given)
+
+
+def scaled(slope: Node, by: Node) -> Node:
+    """A tensor times a scalar, which is the tensor itself where that is the number 1."""
+    return slope if by.op == "const" and by.arg("value") == 1.0 else node("scale", slope, by)

@@ -7,6 +7,7 @@ from collections.abc import Container
 
 import numpy as np
 
+from harness.models.entries import misplaced, why_not
 from harness.spec import Level
 from harness.trace.dtypes import is_float
 from harness.trace.schema import (
@@ -44,6 +45,9 @@ def check_step(
         if tensor.own and not entry.bytes:
             raise TraceError(f"{where}: {tensor.name} is kept in a file of 0 bytes")
         seen[tensor.name] = tensor
+    wrong = misplaced(entry.tensors)
+    if wrong:
+        raise TraceError(f"{where}: {wrong}")
 
 
 def _wrong(tensor: TensorEntry, level: Level) -> str | None:
@@ -60,6 +64,10 @@ def _wrong(tensor: TensorEntry, level: Level) -> str | None:
         return f'a sketch of {len(tensor.sketch or b"")} bytes in a trace of level "{level}"'
     if level == "full" and tensor.stored is None:
         return 'its elements are not kept in a trace of level "full"'
+    if tensor.op is not None or tensor.operands or tensor.args:
+        wrong = why_not(tensor.op, tensor.operands, tensor.args)
+        if wrong:
+            return wrong
     if tensor.stored == "rows":
         large = tensor.size * np.dtype(dtype).itemsize > ROWS_LIMIT
         if large or len(shape) != 2 or not is_float(dtype):

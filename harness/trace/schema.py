@@ -62,6 +62,9 @@ class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     double is None. `nan`, `inf` and `zero` count elements. In a trace of level "hash" all seven
     are None; `sketch` (harness.trace.sketch, as bytes) is there at level "stats" alone.
 
+    `op`, `operands` ("from" on disk) and `args` say how the tensor is made, where that is known
+    (harness.models.entries).
+
     `stored` says how the elements are kept: "whole", as "rows" (a matrix without its rows of
     zeros), or not at all (None). `same_as` is the place where they lie if not under this step and
     name: an earlier tensor with the same bits, that is kept at that very place.
@@ -81,6 +84,9 @@ class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sketch: bytes | None = None
     stored: Literal["whole", "rows"] | None = "whole"
     same_as: Place | None = None
+    op: str | None = None
+    operands: tuple[Any, ...] = msgspec.field(default=(), name="from")
+    args: dict[str, Any] = {}
 
     @property
     def own(self) -> bool:

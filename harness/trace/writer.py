@@ -21,7 +21,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.errors import HarnessError
 from harness.kernels.floats import standard_floats
+from harness.models.entries import Declared, Made, declared
 from harness.spec import CHECKPOINT, Capture, RunSpec
 from harness.trace.accept import Tensor, accept, owned
 from harness.trace.background import Background
@@ -206,15 +208,21 @@ class TraceWriter:
         return self.capture.wants(name)
 
     @standard_floats()
-    def write(self, step: int, tensors: Mapping[str, Any]) -> None:
+    def write(
+        self, step: int, tensors: Mapping[str, Any], stages: Mapping[str, Made] | None = None
+    ) -> None:
         """Write the tensors of one step, in execution order: all of them, or, on failure, none.
+
+        `stages` say of tensors, by name, how they are made (`harness.stage`), so that each can be
+        computed again from the trace alone.
 
         A tensor is an array of NumPy, PyTorch (on any device, of any layout, in the graph or not),
         TensorFlow or JAX, Timesteps, Rows, a list, or a number: Python's own are given the trace's
         dtype. Steps count from 1; what the capture leaves out is passed over.
 
         Raises TraceError for a step that does not come after the last one, for a name or a tensor
-        that cannot be stored, and for a disk that is full.
+        that cannot be stored, for a stage of no tensor, or made from one that comes after it, and
+        for a disk that is full.
         """
         if self._closed:
             raise TraceError(f"{self.path}: step {step} after the writer was closed")
@@ -227,6 +235,10 @@ class TraceWriter:
         if not self.wants_step(step):
             return
         self._raise_once()
+        try:
+            made = declared(tensors, stages or {})
+        except HarnessError as error:
+            raise TraceError(f"{self.path}: step {step}: {error}") from None
         whole = self.capture.wants_step(step)
         given = {
             name: self._accept(name, tensor)
@@ -234,7 +246,7 @@ class TraceWriter:
             if self.wants(name) and (whole or name.startswith(CHECKPOINT))
         }
         if self._background is None:
-            self._write(step, given)
+            self._write(step, given, made)
             self._last = step
         else:
             size = sum(tensor.nbytes for tensor in given.values())
@@ -242,7 +254,7 @@ class TraceWriter:
             if not self._owns:  # once there is room for it, and before the caller goes on
                 given = {name: owned(tensor) for name, tensor in given.items()}
             self._last = step
-            self._background.put(size, partial(self._write, step, given))
+            self._background.put(size, partial(self._write, step, given, made))
 
     def close(self, complete: bool = True) -> None:
         """Close the index and, if `complete`, mark the trace as whole. Raises TraceError.
@@ -318,7 +330,9 @@ class TraceWriter:
             raise TraceError(f"{self.path}: {name}: {error}") from None
 
     @standard_floats()
-    def _write(self, step: int, given: Mapping[str, Tensor]) -> None:
+    def _write(
+        self, step: int, given: Mapping[str, Tensor], stages: Mapping[str, Declared]
+    ) -> None:
         """Describe the tensors of a step and write file and line: both, or, on failure, none."""
         final = step_file(self.path, step)
         unfinished = final.with_suffix(".partial")
@@ -327,7 +341,10 @@ class TraceWriter:
         described = self._pool.map if self._pool else map
         found = described(self._describe, given.items())
         pairs = zip(given.items(), found, strict=True)
-        entries = tuple(self._entry(step, t, array, e, own, kept) for (_, t), (array, e) in pairs)
+        entries = tuple(
+            self._entry(step, t, array, e, stages[e.name], own, kept)
+            for (_, t), (array, e) in pairs
+        )
         try:
             size = 0
             if own:
@@ -359,6 +376,7 @@ class TraceWriter:
         tensor: Tensor,
         array: NDArray[Any],
         entry: TensorEntry,
+        stage: Declared,
         own: dict[str, NDArray[Any]],
         kept: dict[Any, _Kept],
     ) -> TensorEntry:
@@ -375,7 +393,8 @@ class TraceWriter:
                 how = _Kept(_store(own, name, tensor, array), Place(step, name))
             if array.nbytes > SMALL:
                 kept[entry.identity] = how
-        changed = msgspec.structs.replace(entry, stored=how and how.stored, same_as=place)
+        where = dict(stored=how and how.stored, same_as=place)
+        changed = msgspec.structs.replace(entry, **where, **stage._asdict())
         return _Line(*msgspec.structs.astuple(changed))
 
     def _append(self, line: bytes) -> None:

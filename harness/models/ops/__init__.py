@@ -1,8 +1,41 @@
 """Ops: what a stage can be made of. One table; each op is a formula and all that is known of it."""
 
-from harness.models.ops import basic, changes, losses, updates
+from harness.models.ops import (
+    activations,
+    arithmetic,
+    attention,
+    basic,
+    changes,
+    clipping,
+    convolve,
+    losses,
+    normalize,
+    running,
+    shapes,
+    targets,
+    updates,
+)
 from harness.models.ops.op import OPS as OPS
 from harness.models.ops.op import Op as Op
 from harness.models.ops.op import find as find
+from harness.models.ops.op import parameters as parameters
 
-__all__ = ["OPS", "Op", "basic", "changes", "find", "losses", "updates"]
+__all__ = [
+    "OPS",
+    "Op",
+    "activations",
+    "arithmetic",
+    "attention",
+    "basic",
+    "changes",
+    "clipping",
+    "convolve",
+    "find",
+    "losses",
+    "normalize",
+    "parameters",
+    "running",
+    "shapes",
+    "targets",
+    "updates",
+]

@@ -390,10 +390,23 @@ def _from_ones(x: Array) -> Array:
     return np.ones_like(x)
 
 
-@op(size=lambda x: x, over_time=True, says="the last timestep")
+@op(
+    lambda n, dy: (node("last_backward", *n.inputs, dy),),
+    size=lambda x: x,
+    over_time=True,
+    says="the last timestep",
+)
 def last(x: Array) -> Array:
     """The last timestep: [B, T, ..] -> [B, ..]."""
     return np.asarray(x[:, -1])
+
+
+@op(size=lambda x, dy: dy, says="the gradient of the last timestep")
+def last_backward(x: Array, dy: Array) -> Array:
+    """dy at the last timestep, and zeros at the others; x gives the shape."""
+    made = np.zeros(x.shape, dy.dtype)
+    made[:, -1] = dy
+    return made
 
 
 @kin("last", "keeps what the first timestep left")

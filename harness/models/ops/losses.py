@@ -1,10 +1,10 @@
-"""Softmax cross-entropy over a window."""
+"""Losses: softmax cross-entropy over a window, and those of programs that have others."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from harness.models.graph import node
+from harness.models.graph import node, scaled
 from harness.models.ops.op import Array, kin, op
 
 
@@ -24,7 +24,7 @@ def _count(y: Array, time: str) -> int:
 
 
 @op(
-    lambda n, dy: (node("cross_entropy_slope", *n.inputs, **dict(n.args)), None),
+    lambda n, dy: (scaled(node("cross_entropy_slope", *n.inputs, **dict(n.args)), dy), None),
     over_time=True,
     size=lambda z, y: z,
     says="the cross-entropy",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,6 +97,43 @@ def find(name: str) -> Op:
     return OPS[name]
 
 
+class Parameters(NamedTuple):
+    """What an op takes: its operands by name (of any number where `more`), and its arguments.
+
+    `defaults` are those of the arguments; `needed` the arguments that have none.
+    """
+
+    operands: tuple[str, ...]
+    more: bool
+    defaults: dict[str, Any]
+    needed: tuple[str, ...]
+
+
+def parameters(name: str) -> Parameters:
+    """What an op takes: operands are those parameters of its formula that are arrays or numbers."""
+    operands, more, defaults, needed = [], False, {}, []
+    for key, parameter in signature(find(name).formula).parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            more = True
+        elif parameter.annotation in ("Array", "N", parameter.empty):
+            operands.append(key)
+        elif parameter.default is parameter.empty:
+            needed.append(key)
+        else:
+            defaults[key] = parameter.default
+    return Parameters(tuple(operands), more, defaults, tuple(needed))
+
+
 def rows(x: Array) -> Array:
     """All but the last axis as one."""
     return np.reshape(x, (-1, x.shape[-1]))
+
+
+def related(does: dict[str, str], base: str = "") -> None:
+    """Make ops of one signature each other's kin: by name, what a program does that has it.
+
+    With `base`, they are the kin of that op alone.
+    """
+    for name in [base] if base else list(does):
+        others = tuple(Kin(words, OPS[o].formula) for o, words in does.items() if o != name)
+        OPS[name] = OPS[name]._replace(kin=OPS[name].kin + others)
