@@ -284,7 +284,7 @@ class _Walk:
             status=status,
             a=str(a.path),
             b=str(b.path),
-            labels=(a.header.label, b.header.label),
+            labels=_labels(a.header.label, b.header.label),
             roles=(a.given_roles, b.given_roles),
             steps_compared=self.steps,
             tensors_compared=self.tensors,
@@ -337,6 +337,11 @@ class _Walk:
                 self.summaries[step] = summary(step, x, y, None, None)
             rows.append(self.summaries[step])
         return tuple(rows)
+
+
+def _labels(a: str, b: str) -> tuple[str, str]:
+    """What the sides are called; two of one name are told apart."""
+    return (a, b) if a != b else (f"{a} (A)", f"{b} (B)")
 
 
 def _alike(a: TensorEntry, b: TensorEntry) -> bool:

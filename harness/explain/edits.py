@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from itertools import permutations
+from itertools import combinations, permutations
 from typing import Any, NamedTuple
 
 from harness.explain.say import block_name, figure, say
@@ -46,6 +46,7 @@ USUAL: Mapping[str, tuple[float, ...]] = {
     "beta2": (0.999, 0.99, 0.9, 0.9999, 0.95),
     "rho": (0.9, 0.99, 0.95, 0.999),
 }
+PRODUCTS = ("linear", "outer", "matmul", "conv", "conv_backward", "conv_kernel")
 POINTWISE = ("sigmoid", "tanh", "relu", "gelu", "silu", "dropout", "square", "complement")
 # What passes a tensor on in the same shape, so that it may have been left out.
 LEFT_OUT = (*POINTWISE, "sigmoid_slope", "tanh_slope", "negate", "decay_gradient")
@@ -107,7 +108,7 @@ def _of_all(scene: Scene) -> Iterator[Edit]:
             value = rebuilt(base, {x: kin_of(x, kin) for x in same}.get)
             yield Edit("formula", kin.does, value, _bits(kin) + 0.5)
     yield from _coupled(scene)
-    products = [x for x in below(base) if x.op in ("linear", "outer")]
+    products = [x for x in below(base) if x.op in PRODUCTS]
     if len(products) > 1:
         for to in FORMATS:
             for cut in (False, True) if to == "tf32" else (False,):
@@ -128,7 +129,7 @@ def _coupled(scene: Scene) -> Iterator[Edit]:
 
 def _narrow(x: Node, to: str, cut: bool) -> Node:
     """A product with rounded operands."""
-    return node(x.op, *(node("rounded", i, to=to, cut=cut) for i in x.inputs))
+    return node(x.op, *(node("rounded", i, to=to, cut=cut) for i in x.inputs), **dict(x.args))
 
 
 def of_scalars(scene: Scene) -> Iterator[Edit]:
@@ -169,7 +170,9 @@ def _of_node(x: Node, scene: Scene) -> Iterator[Edit]:
             yield made("argument", f"counts {words}", node("step", more=more), 5)
     elif is_ref(x):
         yield from _of_reference(x, scene, made)
-    if x.op in ("linear", "outer"):
+    if x.op not in ("add", "multiply", *PRODUCTS):
+        yield from _exchanged(x, scene, made)
+    if x.op in PRODUCTS:
         yield from _products(x, scene, made)
     if x.op in ("outer", "sum_rows", "embed_backward"):
         yield from _subsets(x, scene, made)
@@ -193,6 +196,18 @@ def _bits(kin: Kin) -> float:
     if kin.rare:
         return 12.0
     return 3.5 if kin.does.startswith(("does not", "drops nothing")) else 4.0
+
+
+def _exchanged(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
+    """Two operands of one shape in each other's place."""
+    sizes = [scene.shapes.get(name_of(i)) if is_ref(i) else None for i in x.inputs]
+    for k, j in combinations(range(len(x.inputs)), 2):
+        if sizes[k] and sizes[k] == sizes[j]:
+            given = list(x.inputs)
+            given[k], given[j] = given[j], given[k]
+            one, two = (say(i, scene.graph, True) for i in (given[j], given[k]))
+            new = node(x.op, *given, **dict(x.args))
+            yield made("operand-other", f"exchanges {one} and {two}", new, 6)
 
 
 def _of_what(x: Node, scene: Scene) -> str:
@@ -430,7 +445,7 @@ def _products(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
         for cut in (False, True) if to == "tf32" else (False,):
             narrow = [node("rounded", i, to=to, cut=cut) for i in x.inputs]
             how = f"{to} (cut off, not rounded)" if cut else to
-            new = node(x.op, *narrow)
+            new = node(x.op, *narrow, **dict(x.args))
             yield made("reduced-precision", f"rounds the operands of {said} to {how}", new, 6, to)
             if to != "tf32":  # whose results are float32
                 whole = node("rounded", new, to=to)

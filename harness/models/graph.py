@@ -144,6 +144,22 @@ class Graph(NamedTuple):
         stage = self.stages.get(name)
         return stage.value if stage else None
 
+    def renamed(self, new: Callable[[str], str]) -> Graph:
+        """The same stages of tensors that have other names."""
+
+        def change(x: Node) -> Node | None:
+            if not is_ref(x):
+                return None
+            first = x.arg("first")
+            kept = {"first": first and new(first), "name": new(name_of(x))}
+            return node("ref", **{**dict(x.args), **kept})
+
+        stages = [
+            Stage(s.out._replace(name=new(s.out.name)), rebuilt(s.value, change))
+            for s in self.stages.values()
+        ]
+        return Graph({stage.out.name: stage for stage in stages})
+
     def axes(self, name: str) -> tuple[Axis, ...]:
         """What the axes of a tensor count; () where that is not known."""
         stage = self.stages.get(name)

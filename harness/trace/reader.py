@@ -6,7 +6,7 @@ import difflib
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import EllipsisType
 from typing import Any, NamedTuple, TypeVar
@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from harness.kernels.floats import standard_floats
+from harness.models.entries import graph_from
 from harness.models.graph import Graph
 from harness.spec import Level
 from harness.trace.entries import check_step, possible, same_place
@@ -104,8 +105,16 @@ class Trace:
 
     @cached_property
     def graph(self) -> Graph | None:
-        """The stages of a step, where the settings in the header are of a model that we know."""
-        return graph_of_spec(self.header.spec)
+        """The stages of a step: of a model that the header's settings are of, or as entries say."""
+        known = graph_of_spec(self.header.spec)
+        if known is not None:
+            return known
+        for step in self.steps[:2]:  # what a script says of its first step may be less
+            declared = graph_from(self.plain_entry(step).tensors, derive=True)
+            if declared.stages:
+                names = partial(renamed, roles=self._roles)
+                return declared.renamed(names) if self._roles else declared
+        return None
 
     def entry(self, step: int) -> StepEntry:
         """What the index says of `step`. Raises TraceError if it or the step's file is damaged."""
