@@ -193,8 +193,9 @@ def place_block(x: Array, index: int, of: int) -> Array:
     says="the sigmoid",
 )
 def sigmoid(x: Array) -> Array:
-    """1 / (1 + exp(-x)), without overflow."""
-    return np.asarray(0.5 * (np.tanh(0.5 * x) + 1))
+    """1 / (1 + exp(-x)), without overflow, and exact where it is small."""
+    e = np.exp(-np.abs(x))
+    return np.asarray(np.where(np.signbit(x), e, 1) / (1 + e))
 
 
 @op(size=one, cancels=True, says="the slope of the sigmoid")
