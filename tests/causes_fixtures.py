@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from harness.explain.case import Case
+from harness.explain.evidence import same_stage
 from harness.spec import ModelSpec, TrainSpec
 from harness.trace.graph import graph_of_spec
 
@@ -376,14 +377,25 @@ def first_case(a, b, settings, first=1):
 
 def planted(settings, faults, side="a", dtype="float64"):
     """The first case of a run with faults on one side against a clean one."""
+    return planted_places(settings, faults, side, dtype)[0]
+
+
+def planted_places(settings, faults, side="a", dtype="float64"):
+    """That case, and the others of its stage: at other steps, of other layers or parameters."""
     settings = SETTINGS | dict(settings)
-    bad = Run(settings, dtype, faults, seed=1, steps=0)
+    bad = Run(settings, dtype, faults, seed=1)
     good = clean(tuple(settings.items()), dtype, 2)
-    case = None
-    while case is None and bad.step < STEPS:
-        bad.train_step()
-        case = first_case(*((bad, good) if side == "a" else (good, bad)), settings, bad.step)
-    return case
+    pair = (bad, good) if side == "a" else (good, bad)
+    case = next(
+        (found for step in range(1, STEPS + 1) if (found := first_case(*pair, settings, step))),
+        None,
+    )
+    if case is None:
+        return None, []
+    places = [(step, case.tensor) for step in range(1, STEPS + 1) if step != case.step]
+    names = [n for at, n in good.points if at == case.step and n != case.tensor]
+    places += [(case.step, name) for name in names if same_stage(name, case.tensor)]
+    return case, [case_of(*pair, *place, settings) for place in places]
 
 
 def lone_case(a, b, tensor="mystery/tensor", points=(), step=1, settings=None, level=64.0):

@@ -1,5 +1,6 @@
 """What the faults that the tests of causes plant are made of."""
 
+import re
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -9,18 +10,26 @@ import numpy as np
 class Plant(NamedTuple):
     """A fault: the cause to find, its name, the settings of both sides, and the points it changes.
 
-    `also` are causes that may be certain beside it, because they say the same of these numbers;
-    `words` must be in the sentence; `dtypes` where it is visible; `at` the tensor it shows in.
+    The cause has the name `cause` and claims `words`, a pattern in which SIDE is the label of the
+    side with the fault and OTHER that of the one without. `sure` is how sure it must be at least
+    ("none" where nothing is found), in float32 `narrow` where that is less: one number of seven
+    digits proves little. `dtypes` are those in which the fault shows.
     """
 
     cause: str
     name: str
     faults: dict[str, Any]
     settings: Any = MappingProxyType({})
-    also: tuple = ()
     words: str = ""
+    sure: str = "certain"
+    narrow: str = ""
     dtypes: tuple = ("float32", "float64")
-    at: str = ""
+
+    def says(self, cause, side):
+        """Whether a cause says what is wrong, with the fault on side "a" (pt) or "b" (tf)."""
+        labels = {"SIDE": "pt", "OTHER": "tf"} if side == "a" else {"SIDE": "tf", "OTHER": "pt"}
+        words = re.sub("SIDE|OTHER", lambda found: labels[found[0]], self.words)
+        return cause.name == self.cause and re.fullmatch(words, cause.claim) is not None
 
 
 def exact(fault):

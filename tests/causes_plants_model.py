@@ -23,129 +23,229 @@ from causes_plant import (
 )
 
 CELLS = [
-    Plant("forget-bias", "one on f", {GATES0: on_block(1, 1.0)}, words="adds 1 "),
     Plant(
-        "forget-bias",
+        "constant",
+        "one on f",
+        {GATES0: on_block(1, 1.0)},
+        words="SIDE is larger by 1, at gate f alone",
+    ),
+    Plant(
+        "constant",
         "in the cell",
         {C0: cell(lambda i, f, g, o, c: sigmoid(f + 1) * c + sigmoid(i) * np.tanh(g))},
-        words="adds 1 ",
+        words="SIDE adds 1 to gate f of forward/layer0/gates",
     ),
     Plant(
-        "forget-bias", "another constant", {"forward/layer1/gates": on_block(1, 0.37)}, words="0.37"
+        "constant",
+        "another constant",
+        {"forward/layer1/gates": on_block(1, 0.37)},
+        words=r"SIDE is larger by 0\.37, at gate f alone",
     ),
-    Plant("bias-missing", "b_h", {GATES0: lambda v, s: v - s.b_h}, words="layer0/b_h"),
-    Plant("bias-missing", "both", {GATES0: lambda v, s: v - s.b_h - s.b_i}),
-    Plant("bias-missing", "softmax_b", {"forward/logits": lambda v, s: v - s.b}),
     Plant(
-        "bias-twice", "b_i", {"forward/layer1/gates": lambda v, s: v + s.b_i}, words="layer1/b_i"
+        "operand-missing",
+        "b_h",
+        {GATES0: lambda v, s: v - s.b_h},
+        words="SIDE leaves out params/layer0/b_h",
     ),
-    Plant("bias-twice", "softmax_b", {"forward/logits": lambda v, s: v + s.b}),
     Plant(
-        "cell-formula",
+        "operand-missing",
+        "both",
+        {GATES0: lambda v, s: v - s.b_h - s.b_i},
+        words="SIDE takes zeros for params/layer0/b_h, and leaves out params/layer0/b_i",
+    ),
+    Plant(
+        "operand-missing",
+        "softmax_b",
+        {"forward/logits": lambda v, s: v - s.b},
+        words="SIDE leaves out params/softmax_b",
+    ),
+    Plant(
+        "operand-twice",
+        "b_i",
+        {"forward/layer1/gates": lambda v, s: v + s.b_i},
+        words="SIDE counts params/layer1/b_i twice",
+    ),
+    Plant(
+        "operand-twice",
+        "softmax_b",
+        {"forward/logits": lambda v, s: v + s.b},
+        words="SIDE counts params/softmax_b twice",
+    ),
+    Plant(
+        "formula",
         "Keras' hard sigmoid",
         {C0: cell(lambda i, f, g, o, c: keras_hard(f) * c + keras_hard(i) * np.tanh(g))},
-        words="0.2 x",
+        words=(
+            r"SIDE has the hard sigmoid clip\(0\.2 x \+ 0\.5, 0, 1\) for the sigmoid "
+            r"\(as Keras 2 does\)"
+        ),
     ),
     Plant(
-        "cell-formula",
+        "formula",
         "torch's hard sigmoid",
         {C0: cell(lambda i, f, g, o, c: torch_hard(f) * c + torch_hard(i) * np.tanh(g))},
-        words="relu6",
+        words=(
+            r"SIDE has the hard sigmoid clip\(x / 6 \+ 0\.5, 0, 1\) for the sigmoid "
+            r"\(as torch does\)"
+        ),
     ),
     Plant(
-        "cell-formula",
+        "formula",
         "no tanh of g",
         {C0: cell(lambda i, f, g, o, c: sigmoid(f) * c + sigmoid(i) * g)},
-        words="tanh of g",
+        words="SIDE leaves out the tanh of gate g of forward/layer0/gates",
     ),
     Plant(
-        "cell-formula",
+        "formula",
         "coupled",
         {C0: cell(lambda i, f, g, o, c: sigmoid(f) * c + (1 - sigmoid(f)) * np.tanh(g))},
-        words="i = 1 - f",
+        words=(
+            "SIDE takes 1 - the sigmoid of gate f of forward/layer0/gates for the "
+            "sigmoid of gate i of forward/layer0/gates"
+        ),
     ),
-    Plant("cell-formula", "no tanh of c", {H0: lambda v, s: sigmoid(s.o) * s.c}, words="tanh of c"),
     Plant(
-        "cell-formula",
+        "formula",
+        "no tanh of c",
+        {H0: lambda v, s: sigmoid(s.o) * s.c},
+        words="SIDE leaves out the tanh of forward/layer0/c",
+    ),
+    Plant(
+        "formula",
         "hard output",
         {"forward/layer1/h": lambda v, s: torch_hard(s.o) * np.tanh(s.c)},
-        words="relu6",
+        words=(
+            r"SIDE has the hard sigmoid clip\(x / 6 \+ 0\.5, 0, 1\) for the sigmoid "
+            r"\(as torch does\), in the sigmoid of gate o of forward/layer1/gates"
+        ),
     ),
     Plant(
-        "zero-gradient", "none at all", {"grads/layer0/w_i": lambda v, s: 0 * v}, words="detached"
+        "zero",
+        "none at all",
+        {"grads/layer0/w_i": lambda v, s: 0 * v},
+        words="SIDE has nothing but zeros",
     ),
     Plant(
-        "zero-gradient", "a row of tokens", {"grads/embedding": row_set(12, 0.0)}, words="token 12"
+        "zero",
+        "a row of tokens",
+        {"grads/embedding": row_set(12, 0.0)},
+        words="SIDE has nothing but zeros, at token 12 alone",
     ),
     Plant(
-        "zero-gradient",
+        "operand-missing",
         "h detached",
         {"backward/layer1/h": lambda v, s: s.above + 0 * v},
-        words="through time",
+        words=(
+            "SIDE leaves out the product of backward/layer1/gates and the transposed "
+            "weights of params/layer1/w_h"
+        ),
     ),
     Plant(
-        "zero-gradient",
+        "operand-missing",
         "c detached",
         {"backward/layer1/c": lambda v, s: s.direct},
-        words="c is detached",
+        words=(
+            "SIDE leaves out the product of backward/layer1/c and the sigmoid of gate "
+            "f of forward/layer1/gates"
+        ),
     ),
     Plant(
-        "zero-gradient",
+        "operand-missing",
         "no gradient for gate f",
         {
             "backward/layer0/gates": lambda v, s: np.concatenate(
                 [s.parts[0], 0 * s.parts[1], *s.parts[2:]], -1
             )
         },
-        words="gate",
+        words="SIDE leaves out gate f, the product with backward/layer0/c",
     ),
     Plant(
-        "missing-term",
+        "operand-added",
         "activation regularised",
         {"backward/logits": lambda v, s: v + 0.01 * s.get("forward/logits")},
+        words=r"SIDE adds 0\.01 times forward/logits",
     ),
     Plant(
-        "missing-term", "L1", {"grads/softmax_w": lambda v, s: v + 0.01 * np.sign(s.p)}, words="L1"
+        "operand-added",
+        "L1",
+        {"grads/softmax_w": lambda v, s: v + 0.01 * np.sign(s.p)},
+        words=r"SIDE adds 0\.01 times the sign of params/softmax_w before the step",
     ),
-    Plant("embedding-duplicates", "last one wins", {"grads/embedding": last_wins}, words="last"),
+    Plant(
+        "formula",
+        "last one wins",
+        {"grads/embedding": last_wins},
+        words="SIDE keeps the last of a token's gradients, not their sum",
+    ),
 ]
 
 DROPOUT = [
-    Plant("dropout", "not scaled", {"dropout/embedding": mask_of(lambda x, m, k: x * m)}, DROP),
     Plant(
-        "dropout", "scaled twice", {"dropout/layer0": mask_of(lambda x, m, k: x * m / k**2)}, DROP
+        "formula",
+        "not scaled",
+        {"dropout/embedding": mask_of(lambda x, m, k: x * m)},
+        DROP,
+        words=(
+            "SIDE does not scale what dropout keeps, in dropout of forward/embedding "
+            "and inputs/mask/embedding"
+        ),
     ),
     Plant(
-        "dropout",
+        "formula",
+        "scaled twice",
+        {"dropout/layer0": mask_of(lambda x, m, k: x * m / k**2)},
+        DROP,
+        words=(
+            "SIDE applies the mask of dropout twice, with its scale, in dropout of "
+            "forward/layer0/h and inputs/mask/layer0"
+        ),
+    ),
+    Plant(
+        "formula",
         "keep for drop",
         {"dropout/layer1": mask_of(lambda x, m, k: x * m / (1 - k))},
         DROP,
-        words="drop probability",
+        words=(
+            r"SIDE scales what dropout keeps by 1 / rate, not 1 / \(1 - rate\), in "
+            "dropout of forward/layer1/h and inputs/mask/layer1"
+        ),
     ),
-    Plant("dropout", "inverted", {"dropout/layer1": mask_of(lambda x, m, k: x * ~m / k)}, DROP),
     Plant(
-        "dropout",
+        "formula",
+        "inverted",
+        {"dropout/layer1": mask_of(lambda x, m, k: x * ~m / k)},
+        DROP,
+        words=(
+            "SIDE drops what the mask keeps and keeps what it drops, in dropout of "
+            "forward/layer1/h and inputs/mask/layer1"
+        ),
+    ),
+    Plant(
+        "formula",
         "not applied",
         {"dropout/embedding": mask_of(lambda x, m, k: x)},
         DROP,
-        words="drops nothing",
+        words="SIDE leaves out dropout of forward/embedding and inputs/mask/embedding",
     ),
     Plant(
-        "dropout",
+        "formula",
         "one mask for all timesteps",
         {"dropout/layer0": mask_of(lambda x, m, k: x * m[:, :1] / k)},
         DROP,
-        words="timestep 0",
+        words=(
+            "SIDE applies the mask of a sequence's first timestep to all of them, in "
+            "dropout of forward/layer0/h and inputs/mask/layer0"
+        ),
     ),
     Plant(
-        "dropout",
+        "operand-other",
         "mask of another site",
         {"dropout/layer0": lambda x, s: x * s.run.masks["layer1"] / s.keep},
         DROP,
-        words="site layer1",
+        words="SIDE takes inputs/mask/layer1 for inputs/mask/layer0",
     ),
     Plant(
-        "dropout",
+        "formula",
         "recurrent too",
         {
             "forward/layer1/gates": lambda v, s: (
@@ -158,43 +258,56 @@ DROPOUT = [
             )
         },
         DROP,
-        words="recurrent",
+        words="SIDE .*dropout.*params/layer1/w_h.*",
+        sure="none",
     ),
     Plant(
-        "dropout",
+        "formula",
         "scale missing backwards",
         {"backward/embedding": lambda v, s: v * 0.65},
         DROP,
-        also=("factor",),
+        words="SIDE does not scale what dropout keeps",
     ),
 ]
 
 LOSSES = [
     Plant(
-        "loss-formula",
+        "formula",
         "mean over time",
         {"forward/loss": lambda v, s: v / 5},
-        words="averaged over time and batch",
+        words="SIDE averages the loss over batch and time",
+        narrow="likely",
     ),
     Plant(
-        "loss-formula", "sum over the batch", {"forward/loss": lambda v, s: v * 3}, words="batch"
+        "formula",
+        "sum over the batch",
+        {"forward/loss": lambda v, s: v * 3},
+        words="SIDE sums the loss over batch and time",
+        narrow="likely",
     ),
     Plant(
-        "loss-formula",
+        "formula",
         "last timestep dropped",
         {"forward/loss": lambda v, s: s.losses[:, :-1].sum() / s.norm},
-        words="last timestep",
+        words="SIDE leaves the last timestep out of the loss",
+        narrow="likely",
     ),
-    Plant("loss-formula", "base 2", {"forward/loss": lambda v, s: v / np.log(2)}, words="base 2"),
     Plant(
-        "loss-formula",
+        "formula",
+        "base 2",
+        {"forward/loss": lambda v, s: v / np.log(2)},
+        words="SIDE takes logarithms to the base of 2",
+        narrow="likely",
+    ),
+    Plant(
+        "formula",
         "smoothed",
         {"forward/loss": smoothed},
-        words="smooths its labels by 0.1",
-        dtypes=("float64",),  # in float32 one number says too little
+        dtypes=("float64",),
+        words=r"SIDE smooths the targets by 0\.1",  # in float32 one number says too little
     ),
     Plant(
-        "loss-formula",
+        "shift",
         "targets off by one",
         {
             "forward/loss": lambda v, s: (
@@ -204,28 +317,27 @@ LOSSES = [
                 / s.norm
             )
         },
-        words="targets",
         dtypes=("float64",),
+        words="SIDE takes the timestep before of inputs/y, and its last for the first",
     ),
     Plant(
-        "loss-formula",
+        "formula",
         "mean set on both, gradient summed",
         {"backward/logits": lambda v, s: 5 * v},
         dict(loss="mean"),
-        also=("factor",),
+        words="SIDE sums the loss over time and averages it over the batch",
     ),
     Plant(
-        "loss-formula",
+        "formula",
         "gradient smoothed",
         {"backward/logits": lambda v, s: (s.p - 0.9 * s.target - 0.1 / 29) / s.norm},
-        words="smooths",
+        words=r"SIDE smooths the targets by 0\.1",
     ),
     Plant(
-        "loss-formula",
+        "formula",
         "gradient without last timestep",
         {"backward/logits": lambda v, s: v * (np.arange(5) < 4)[None, :, None]},
-        words="last timestep",
-        also=("zero-gradient",),
+        words="SIDE passes no gradient from the last timestep",
     ),
 ]
 
@@ -234,46 +346,66 @@ PRECISION = [
         "reduced-precision",
         "held in bfloat16",
         {"forward/embedding": exact(lambda v, s: bf16(v))},
-        words="bfloat16",
+        words="SIDE is rounded to bfloat16",
     ),
     Plant(
         "reduced-precision",
         "held in tf32",
         {"backward/logits": exact(lambda v, s: tf32(v))},
-        words="tf32",
+        words="SIDE is rounded to float16",
     ),
     Plant(
         "reduced-precision",
         "held in float16",
         {"forward/embedding": exact(lambda v, s: v.astype(np.float16).astype(np.float64))},
+        words="SIDE is rounded to float16",
     ),
     Plant(
         "reduced-precision",
         "held in float32",
         {"forward/logits": exact(lambda v, s: v.astype(np.float32).astype(np.float64))},
-        words="float32",
         dtypes=("float64",),
+        words=r"SIDE is rounded to float32 \(computed in float32\)",
     ),
-    Plant("reduced-precision", "product in bfloat16", {GATES0: gates_from(bf16)}, words="bfloat16"),
-    Plant("reduced-precision", "product in tf32", {GATES0: gates_from(tf32)}, words="tf32"),
+    Plant(
+        "reduced-precision",
+        "product in bfloat16",
+        {GATES0: gates_from(bf16)},
+        words="SIDE rounds the operands of all its products to bfloat16",
+    ),
+    Plant(
+        "reduced-precision",
+        "product in tf32",
+        {GATES0: gates_from(tf32)},
+        words="SIDE rounds the operands of all its products to tf32",
+    ),
     Plant(
         "reduced-precision",
         "logits in bfloat16",
         {"forward/logits": lambda v, s: bf16(s.x) @ bf16(s.w) + s.b},
-        words="bfloat16",
+        words=(
+            "SIDE rounds the operands of the product of forward/layer1/h and "
+            "params/softmax_w to bfloat16"
+        ),
     ),
     Plant(
         "reduced-precision",
         "logits in tf32, after dropout",
         {"forward/logits": lambda v, s: tf32(s.x) @ tf32(s.w) + s.b},
         DROP,
-        words="tf32",
+        words=(
+            "SIDE rounds the operands of the product of dropout of forward/layer1/h "
+            "and inputs/mask/layer1 and params/softmax_w to tf32"
+        ),
     ),
     Plant(
         "reduced-precision",
         "results in bfloat16 too",
         {"forward/logits": exact(lambda v, s: bf16(bf16(s.x) @ bf16(s.w)) + s.b)},
-        words="bfloat16",
+        words=(
+            "SIDE rounds operands and result of the product of forward/layer1/h and "
+            "params/softmax_w to bfloat16"
+        ),
     ),
     Plant(
         "reduced-precision",
@@ -283,7 +415,10 @@ PRECISION = [
                 v if s.t < 0 else bf16(s.dz_next) @ bf16(s.w_h).T + s.above
             )
         },
-        words="bfloat16",
+        words=(
+            "SIDE rounds the operands of the product of backward/layer1/gates and the "
+            "transposed weights of params/layer1/w_h to bfloat16"
+        ),
     ),
 ]
 
@@ -292,9 +427,14 @@ PRECISION += [
         "reduced-precision",
         "h held in float16",
         {H0: exact(lambda v, s: v.astype(np.float16).astype(np.float64))},
-        words="layer0/h",
+        words="SIDE is rounded to float16",
     ),
-    Plant("reduced-precision", "c held in bfloat16", {C0: exact(lambda v, s: bf16(v))}),
+    Plant(
+        "reduced-precision",
+        "c held in bfloat16",
+        {C0: exact(lambda v, s: bf16(v))},
+        words="SIDE is rounded to bfloat16",
+    ),
 ]
 
 MODEL = [*CELLS, *DROPOUT, *LOSSES, *PRECISION]

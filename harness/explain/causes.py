@@ -123,9 +123,11 @@ def _refuted(fit: Fit, cause: Cause, trial: Trial, places: Sequence[Trial]) -> C
         moved = None if there is None else _moved(fit, trial.case, place.case, there)
         if there is None or moved is None or place.value(fit.side, moved) is None:
             continue
-        sound = there.op == "other" or place.fits("b" if fit.side == "a" else "a", there)
+        known = there.op != "other"
+        sound = not known or place.fits("b" if fit.side == "a" else "a", there)
+        plain = known and place.fits(fit.side, there)
         holds = place.left(fit.side, moved) <= place.case.level
-        record.add(place.case, holds, sound, trial.case.tensor, there.op != "other")
+        record.add(place.case, holds, sound, plain, trial.case.tensor, known)
     return record.rule(cause)
 
 

@@ -503,6 +503,8 @@ def of_result(scene: Scene) -> Iterator[Edit]:
         before = ref(here, back=1)
         late = before if base.op == "other" else rebuilt(base, _a_step_before)
         yield made("stale", "has the value of the step before", late, 6)
+        if base.op != "other":
+            yield made("stale", "does not change: it is as it was at the step before", before, 7)
         if here.startswith("optimizer/"):
             name, _, _slot = here.removeprefix("optimizer/").rpartition("/")
             old = ref(here, back=1, first="zeros")

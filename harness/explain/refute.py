@@ -22,15 +22,17 @@ class Record:
         self.absent: list[str] = []
         self.against: list[str] = []
 
-    def add(self, case: Case, holds: bool, sound: bool, here: str, recomputed: bool) -> None:
+    def add(
+        self, case: Case, holds: bool, sound: bool, plain: bool, here: str, recomputed: bool
+    ) -> None:
         """Take in one place; `here` is the tensor that the cause was found at.
 
         `holds`: the side agrees with the claim there; `sound`: the other side agrees with the
-        stage; `recomputed`: both from their own inputs, so that what came in with them counts for
-        nothing.
+        stage; `plain`: so does the side itself, which differs by what came in alone; `recomputed`:
+        all from their own inputs, so that what came in with them counts for nothing.
         """
         place = f"step {case.step}" if case.tensor == here else case.tensor
-        if case.gap() > case.level:
+        if case.gap() > case.level and not plain:
             if holds:
                 self.held.append(place)
             elif sound and (case.fed or recomputed):  # else it may come from earlier differences
