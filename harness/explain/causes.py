@@ -160,12 +160,12 @@ def _unambiguous(trial: Trial, kept: list[tuple[Fit, Cause]]) -> list[Cause]:
         fit
         for fit in certain
         if fit is not shortest
-        and not _same_bits(fit, shortest)
+        and not same_bits(fit, shortest)
         and fit.edit.bits < shortest.edit.bits + SHORTER
         and not same_everywhere(trial, fit, shortest)
     ]
     if not rivals:
-        alike = [f.edit.format for f in certain if f is not shortest and _same_bits(f, shortest)]
+        alike = [f.edit.format for f in certain if f is not shortest and same_bits(f, shortest)]
         also = f" (or to {alike[0]}, which has as many bits)" if alike else ""
         return [
             replace(cause, sentence=cause.sentence + also) if fit is shortest else cause
@@ -180,7 +180,7 @@ def _unambiguous(trial: Trial, kept: list[tuple[Fit, Cause]]) -> list[Cause]:
     ]
 
 
-def _same_bits(one: Fit, two: Fit) -> bool:
+def same_bits(one: Fit, two: Fit) -> bool:
     """Whether two fits round the same to formats with as many bits, as float16 and TF32."""
     return one.edit.format is not None and _in_bits(one.edit.value) is _in_bits(two.edit.value)
 

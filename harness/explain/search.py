@@ -266,12 +266,22 @@ class _Search:
     def tried(self, edit: Edit) -> Fit | None:
         """An edit as a fit, if it is one."""
         self.trial.tried += 1
+        if self._of_itself(edit):
+            return None
         left = self._left(self.probe, edit)
         if left is not None and self.probe is not self.trial:
             left = self._left(self.trial, edit)
         if left is None or (self.overflown and not edit.format):
             return None
         return Fit(edit, left, self.side, self.base)
+
+    def _of_itself(self, edit: Edit) -> bool:
+        """Whether an edit makes the tensor of itself, which fits whatever it is."""
+        own_name = self.trial.case.tensor
+        return any(
+            name_of(x) == own_name and not x.arg("time") and not x.arg("back")
+            for x in references(edit.value)
+        )
 
     def _left(self, trial: Trial, edit: Edit) -> float | None:
         """What an edit leaves, if that is rounding and far under what the plain stage leaves."""
