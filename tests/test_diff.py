@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from twins import SPEC
 
 from harness import TraceWriter, diff, open_trace
 from harness.errors import HarnessError
@@ -35,7 +36,8 @@ def run(count=3):
 
 
 def write(path, steps, **options):
-    with TraceWriter(path, label=path.stem, dtype="float32", **options) as trace:
+    options = {"label": path.stem, "dtype": "float32", "spec": SPEC, **options}
+    with TraceWriter(path, **options) as trace:
         for step, found in steps.items():
             trace.write(step, found)
     return path

@@ -7,6 +7,7 @@ import sys
 import msgspec
 import numpy as np
 import pytest
+from twins import GRAPH, SPEC
 
 from harness import Capture, TraceWriter, diff, open_trace
 from harness.compare import Structure
@@ -33,7 +34,8 @@ def run(count=3, dtype="float32"):
 
 
 def write(path, steps, **options):
-    with TraceWriter(path, **{"label": path.stem, "dtype": "float32", **options}) as trace:
+    options = {"label": path.stem, "dtype": "float32", "spec": SPEC, **options}
+    with TraceWriter(path, **options) as trace:
         for step, found in steps.items():
             trace.write(step, found)
     return path
@@ -447,4 +449,4 @@ def test_arrays_of_a_file_are_listed_with_their_range():
     ],
 )
 def test_an_index_is_told_in_the_words_of_its_axes(name, shape, index, words):
-    assert describe_index(name, shape, index) == words
+    assert describe_index(GRAPH.axes(name), shape, index) == words

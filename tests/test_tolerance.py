@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from twins import GRAPH
 
 from harness import TraceWriter, diff
 from harness.compare import DEFAULT_TABLE, Tolerance, compare
@@ -204,12 +205,13 @@ def test_a_local_tolerance_scales_with_what_a_saturated_derivative_is_multiplied
         forward__layer0__c=5.0,
     )
     local = Tolerance.local()
-    assert local.allowance(step["backward/layer0/gates"], step).scale == 10.0
-    assert local.allowance(step["backward/layer0/c"], step).scale == 3.0
-    assert local.allowance(step["forward/layer0/c"], step).scale == 5.0
+    assert local.allowance(step["backward/layer0/gates"], step, graph=GRAPH).scale == 10.0
+    assert local.allowance(step["backward/layer0/c"], step, graph=GRAPH).scale == 3.0
+    assert local.allowance(step["forward/layer0/c"], step, graph=GRAPH).scale == 5.0
     alone = {"backward/layer0/gates": step["backward/layer0/gates"]}
-    assert local.allowance(alone["backward/layer0/gates"], alone).scale == 1e-9
-    assert Tolerance().allowance(step["backward/layer0/gates"], step).scale == 1e-9
+    assert local.allowance(alone["backward/layer0/gates"], alone, graph=GRAPH).scale == 1e-9
+    assert local.allowance(step["backward/layer0/gates"], step).scale == 1e-9
+    assert Tolerance().allowance(step["backward/layer0/gates"], step, graph=GRAPH).scale == 1e-9
 
 
 def test_a_local_tolerance_never_asks_for_digits_that_some_programs_flush_to_zero():

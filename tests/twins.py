@@ -2,11 +2,12 @@
 
 from functools import cache
 
+import msgspec
 import numpy as np
 
 from harness.compare import Tolerance, compare
 from harness.data import corpus, weights
-from harness.models.table import SLOTS, model_of, parameters
+from harness.models.table import SLOTS, graph_of, model_of, parameters
 from harness.spec import Follow, ModelSpec, RunSpec, TrainSpec
 from harness.trace import open_trace
 from harness.trace.statistics import describe
@@ -17,6 +18,13 @@ RUN_MODEL = ModelSpec(V, E, H, L)  # of whole runs, whose weights are drawn as u
 NAMES = [p.name for p in parameters(MODEL)]
 SHAPES = {p.name: p.shape for p in parameters(MODEL)}
 RUN_FIELDS = ("capture", "disturb", "start", "device")
+
+
+SPEC = msgspec.to_builtins({"model": MODEL, "train": TrainSpec(batch_size=B, bptt=T)})
+GRAPH = graph_of(
+    msgspec.structs.replace(MODEL, dropout=0.3),
+    TrainSpec(batch_size=B, bptt=T, optimizer="momentum"),
+)
 
 
 def train_spec(dtype, **fields):
