@@ -8,7 +8,11 @@ from concurrent.futures import Future, ProcessPoolExecutor
 import pytest
 import twin_calls
 
+from harness.errors import DEBUG
+
 DTYPES = ("float32", "float64")
+
+os.environ[DEBUG] = "1"  # an error in the search for causes ends the test
 
 # Whoever starts the tests in the background may have them ignore Ctrl-C, which some of them send.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -179,3 +179,23 @@ def test_every_formula_of_a_family_is_an_edit_of_some_stage():
             reached |= {(x.arg("of"), x.arg("does")) for x in below(edit.value) if x.op == "kin"}
     families = {(name, kin.does) for name in plain & set(OPS) for kin in OPS[name].kin}
     assert families == reached
+
+
+def test_an_error_in_the_search_is_told_of_and_does_not_cost_the_verdict(monkeypatch, tmp_path):
+    from harness import TraceWriter, explain
+    from harness.explain import verdict
+
+    for label, value in (("a", 2.0), ("b", 1.0)):
+        with TraceWriter(tmp_path / label, label=label, dtype="float64") as trace:
+            trace.write(1, {"x": np.full(3, value)})
+
+    def broken(case, others):
+        raise KeyError("of our own")
+
+    monkeypatch.setattr(verdict, "explain", broken)
+    with pytest.raises(KeyError):
+        explain(tmp_path / "a", tmp_path / "b")
+    monkeypatch.delenv("HARNESS_DEBUG")
+    found = explain(tmp_path / "a", tmp_path / "b").verdict
+    assert found.where.tensor == "x"
+    assert any("KeyError: 'of our own'" in line for line in found.evidence)

@@ -5,6 +5,7 @@ What a command needs is imported when it runs: `harness --help` loads neither Nu
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -18,13 +19,15 @@ from harness.cli.options import CONTEXT, TROUBLE, example
 from harness.cli.run import run_command
 from harness.cli.traces import diff_command, explain_command, show_command, trace_group
 from harness.cli.zoom import zoom_command
-from harness.errors import HarnessError
+from harness.errors import DEBUG, HarnessError
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code: 0 equivalent, 1 divergent, 2 trouble."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    if debug:
+        os.environ[DEBUG] = "1"
     try:
         code = harness.main(
             [a for a in arguments if a != "--debug"], "harness", standalone_mode=False

@@ -9,6 +9,7 @@ the very inputs of the other side's, so what is left is made in that stage.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from glob import escape as glob_escape
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from harness.compare import DiffResult, diff
 from harness.compare.diff import Difference
+from harness.errors import DEBUG, HarnessError
 from harness.explain.case import Case, Cause, Side
 from harness.explain.causes import explain
 from harness.explain.evidence import (
@@ -80,7 +82,7 @@ def judge(evidence: Evidence, referee: Referee | None = None) -> Verdict:
     if vote is None and referee and finding.shown and finding.shown.follower and finding.place:
         vote = referee(finding.shown, finding.place)
     side = vote.against(labels) if vote else None
-    causes = _causes(case, finding, free, side)
+    causes, failed = _causes(case, finding, free, side)
     label = _with_cause(finding.label, causes[0]) if causes else finding.label
     doublings = amplification(free.distances)
     who = f"{side} has another" if side else f"{labels[0]} and {labels[1]} have different"
@@ -91,7 +93,7 @@ def judge(evidence: Evidence, referee: Referee | None = None) -> Verdict:
     lines += [
         line for line in (_token(finding), _parted(finding, free), _growth(doublings, free)) if line
     ]
-    lines += evidence.lacking
+    lines += [*evidence.lacking, *failed]
     return Verdict(
         label=label,
         sentence=_sentence(label, finding, labels, side),
@@ -293,13 +295,26 @@ def recomputed(case: Case) -> Vote | None:
     return Vote("the stage, in float64", trial.left("a", stage), trial.left("b", stage))
 
 
-def _causes(case: Case | None, finding: Finding, free: DiffResult, side: str | None) -> list[Cause]:
-    """Why the tensor at the place differs; nothing for what is no fault."""
+def _causes(
+    case: Case | None, finding: Finding, free: DiffResult, side: str | None
+) -> tuple[list[Cause], list[str]]:
+    """Why the tensor at the place differs; nothing for what is no fault.
+
+    An error of our own must not cost the verdict: it is told of, and raised where DEBUG is set.
+    """
     if case is None or finding.shown is None:
-        return []
+        return [], []
     pair = Pair(finding.shown.found, free.labels, finding.shown.follower)
     off: Side | None = None if side is None else ("a" if side == free.labels[0] else "b")
-    return explain(case._replace(off=off), pair.elsewhere(case, ELSEWHERE))
+    try:
+        return explain(case._replace(off=off), pair.elsewhere(case, ELSEWHERE)), []
+    except HarnessError:
+        raise
+    except Exception as error:
+        if os.environ.get(DEBUG):
+            raise
+        what = f"{type(error).__name__}: {error}"
+        return [], [f"causes could not be looked for ({what}): --debug shows where"]
 
 
 def amplification(distances: Sequence[tuple[int, float]]) -> float | None:
