@@ -200,7 +200,7 @@ def _bits(kin: Kin) -> float:
 
 def _exchanged(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
     """Two operands of one shape in each other's place."""
-    sizes = [scene.shapes.get(name_of(i)) if is_ref(i) else None for i in x.inputs]
+    sizes = [scene.shapes.get(name_of(i)) if _computed(i) else None for i in x.inputs]
     for k, j in combinations(range(len(x.inputs)), 2):
         if sizes[k] and sizes[k] == sizes[j]:
             given = list(x.inputs)
@@ -208,6 +208,11 @@ def _exchanged(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
             one, two = (say(i, scene.graph, True) for i in (given[j], given[k]))
             new = node(x.op, *given, **dict(x.args))
             yield made("operand-other", f"exchanges {one} and {two}", new, 6)
+
+
+def _computed(x: Node) -> bool:
+    """Whether a node is a tensor that some stage made, not tokens or masks that were handed in."""
+    return is_ref(x) and (not name_of(x).startswith("inputs/") or "params" in name_of(x))
 
 
 def _of_what(x: Node, scene: Scene) -> str:
