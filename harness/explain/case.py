@@ -71,7 +71,8 @@ class Case(NamedTuple):
     a side itself made (a side that was fed by the other went on with that side's tensors, which is
     what `lookup` gives); `fed` says that one side was. `unit` is the machine epsilon, where it
     is not that of the tensors. `graph` has the stages of the reference, where they are known, and
-    `shapes` those of the tensors of this step by name.
+    `shapes` those of the tensors of this step by name; `variants` gives the stages of the same run
+    with one choice of its settings made otherwise.
     """
 
     step: int
@@ -90,6 +91,7 @@ class Case(NamedTuple):
     unit: float | None = None
     graph: Graph | None = None
     shapes: Mapping[str, tuple[int, ...]] = {}
+    variants: Callable[[], Mapping[str, Graph]] = dict
 
     @property
     def eps(self) -> float:

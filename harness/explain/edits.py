@@ -266,9 +266,8 @@ def _in_norm(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
         some = [i for i in x.inputs if len(scene.shapes.get(name_of(i.inputs[0]), ())) != dims]
         if 0 < len(some) < len(x.inputs):
             yield made("operand-missing", f"leaves all {words} out", node("add", *some), 5)
-    for op in ("largest_norm", "largest_of_norms"):
-        does = next(kin.does for kin in find("global_norm").kin if kin.formula is OPS[op].formula)
-        yield Edit("formula", does, node(op, *given), 6)
+    for kin in find("global_norm").kin:
+        yield Edit("formula", kin.does, kin_of(node("global_norm", *given), kin), 6)
 
 
 def _numbers(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
@@ -366,7 +365,9 @@ def _other_times(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
     for other in (-1, 0, 1):
         if other == time:
             continue
-        new = ref(name_of(x), other, back, first if other < 0 else None)
+        state = f"state/in/{name_of(x).partition('/')[2]}"
+        begins = first or (state if state in scene.shapes else None)
+        new = ref(name_of(x), other, back, begins if other < 0 else None)
         yield made("shift", f"takes {say(new, scene.graph)} for {said}", new, 5)
     if first and time < 0:
         words = f"takes zeros for {first} at the first timestep, in {said}"

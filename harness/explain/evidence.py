@@ -16,6 +16,7 @@ from harness.compare.diff import Difference
 from harness.explain.case import Case, Side
 from harness.trace import Step, TensorEntry, Trace, open_trace
 from harness.trace.dtypes import common, epsilon, is_float
+from harness.trace.graph import variants
 
 T = TypeVar("T")
 OVERFLOW = 2.0**-12  # of the largest number: sums of such numbers may leave the range on the way
@@ -260,6 +261,7 @@ class Pair:
             fed=self.follower is not None,
             unit=epsilon(*(self._entries(side, step)[1][tensor].dtype for side in self.traces)),
             graph=self.traces["b"].graph,
+            variants=lambda: variants(header_b.spec),
             shapes={e.name: e.shape for e in self._entries("b", step)[1].values()},
         )
 

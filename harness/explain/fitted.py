@@ -20,6 +20,7 @@ MOST = 12  # nodes of a stage whose size or offset is fitted
 ROUNDS = 8  # Newton's steps on one number
 SAMPLE = 4096  # elements that a number is fitted to
 # Bits of a number: one of the run's own, one of one digit, one of two, any other.
+ERROR = 1e-4  # relative: how near to such a number
 NAMED, DIGIT, ROUND, ANY = 4.0, 5.0, 8.0, 18.0
 
 
@@ -215,26 +216,31 @@ def _fit(made: Callable[[float], Array | None], mine: Array, start: float) -> fl
 
 def near(found: float, scene: Scene, start: float) -> Iterator[tuple[float, float, str]]:
     """A fitted number as one of the run's own, as a short one, and as it is; bits and words."""
-    error = 1e-4
-    short = float(f"{found:.2g}")
-    plain = short not in (start, 0.0) and abs(found / short - 1) < error
     yield from _one_too_many(found, scene)
-    if plain and short in (2.0, 0.5, -1.0) and scene.shape:
-        yield short, NAMED, figure(short)
+    plain = float(f"{found:.2g}")
+    if plain in (2.0, 0.5, -1.0) and abs(found / plain - 1) < ERROR and scene.shape:
+        yield plain, NAMED, figure(plain)
     named = sorted(known_numbers(scene), key=lambda n: len(n.words.split()))
     for one in named:
         for value, words in ((one.value, one.words), (1 / one.value, f"1 / {one.words}")):
-            # 1.5 is hardly 3 / 2 of a batch of 3.
-            if plain and one.words.endswith("over one less"):
-                continue
-            if value != start and abs(found / value - 1) < error:
-                if plain and " " in one.words:
-                    yield short, ROUND, figure(short)
+            if value != start and abs(found / value - 1) < ERROR:
+                if " " in one.words:  # a short number is likelier than one that is made of two
+                    yield from _short(found, start)
                 yield value, NAMED, f"{figure(value)} ({words})"
-    if plain:
-        yield short, DIGIT if short == float(f"{found:.1g}") else ROUND, figure(short)
+    yield from _short(found, start)
     shown = figure(found) if abs(found - 1) > 4e-3 else f"1 {'-+'[found > 1]} {abs(found - 1):.3g}"
     yield found, ANY, shown
+
+
+def _short(found: float, start: float) -> Iterator[tuple[float, float, str]]:
+    """A number of one or two digits, or one by such a number."""
+    plain = float(f"{found:.2g}")
+    if plain not in (start, 0.0) and abs(found / plain - 1) < ERROR:
+        yield plain, DIGIT if plain == float(f"{found:.1g}") else ROUND, figure(plain)
+        return
+    inverse = float(f"{1 / found:.2g}") if found and math.isfinite(1 / found) else 0.0
+    if start and inverse not in (0.0, 1.0) and abs(found * inverse - 1) < ERROR:
+        yield 1 / inverse, ROUND, f"1 / {figure(inverse)}"
 
 
 def _one_too_many(found: float, scene: Scene) -> Iterator[tuple[float, float, str]]:

@@ -266,7 +266,7 @@ class _Search:
     def tried(self, edit: Edit) -> Fit | None:
         """An edit as a fit, if it is one."""
         self.trial.tried += 1
-        if self._of_itself(edit):
+        if self._of_itself(edit) or self._of_wrong(edit):
             return None
         left = self._left(self.probe, edit)
         if left is not None and self.probe is not self.trial:
@@ -292,8 +292,20 @@ class _Search:
             self.near.append((left, edit))
         return None
 
+    def _of_wrong(self, edit: Edit) -> bool:
+        """Whether an edit puts in a tensor that is off as well, which says nothing of why."""
+        if edit.name != "operand-other" or not is_ref(edit.value) or self.base.op == "other":
+            return False
+        there = _at(self.trial.case, name_of(edit.value))
+        return there is not None and there.gap() > there.level
+
     def _each(self) -> Iterator[Edit]:
         yield from edits(self.scene)
+        for choice, graph in self.trial.case.variants().items():
+            other, stage = graph.value(self.scene.tensor), self.scene.graph
+            known = stage.value(self.scene.tensor) if stage else None
+            if other is not None and other is not known and self.base.op != "other":
+                yield Edit("formula", f"computes as with {choice}", other, 4.5)
         side, probe, trial = self.side, self.probe, self.trial
         yield from fitted_edits(self.scene, own(probe.part, side), partial(probe.value, side))
         yield from reordered(self.scene, own(trial.case, side), partial(trial.value, side))
