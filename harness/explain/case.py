@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.models.graph import Axis, Graph
+from harness.models.graph import Axis, Graph, Node
 from harness.trace.dtypes import epsilon
 
 Array = NDArray[Any]
@@ -72,7 +72,8 @@ class Case(NamedTuple):
     what `lookup` gives); `fed` says that one side was. `unit` is the machine epsilon, where it
     is not that of the tensors. `graph` has the stages of the reference, where they are known, and
     `shapes` those of the tensors of this step by name; `variants` gives the stages of the same run
-    with one choice of its settings made otherwise.
+    with one choice of its settings made otherwise. `other_graph` are the stages of side a, where it
+    was told to do something else.
     """
 
     step: int
@@ -92,6 +93,7 @@ class Case(NamedTuple):
     graph: Graph | None = None
     shapes: Mapping[str, tuple[int, ...]] = {}
     variants: Callable[[], Mapping[str, Graph]] = dict
+    other_graph: Graph | None = None
 
     @property
     def eps(self) -> float:
@@ -102,6 +104,16 @@ class Case(NamedTuple):
     def axes(self) -> tuple[Axis, ...]:
         """What the axes of the tensor count; () where that is not known."""
         return self.graph.axes(self.tensor) if self.graph else ()
+
+    @property
+    def as_told(self) -> Node | None:
+        """What side a was told to make of the tensor, where that is another stage than b's."""
+        stages = [graph.value(self.tensor) if graph else None for graph in self._graphs]
+        return stages[0] if stages[0] is not stages[1] and None not in stages else None
+
+    @property
+    def _graphs(self) -> tuple[Graph | None, Graph | None]:
+        return self.other_graph, self.graph
 
     def get(self, name: str, side: Side = "b", back: int = 0) -> Array | None:
         """Another tensor of this step, or of `back` steps before; None where it is not traced."""

@@ -261,6 +261,7 @@ class Pair:
             fed=self.follower is not None,
             unit=epsilon(*(self._entries(side, step)[1][tensor].dtype for side in self.traces)),
             graph=self.traces["b"].graph,
+            other_graph=self.traces["a"].graph,
             variants=lambda: variants(header_b.spec),
             shapes={e.name: e.shape for e in self._entries("b", step)[1].values()},
         )

@@ -31,6 +31,7 @@ FAILURES = (MissingError, ValueError, IndexError)
 PARTNERS = 12  # edits that bring a side nearer and are tried together with others
 NEARER = 0.7  # of the distance that is left by an edit worth a partner
 SECONDS = 400  # edits that are tried beside each partner
+TOLD = -8.0  # bits of what a side was told to do: that needs no other explanation
 PAIRED = 1e9  # elements that are read for pairs, about
 LARGE = 1 << 16  # elements of a tensor of which a sample is tried first
 TELLING, SAMPLED = 4, 1 << 14  # different numbers that a format needs; those looked at
@@ -300,6 +301,9 @@ class _Search:
         return there is not None and there.gap() > there.level
 
     def _each(self) -> Iterator[Edit]:
+        told = self.trial.case.as_told
+        if told is not None and self.side == "a":
+            yield Edit("setting", f"{_does(self.base, told)}, as its settings say", told, TOLD)
         yield from edits(self.scene)
         for choice, graph in self.trial.case.variants().items():
             other, stage = graph.value(self.scene.tensor), self.scene.graph
@@ -326,6 +330,13 @@ class _Search:
         """How many pairs are tried: fewer where each reads much."""
         read = [self.scene.shapes.get(name_of(x), ()) for x in references(self.base)]
         return int(PAIRED // (1 + sum(math.prod(shape) for shape in read)))
+
+
+def _does(base: Node, other: Node) -> str:
+    """What a program does that has another stage, where that is of one family."""
+    formula = OPS[other.op].formula if other.op in OPS else None
+    family = OPS[base.op].kin if base.op in OPS else ()
+    return next((kin.does for kin in family if kin.formula is formula), "computes another stage")
 
 
 def _both(first: Edit, second: Edit) -> Edit:

@@ -289,6 +289,8 @@ def recomputed(case: Case) -> Vote | None:
     stage = case.graph.value(case.tensor) if case.graph else None
     if stage is None or stage.op == "given" or (stage.op in OPS and OPS[stage.op].either):
         return None
+    if case.as_told is not None:
+        return None  # which of two settings was meant no third can say
     trial = Trial(case)
     if any(trial.value(side, stage) is None for side in SIDES):
         return None
