@@ -11,7 +11,8 @@ from twins import a_run
 from harness import Observer
 from harness.compare import diff
 from harness.explain.case import Cause
-from harness.explain.causes import Fit, Row, explain, fitting, refuted
+from harness.explain.causes import explain
+from harness.explain.refute import Record
 from harness.runs.investigation import Investigation
 from harness.runs.processes import TWINS, Twin
 from harness.runs.session import Session, Side
@@ -253,12 +254,11 @@ def test_a_claim_that_other_steps_contradict_is_dropped():
 
 
 def test_a_claim_without_another_place_is_only_likely():
-    (cause,) = refuted_alone(places(lambda step: -drawn(step), drawn, steps=2)[1])
+    first, second = places(lambda step: -drawn(step), drawn, steps=2)
+    none = first._replace(a=first.b)  # at which the sides agree on nothing but zeros
+    none = none._replace(a=0 * none.a, b=0 * none.b)
+    (cause,) = explain(second, [none])
     assert (cause.sure, cause.sentence.endswith("(seen at this place alone)")) == ("likely", True)
-
-
-def refuted_alone(case):
-    return refuted(case, [fit for fit in fitting(case) if fit.cause.name == "sign"], [])
 
 
 def test_zeros_on_both_sides_neither_support_nor_refute():
@@ -280,9 +280,10 @@ def test_later_differences_of_free_runs_contradict_nothing():
 
 def test_the_side_that_is_off_is_the_subject():
     case = places(lambda step: 2 * drawn(step), drawn)[0]
-    for off, words in (("a", "pt is twice tf"), ("b", "tf is half of pt")):
+    for off, words in (("a", "pt is 2 times tf"), ("b", "tf is 0.5 times pt")):
         (cause,) = explain(case._replace(off=off))
         assert words in cause.sentence
+        assert cause.side == case.labels["ab".index(off)]
 
 
 def test_a_cause_of_the_side_that_is_not_off_is_none():
@@ -316,13 +317,17 @@ def test_numbers_that_are_not_finite_are_no_matter_of_chance():
     assert lone_case(np.array([np.nan, 1.0]), np.array([2.0, 1.0])).chance() == -np.inf
 
 
-def test_a_row_that_knows_better_is_silent_where_the_sides_agree():
-    cases = places(lambda step: -drawn(step) if step == 2 else drawn(step), drawn)
-    cause = Cause("mine", "words", 0.0, claim="c")
-    row = Row("mine", ("*",), lambda case: cause if case.step in (2, 3) else None, 0)
-    others = [case for case in cases if case.step != 2]
-    (strict,) = refuted(cases[1], [Fit(row, cause)], others)
-    assert strict.sure == "likely"
-    row = row._replace(silent=lambda case: True)
-    (lenient,) = refuted(cases[1], [Fit(row, cause)], others)
-    assert lenient.sentence == "words (seen at this place alone)"
+def record_of(*found):
+    """What places say of a claim: each holds there, or not, on a side that fits the stage or not."""
+    record = Record()
+    for step, (holds, plain) in enumerate(found, 1):
+        (case,) = places(lambda step: -drawn(step), drawn, steps=1)
+        record.add(case._replace(step=step), holds, True, plain, case.tensor, True)
+    return record.rule(Cause("mine", "words", 0.0, claim="c"))
+
+
+def test_a_side_that_differs_by_what_came_in_alone_is_not_evidence_for_a_claim():
+    assert record_of((True, False)).sure == "certain"
+    assert record_of((False, False)) is None
+    assert record_of((True, True)).sentence == "words (seen at this place alone)"
+    assert record_of((True, False), (False, True)).sentence == "words (it does not hold at step 2)"
