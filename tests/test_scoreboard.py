@@ -94,7 +94,7 @@ def test_no_fault_is_explained_by_the_cause_of_another():
         found = Cause(kind, "", 0.0, claim=claim)
         for other, fault in CATALOGUE.items():
             same = CATALOGUE[name].causes[0] in fault.causes
-            assert fault.explained(found, "pt", "tf") == same, (name, other)
+            assert fault.explained(words, "pt", "tf") == same, (name, other)
 
 
 def injected(disturbance, accused, noise=2.0):

@@ -174,9 +174,9 @@ def origin(trial: Trial, most: int = 12) -> Trial | None:
     comes before it in a step and reads it: the tensors that the stage reads are looked through.
     """
     case, seen = trial.case, {trial.case.tensor}
-    waiting = [case.tensor]
-    while waiting and len(seen) < most:
-        stage = case.graph.value(waiting.pop(0)) if case.graph else None
+    waiting = [case.tensor] if case.graph else []
+    while case.graph and waiting and len(seen) < most:
+        stage = case.graph.value(waiting.pop(0))
         for x in references(stage) if stage is not None else ():
             name = name_of(x)
             if name in seen or x.arg("back") or name not in case.shapes:
