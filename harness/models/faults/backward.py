@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from harness.faults.fault import Fault
+from harness.models.faults.fault import Fault
 
 FLOAT64 = {"dtype": "float64"}
+UNTIED = {"tied": "false"}  # the embedding's gradient is that of the tokens read, and no other
 CLIPPED, NORM = ("update/clipped/*",), ("update/global_norm",)
 
 GRADIENTS = (
@@ -48,6 +49,7 @@ GRADIENTS = (
         ("grads/embedding",),
         ("zero: SIDE has nothing but zeros, at token 0 alone",),
         bites="token 0",
+        settings=UNTIED,
     ),
     Fault(
         "gradient-rows-averaged",
@@ -88,7 +90,7 @@ CLIPPING = (
             "operand-other: SIDE counts the rows of grads/embedding before those of one "
             "token are added up",
         ),
-        settings={"init_scale": "0.8", "batch_size": "5", "bptt": "7"},
+        settings={**UNTIED, "init_scale": "0.8", "batch_size": "5", "bptt": "7"},
         tuned=("init_scale", "batch_size", "bptt"),
     ),
     Fault(
