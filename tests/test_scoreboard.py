@@ -90,8 +90,6 @@ def test_no_fault_is_explained_by_the_cause_of_another():
     }
     assert len(said) > 30
     for name, words in said.items():
-        kind, _, claim = words.partition(": ")
-        found = Cause(kind, "", 0.0, claim=claim)
         for other, fault in CATALOGUE.items():
             same = CATALOGUE[name].causes[0] in fault.causes
             assert fault.explained(words, "pt", "tf") == same, (name, other)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from harness.models.faults.fault import Fault
 
 FLOAT64 = {"dtype": "float64"}
+LOWER = {"settings": {"clip_limit": "0.2"}}  # of gradients of a mean over time
 UNTIED = {"tied": "false"}  # the embedding's gradient is that of the tokens read, and no other
 CLIPPED, NORM = ("update/clipped/*",), ("update/global_norm",)
 
@@ -128,6 +129,7 @@ CLIPPING = (
         bites="norm over limit",
         settings={"clip_limit": "0.9"},
         tuned=("clip_limit",),
+        of=dict.fromkeys(("awd-lstm", "char-rnn", "char-gru", "char-lstm"), LOWER),
     ),
     # So low that elements of every tensor are over it: clamping them is not the same as nothing.
     Fault(
