@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from harness.spec import replace
-from tf_impl.faults_tools import kept, remembered
+from tf_impl.faults_tools import kept, remembered, with_gradient
 
 
 def gru_update_complement(original, z, n, h):
@@ -68,16 +68,21 @@ def of_kind(given, block, kind, change):
     return weights, state, masks
 
 
+def without_gradient(w):
+    """`w` itself, to which no gradient is passed on."""
+    return with_gradient(w, tf.zeros_like)
+
+
 def tied_softmax_cut(original, block, params, state, masks):
     """The embedding gets no gradient from the softmax that it is tied to."""
     given = original(block, params, state, masks)
-    return of_kind(given, block, "project", lambda w: tf.stop_gradient(w))
+    return of_kind(given, block, "project", without_gradient)
 
 
 def tied_embedding_cut(original, block, params, state, masks):
     """The embedding gets a gradient from the softmax alone."""
     given = original(block, params, state, masks)
-    return of_kind(given, block, "embed", lambda w: tf.stop_gradient(w))
+    return of_kind(given, block, "embed", without_gradient)
 
 
 def tied_in_layout(original, block, params, state, masks):

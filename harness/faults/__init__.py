@@ -1,6 +1,6 @@
 """The catalogue of faults (harness.models.faults) as programs use it."""
 
-from harness.faults.catalogue import first_step, home, named, planted_names, told, within
+from harness.faults.catalogue import first_step, home, named, planted_names, within
 from harness.models.faults import BASE, CATALOGUE, MODELS, Fault
 
 __all__ = [
@@ -12,6 +12,5 @@ __all__ = [
     "home",
     "named",
     "planted_names",
-    "told",
     "within",
 ]

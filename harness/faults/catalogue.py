@@ -7,18 +7,12 @@ from functools import cache
 
 from harness.data.corpus import Batches
 from harness.errors import HarnessError
-from harness.explain.case import Cause
 from harness.models.faults import BASE, CATALOGUE, MODELS, Fault
 from harness.models.table import fields_of, graph_of, model_of
 from harness.spec import ModelSpec, TrainSpec, build, override
 
 VOCABULARY, LAYERS = 256, 2  # of the built-in corpus; where a model of the laboratory says nothing
 CHOICES = ("network", "reset", "tied")  # what a model is, and no size or rate
-
-
-def told(cause: Cause) -> str:
-    """A cause in short: its name and what it claims; its sentence, where it claims nothing."""
-    return f"{cause.name}: {cause.claim or cause.sentence}"
 
 
 def named(name: str) -> Fault:

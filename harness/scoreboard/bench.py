@@ -16,8 +16,8 @@ import msgspec
 from harness.compare import DiffResult, Tolerance, diff
 from harness.data.corpus import Batches
 from harness.errors import HarnessError
-from harness.explain import Evidence, Following, Verdict, judge
-from harness.faults.catalogue import first_step, planted_names, told, within
+from harness.explain import Cause, Evidence, Following, Verdict, judge
+from harness.faults.catalogue import first_step, planted_names, within
 from harness.models.faults import CATALOGUE, MODELS, Fault
 from harness.observer import Observer
 from harness.runs.investigation import Investigation
@@ -34,6 +34,11 @@ from harness.spec import Follow, RunSpec
 from harness.trace import Trace, open_trace, remove_trace
 
 ALARMS = ("bug", "precision")  # verdicts that accuse
+
+
+def told(cause: Cause) -> str:
+    """A cause in short: its name and what it claims; its sentence, where it claims nothing."""
+    return f"{cause.name}: {cause.claim or cause.sentence}"
 
 
 def record(
