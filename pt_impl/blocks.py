@@ -160,7 +160,8 @@ def gru_block(x, params, state, masks, see, reset):
     w_rz, w_n, b_rz, b_n = w_h[:, : 2 * H], w_h[:, 2 * H :], b_h[: 2 * H], b_h[2 * H :]
     for t, a in enumerate(torch.unbind(project(x, w_i, b_i), dim=1)):
         rz = a[:, : 2 * H] + (h @ w_rz + b_rz)  # [B, 2H]
-        r, z = see("r", rz[:, :H], t), see("z", rz[:, H:], t)  # [B, H] each
+        r, z = (part.contiguous() for part in torch.split(rz, H, dim=1))  # [B, H] each
+        r, z = see("r", r, t), see("z", z, t)
         n = see("n", a[:, 2 * H :] + gru_kept(r, h, w_n, b_n, reset), t)  # [B, H]
         h = see("h", gru_mixed(z, n, h), t)  # [B, H]
         hidden.append(h)

@@ -40,7 +40,7 @@ GATED = (
         "gru-cut-through-candidate",
         "lets no gradient through a GRU's candidate to the hidden state before it",
         BACK,
-        (r"operand-missing: SIDE leaves out the product of .*backward/layer\d/n.*w_h.*",),
+        (r"operand-missing: SIDE leaves out the product (of|with) .*backward/layer\d/n.*",),
         blocks=GRU,
     ),
     Fault(
@@ -63,7 +63,7 @@ GATED = (
         "gru-bias-outside",
         "does not reset the recurrent bias of a GRU's candidate",
         ("forward/layer*/n",),
-        ("formula: SIDE .*b_h.*",),
+        (r"formula: SIDE resets the product of forward/layer\d/h and params/layer\d/w_h alone",),
         settings={"reset": "after"},
         also=("backward/layer*/r", "grads/layer*/b_h"),
         blocks=GRU,
@@ -72,7 +72,10 @@ GATED = (
         "gru-order-zrn",
         "reads the blocks of a GRU's weights in the order z, r, n (Keras)",
         ("forward/layer*/r",),
-        ("block-order: SIDE takes gate z .* for gate r .*",),
+        (
+            r"operand-other: SIDE has what forward/layer\d/z should be",
+            "block-order: SIDE takes block 1 for block 0 of .*, and takes block 1 for block 0 .*",
+        ),
         also=(
             *("forward/layer*/z", "backward/layer*/h", "backward/embedding", "grads/layer*/w_i"),
             *("grads/layer*/w_h", "grads/layer*/b_i", "grads/layer*/b_h"),
@@ -130,6 +133,7 @@ TIES = (
 
 GATES = ("forward/layer*/gates",)
 WEIGHT_DROP = ("backward/layer*/h", "grads/layer*/w_h")
+OTHER_MASKS = ("formula: SIDE drops other elements at every timestep.*",)
 DROPS = (
     Fault(
         "weight-drop-unscaled",
@@ -149,8 +153,8 @@ DROPS = (
         "weight-drop-each-timestep",
         "drops other recurrent weights at every timestep",
         GATES,
-        (),
-        also=WEIGHT_DROP,
+        OTHER_MASKS,
+        also=(*WEIGHT_DROP, "grads/layer*/w_i", "grads/layer*/b_[ih]"),
     ),
     Fault(
         "weight-mask-stale",
@@ -164,10 +168,10 @@ DROPS = (
         "locked-each-timestep",
         "drops other activations at every timestep where they are to be the same",
         GATES,
-        (),
+        OTHER_MASKS,
         also=(
-            *("forward/logits", "backward/layer*/h", "backward/embedding", "grads/layer*/w_i"),
-            "grads/embedding",
+            *("forward/logits", "forward/loss", "backward/layer*/h", "backward/embedding"),
+            *("grads/layer*/w_i", "grads/embedding"),
         ),
     ),
     Fault(
@@ -184,7 +188,9 @@ PENALTIES = (
         "activation-missing",
         "has no activation penalty (AR)",
         LOSS,
-        ("operand-missing: SIDE leaves out .*mean square.*layer1/h.*",),
+        (
+            r"operand-missing: SIDE leaves out the factor of mean square of dropout of forward/layer\d/h .*",
+        ),
         also=BACK,
     ),
     Fault(
@@ -198,39 +204,44 @@ PENALTIES = (
         "activation-detached",
         "has an activation penalty (AR) without a gradient",
         BACK,
-        ("operand-missing: SIDE leaves out .*",),
+        (
+            r"operand-missing: SIDE leaves out dropout of the factor with forward/layer\d/h and .*",
+            "argument: SIDE takes 0 for activation_penalty 2",
+        ),
     ),
     Fault(
         "temporal-missing",
         "has no temporal penalty (TAR)",
         LOSS,
-        ("operand-missing: SIDE leaves out .*mean square.*",),
+        (
+            r"operand-missing: SIDE leaves out the factor of mean square of the sum with forward/layer\d/h",
+        ),
         also=BACK,
     ),
     Fault(
         "temporal-detached",
         "has a temporal penalty (TAR) without a gradient",
         BACK,
-        ("operand-missing: SIDE leaves out .*",),
+        ("argument: SIDE takes 0 for temporal_penalty 1",),
     ),
     Fault(
         "temporal-divisor",
         "divides the temporal penalty (TAR) by all timesteps, of which it has one less",
         LOSS,
-        (),
+        (r"argument: SIDE takes 0\.8 for temporal_penalty 1",),
         also=BACK,
     ),
     Fault(
         "penalties-detached",
         "has penalties (AR and TAR) without a gradient",
         BACK,
-        (),
+        (r"operand-missing: SIDE takes zeros for forward/layer\d/h",),
     ),
     Fault(
         "penalties-exchanged",
         "has for each penalty (AR and TAR) the factor of the other",
         LOSS,
-        ("argument: SIDE .*",),
+        ("argument: SIDE takes 1 for activation_penalty 2, and takes 2 for temporal_penalty 1",),
         also=BACK,
     ),
 )
