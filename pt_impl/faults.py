@@ -11,11 +11,12 @@ from importlib import import_module
 from harness.errors import HarnessError
 from pt_impl.faults_backward import FAULTS as BACKWARD
 from pt_impl.faults_forward import FAULTS as FORWARD
+from pt_impl.faults_layers import FAULTS as LAYERS
 from pt_impl.faults_tools import kept
 from pt_impl.faults_update import FAULTS as UPDATE
 
 # Name of the fault -> name of the function that is replaced -> its replacement.
-FAULTS = {**FORWARD, **BACKWARD, **UPDATE}
+FAULTS = {**FORWARD, **BACKWARD, **UPDATE, **LAYERS}
 
 
 @contextmanager

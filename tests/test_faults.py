@@ -11,7 +11,18 @@ import twin_calls
 from harness.compare import diff
 from harness.data import corpus, weights
 from harness.errors import HarnessError
-from harness.faults import BASE, CATALOGUE, Fault, first_step, named, planted_names
+from harness.faults import (
+    BASE,
+    CATALOGUE,
+    MODELS,
+    Fault,
+    first_step,
+    home,
+    named,
+    planted_names,
+    within,
+)
+from harness.faults.catalogue import specs
 from harness.models.table import parameters
 from harness.spec import Follow, RunSpec, override, preset
 from harness.trace import open_trace
@@ -21,10 +32,17 @@ PAIRS = [name for name, fault in CATALOGUE.items() if fault.parts]
 # Faults that remember something from one call to the next.
 REMEMBERING = ["gradients-stale", "gradients-accumulated", "old-weights", "norm-duplicates"]
 REMEMBERING += ["optimizer-rebuilt", "unclipped-used", "dropout-in-evaluation"]
+
+
+def run_of(fault):
+    """What a clean run beside a fault is told by; the fault is planted in its first model."""
+    return home(fault), fault.settings, fault.tokens, fault.steps
+
+
 SETTINGS = []  # of runs, each once
 for _fault in CATALOGUE.values():
-    if (_fault.settings, _fault.tokens, _fault.steps) not in SETTINGS:
-        SETTINGS.append((_fault.settings, _fault.tokens, _fault.steps))
+    if run_of(_fault) not in SETTINGS:
+        SETTINGS.append(run_of(_fault))
 
 
 # Called in a process that holds one framework.
@@ -96,11 +114,11 @@ class Shelf:
         self.text = corpus.load(None)
         corpus.save_tokens(self.text.valid[:200], folder / "valid.npy")
 
-    def spec(self, fault, label, steps, follow=None, faults=(), start=1):
+    def spec(self, fault, label, steps, follow=None, faults=(), start=1, model=None):
         # As the faulty side is differentiated, so that their other bits are the same.
-        settings = {**BASE, **fault.settings, "autograd": "true"}
-        model, train = override(*preset("zaremba-small", 256), settings)
-        drawn = self.folder / f"drawn-{model.init_scale}.npz"
+        name = model or home(fault)
+        model, train = specs(name, {**fault.settings, "autograd": "true"})
+        drawn = self.folder / f"drawn-{name}-{model.init_scale}.npz"
         if not drawn.exists():
             weights.save(weights.draw(model, 1), drawn)
         tokens = self.folder / f"tokens-{fault.tokens}.npy"
@@ -124,16 +142,19 @@ class Shelf:
     def path(self, label):
         return self.folder / f"{label}.trace"
 
-    def clean(self, settings, tokens, steps):
+    def clean(self, model, settings, tokens, steps):
         """A clean run of each twin with these settings; their labels."""
         fault = Fault("none", "", (), (), settings=dict(settings), tokens=tokens)
-        label = "-".join(["clean", *(f"{k}={v}" for k, v in settings), str(tokens), str(steps)])
+        told = (f"{k}={v}" for k, v in settings)
+        label = "-".join(["clean", model, *told, str(tokens), str(steps)])
         labels = [f"{worker.twin}-{label}" for worker in self.workers]
-        self.run(twin_calls.train, [self.spec(fault, label, steps) for label in labels])
+        clean = [self.spec(fault, label, steps, model=model) for label in labels]
+        self.run(twin_calls.train, clean)
         return labels
 
     def clean_for(self, fault):
-        return self.clean(tuple(sorted(fault.settings.items())), fault.tokens, fault.steps)
+        settings = tuple(sorted(fault.settings.items()))
+        return self.clean(home(fault), settings, fault.tokens, fault.steps)
 
     def bites(self, fault):
         """The step at which the fault must show, from the clean run."""
@@ -146,7 +167,7 @@ class Shelf:
         def norm(step):
             return trace.step(step).find("update/global_norm").min
 
-        return first_step(fault, batches, norm)
+        return first_step(fault, batches, norm, home(fault))
 
     def run(self, function, specs):
         at_once(self.workers, function, [(spec,) for spec in specs])
@@ -213,13 +234,13 @@ def test_both_twins_have_the_faults_of_the_catalogue_with_the_same_replacements(
 
 
 def test_what_the_catalogue_says_of_a_fault_is_whole():
-    names = [p.name for p in parameters(override(*preset("zaremba-small", 256), dict(BASE))[0])]
     assert len({fault.title for fault in CATALOGUE.values()}) == len(CATALOGUE)
     for name, fault in CATALOGUE.items():
         assert fault.name == name
         assert fault.tensor, name
         assert fault.causes, name
-        override(*preset("zaremba-small", 256), {**BASE, **fault.settings})
+        model, _ = specs(home(fault), fault.settings)
+        names = [p.name for p in parameters(model)]
         for glob in (*fault.tensor, *fault.also):
             group, _, rest = glob.partition("/")
             if group in ("grads", "params"):
@@ -268,6 +289,33 @@ def test_the_first_step_of_a_fault_follows_its_rule():
             first_step(fault._replace(steps=step - 1), batches, lambda step: step * 0.5)
 
 
+def test_a_fault_is_within_the_models_that_have_what_it_needs():
+    reached = {model: {n for n, f in CATALOGUE.items() if within(f, model)} for model in MODELS}
+    assert set().union(*reached.values()) == set(CATALOGUE)
+    everywhere = set.intersection(*reached.values())
+    assert {"inputs-reversed", "clip-elementwise", "adam-epsilon", "state-of-ones"} <= everywhere
+    where = {
+        "gates-igfo": {"lstm", "tied", "awd-lstm", "char-lstm"},
+        "gru-without-reset": {"gru", "gru-before", "char-gru"},
+        "gru-bias-outside": {"gru", "char-gru"},
+        "rnn-relu": {"rnn", "char-rnn"},
+        "tied-in-layout": {"tied", "awd-lstm"},
+        "adam-lazy": set(MODELS) - {"tied", "awd-lstm"},
+        "gradient-scaled": set(MODELS) - {"tied", "awd-lstm"},
+        "weight-drop-unscaled": {"awd-lstm"},
+        "state-layers-swapped": set(MODELS) - {"awd-lstm", "char-rnn", "char-gru"},
+    }
+    assert {n: {m for m in MODELS if n in reached[m]} for n in where} == where
+
+
+def test_what_is_another_in_a_model_is_so_there_alone():
+    fault = CATALOGUE["dropout-unscaled"]
+    assert within(fault, "awd-lstm").tensor == ("forward/embedding",)
+    assert within(fault, "gru").tensor == fault.tensor
+    assert within(CATALOGUE["dropout-first-mask"], "awd-lstm") is None
+    assert within(CATALOGUE["clip-per-tensor"], "char-rnn").settings == {"clip_limit": "0.2"}
+
+
 # Planting.
 
 
@@ -307,7 +355,7 @@ def test_faults_planted_together_show_each_at_its_own_place(shelf, name):
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_none_of_these_tests_passes_where_the_replacements_do_nothing(shelf, settings):
-    alike = [f for f in CATALOGUE.values() if (f.settings, f.tokens, f.steps) == settings]
+    alike = [f for f in CATALOGUE.values() if run_of(f) == settings]
     steps = [shelf.bites(fault) for fault in alike]
     harmless = shelf.follow(
         alike[0],

@@ -7,17 +7,20 @@ from twins import a_run
 
 from harness.compare import diff
 from harness.compare.nonfinite import KEYS, first_nonfinite, nonfinite_notes
-from harness.spec import Capture
+from harness.spec import Capture, ModelSpec, TrainSpec
 from harness.trace import TraceWriter, open_trace
 
 NAN, INF = np.nan, np.inf
+# Of a model that is known: what its loss is made of is, too.
+SPEC = {"model": ModelSpec(5, 2, 3, 1), "train": TrainSpec()}
+SPEC = {name: msgspec.to_builtins(spec) for name, spec in SPEC.items()}
 
 
-def trace(folder, steps, label="pt", level="full", dtype="float32"):
+def trace(folder, steps, label="pt", level="full", dtype="float32", spec=SPEC):
     """A trace of these steps: names and values, in execution order."""
     path = folder / f"{label}.trace"
     capture = Capture(level=level)
-    with TraceWriter(path, label=label, dtype=dtype, capture=capture) as writer:
+    with TraceWriter(path, label=label, dtype=dtype, capture=capture, spec=spec) as writer:
         for step, tensors in steps.items():
             kept = {name: np.asarray(value) for name, value in tensors.items()}
             writer.write(
@@ -90,6 +93,7 @@ def test_a_product_with_the_rate_a_square_of_a_slot_and_an_exponential_are_told(
     assert (
         "exp" not in sentence(tmp_path, {1: step}, label="five", dtype="float64").split("why")[-1]
     )
+    assert "exp" not in sentence(tmp_path, {1: step}, label="six", spec={})
 
 
 def test_bounds_are_those_of_the_dtype(tmp_path):

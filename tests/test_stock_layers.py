@@ -11,7 +11,8 @@ from twins import (
     train_spec,
 )
 
-from harness.data.layouts import LAYOUTS, to_layout
+from harness.data.layouts import to_layout
+from harness.models.layouts import LAYOUTS
 
 STOCK = {"pt": "torch", "tf": "keras"}
 

@@ -10,8 +10,8 @@ import xxhash
 from safetensors.numpy import save_file
 
 from harness.data import weights
-from harness.data.layouts import LAYOUTS
 from harness.data.weights import WeightsError
+from harness.models.layouts import LAYOUTS
 from harness.models.table import parameters
 from harness.spec import ModelSpec
 

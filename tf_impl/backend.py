@@ -13,6 +13,7 @@ NO_GRAPH |= {
     "unclipped-used",
     "dropout-in-evaluation",
     "adam-epsilon-uncorrected",
+    "weight-mask-stale",
 }
 
 

@@ -109,11 +109,16 @@ def dropout_block_backward(gradient, x, params, state, masks, seen, see, rate):
     return dropout_backward(gradient, *masks, rate), []
 
 
+def rnn_cell(a, h, w_h, see, t):
+    """One timestep of a tanh RNN: tanh(a + h w_h), a being x w_i + b_i + b_h; all [B, H]."""
+    return see("h", tf.tanh(see("a", a + h @ w_h, t)), t)
+
+
 def rnn_block(x, params, state, masks, see):
     """A tanh RNN layer: a_t = x_t w_i + b_i + h_(t-1) w_h + b_h, h_t = tanh(a_t)."""
     (w_i, w_h, b_i, b_h), (h,), hidden = params, state, []
     for t, a in enumerate(tf.unstack(project(x, w_i, b_i + b_h), axis=1)):
-        h = see("h", tf.tanh(see("a", a + h @ w_h, t)), t)  # [B, H]
+        h = rnn_cell(a, h, w_h, see, t)
         hidden.append(h)
     return tf.stack(hidden, axis=1), [h]
 
@@ -135,6 +140,17 @@ def rnn_block_backward(gradient, x, params, state, masks, seen, see):
     return dx, [dw_i, over_time(tf.stack([h, *hidden[:-1]], axis=1), da), db, db]
 
 
+def gru_kept(r, h, w_n, b_n, reset):
+    """What a GRU's candidate takes of the hidden state, reset after the product or before it."""
+    kept = tf.sigmoid(r)  # [B, H]
+    return kept * (h @ w_n + b_n) if reset == "after" else (kept * h) @ w_n + b_n
+
+
+def gru_mixed(z, n, h):
+    """A GRU's new hidden state, (1 - s(z)) tanh(n) + s(z) h: all [B, H]."""
+    return (1 - tf.sigmoid(z)) * tf.tanh(n) + tf.sigmoid(z) * h
+
+
 def gru_block(x, params, state, masks, see, reset):
     """A GRU layer: h_t = (1 - s(z_t)) tanh(n_t) + s(z_t) h_(t-1), s being the sigmoid.
 
@@ -146,11 +162,10 @@ def gru_block(x, params, state, masks, see, reset):
     w_rz, w_n, b_rz, b_n = w_h[:, : 2 * H], w_h[:, 2 * H :], b_h[: 2 * H], b_h[2 * H :]
     for t, a in enumerate(tf.unstack(project(x, w_i, b_i), axis=1)):
         rz = a[:, : 2 * H] + (h @ w_rz + b_rz)  # [B, 2H]
-        r, z = see("r", rz[:, :H], t), see("z", rz[:, H:], t)  # [B, H] each
-        kept = tf.sigmoid(r)  # [B, H]
-        taken = kept * (h @ w_n + b_n) if reset == "after" else (kept * h) @ w_n + b_n
-        n = see("n", a[:, 2 * H :] + taken, t)  # [B, H]
-        h = see("h", (1 - tf.sigmoid(z)) * tf.tanh(n) + tf.sigmoid(z) * h, t)  # [B, H]
+        r, z = tf.split(rz, 2, axis=1)  # [B, H] each
+        r, z = see("r", r, t), see("z", z, t)
+        n = see("n", a[:, 2 * H :] + gru_kept(r, h, w_n, b_n, reset), t)  # [B, H]
+        h = see("h", gru_mixed(z, n, h), t)  # [B, H]
         hidden.append(h)
     return tf.stack(hidden, axis=1), [h]
 

@@ -12,11 +12,12 @@ from harness.errors import HarnessError
 from harness.side.loop import compiled
 from tf_impl.faults_backward import FAULTS as BACKWARD
 from tf_impl.faults_forward import FAULTS as FORWARD
+from tf_impl.faults_layers import FAULTS as LAYERS
 from tf_impl.faults_tools import kept
 from tf_impl.faults_update import FAULTS as UPDATE
 
 # Name of the fault -> name of the function that is replaced -> its replacement.
-FAULTS = {**FORWARD, **BACKWARD, **UPDATE}
+FAULTS = {**FORWARD, **BACKWARD, **UPDATE, **LAYERS}
 
 
 @contextmanager

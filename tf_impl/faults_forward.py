@@ -108,20 +108,31 @@ def candidate_sigmoid(original, z, c, see, t):
     return h, c
 
 
-def recurrent_bias_twice(original, x, h, c, w_i, w_h, b_i, b_h, see):
+def changed(given, index, change):
+    """What `given_to` gives a block, where it is recurrent with change(parameter) of one."""
+    weights, state, masks = given
+    if state:
+        weights = [change(w) if k == index else w for k, w in enumerate(weights)]
+    return weights, state, masks
+
+
+def recurrent_bias_twice(original, block, params, state, masks):
     """The recurrent bias is counted twice."""
-    return original(x, h, c, w_i, w_h, b_i, 2 * b_h, see)
+    return changed(original(block, params, state, masks), 3, lambda b_h: 2 * b_h)
 
 
-def recurrent_bias_missing(original, x, h, c, w_i, w_h, b_i, b_h, see):
+def recurrent_bias_missing(original, block, params, state, masks):
     """The recurrent bias is left out."""
-    return original(x, h, c, w_i, w_h, b_i, 0 * b_h, see)
+    return changed(original(block, params, state, masks), 3, lambda b_h: 0 * b_h)
 
 
-def recurrent_weights_transposed(original, x, h, c, w_i, w_h, b_i, b_h, see):
-    """The recurrent weights [H, 4H] are read as if they lay in memory as [4H, H]."""
-    H, width = w_h.shape
-    return original(x, h, c, w_i, tf.transpose(tf.reshape(w_h, [width, H])), b_i, b_h, see)
+def recurrent_weights_transposed(original, block, params, state, masks):
+    """The recurrent weights [H, n H] are read as if they lay in memory as [n H, H]."""
+
+    def turned(w_h):
+        return tf.transpose(tf.reshape(w_h, [w_h.shape[1], -1]))
+
+    return changed(original(block, params, state, masks), 1, turned)
 
 
 def softmax_bias_missing(original, params, x, state, masks, model, points):
@@ -149,11 +160,8 @@ def state_parts_swapped(original, state, first, model, train):
 def state_layers_swapped(original, state, first, model, train):
     """The state of the first layer goes to the last one, and so on."""
     state, last = original(state, first, model, train), model.num_layers - 1
-    return {
-        f"layer{k}/{part}": state[f"layer{last - k}/{part}"]
-        for k in range(model.num_layers)
-        for part in ("h", "c")
-    }
+    places = [(int(name[5]), name[6:]) for name in state]
+    return {f"layer{k}{part}": state[f"layer{last - k}{part}"] for k, part in places}
 
 
 def state_rows_reversed(original, state, first, model, train):
@@ -293,6 +301,11 @@ def gradient_cut_in_window(original, x, h, c, w_i, w_h, b_i, b_h, see):
     return hidden, cell
 
 
+def gradient_cut_in_rnn(original, a, h, w_h, see, t):
+    """No gradient flows from a timestep to the hidden state before it."""
+    return original(a, tf.stop_gradient(h), w_h, see, t)
+
+
 def gradient_cut_through_cell(original, z, c, see, t):
     """No gradient flows from a timestep to the cell state before it."""
     return original(z, tf.stop_gradient(c), see, t)
@@ -312,9 +325,9 @@ FAULTS = {
     "gates-hard": {"lstm_cell": gates_hard},
     "output-without-tanh": {"lstm_cell": output_without_tanh},
     "candidate-sigmoid": {"lstm_cell": candidate_sigmoid},
-    "recurrent-bias-twice": {"lstm_layer": recurrent_bias_twice},
-    "recurrent-bias-missing": {"lstm_layer": recurrent_bias_missing},
-    "recurrent-weights-transposed": {"lstm_layer": recurrent_weights_transposed},
+    "recurrent-bias-twice": {"given_to": recurrent_bias_twice},
+    "recurrent-bias-missing": {"given_to": recurrent_bias_missing},
+    "recurrent-weights-transposed": {"given_to": recurrent_weights_transposed},
     "softmax-bias-missing": {"forward": softmax_bias_missing},
     "state-not-carried": {"carry": state_not_carried},
     "state-not-reset": {"carry": state_not_reset},
@@ -341,6 +354,9 @@ FAULTS = {
     "loss-without-last": {"cross_entropy": loss_without_last},
     "loss-smoothed": {"cross_entropy": loss_smoothed},
     "softmax-naive": {"log_sum_exp": softmax_naive},
-    "gradient-cut-in-window": {"lstm_layer": gradient_cut_in_window},
+    "gradient-cut-in-window": {
+        "lstm_layer": gradient_cut_in_window,
+        "rnn_cell": gradient_cut_in_rnn,
+    },
     "gradient-cut-through-cell": {"lstm_cell": gradient_cut_through_cell},
 }

@@ -37,7 +37,7 @@ def harness_ways(a: Array, b: Array) -> Ways:
     from harness.compare import Tolerance, compare
     from harness.trace.statistics import describe
 
-    allowed = Tolerance().allowance(describe("forward/h", b))
+    allowed = Tolerance().allowance(describe("forward/x", b))
     to = np.empty_like(a), np.empty_like(b)
 
     def copy() -> bool:

@@ -21,7 +21,7 @@ def faults_group() -> None:
 @JSON
 def faults_list(as_json: bool) -> int:
     """List the faults that harness run --fault LABEL:NAME plants, with what each must lead to."""
-    from harness.faults.catalogue import CATALOGUE
+    from harness.models.faults import CATALOGUE
     from harness.report.terminal import console
     from harness.report.verdict import show_faults
 
@@ -34,25 +34,34 @@ def faults_list(as_json: bool) -> int:
 
 @faults_group.command("bench", epilog=example("harness faults bench"))
 @click.option("--only", multiple=True, metavar="NAME", help="This fault alone (repeatable).")
+@click.option("--models", default="lstm", show_default=True, metavar="NAME,...", help="Or: all.")
 @click.option("--clean", type=int, metavar="N", help="The first N clean pairs. [default: all]")
 @click.option("--out", metavar="DIR", help="Where traces go. [default: a folder that is removed]")
 @click.option("--report", metavar="FILE", help="[default: logs/faults.md, where all was run]")
 @JSON
 def faults_bench(
-    only: tuple[str, ...], clean: int | None, out: str | None, report: str | None, as_json: bool
+    only: tuple[str, ...],
+    models: str,
+    clean: int | None,
+    out: str | None,
+    report: str | None,
+    as_json: bool,
 ) -> int:
     """Score the harness: every fault on each side, and clean pairs that must not be accused.
 
-    Takes some ten minutes on two cores. Exit code 1 where a fault was missed or a clean pair
+    Each fault is planted in every one of the models that it can be planted in. Takes some ten
+    minutes a model on two cores. Exit code 1 where a fault was missed or a clean pair
     accused.
     """
+    from harness.models.faults import MODELS
     from harness.report.progress import LiveObserver
     from harness.report.scores import show_bench, write_bench
     from harness.report.terminal import console
     from harness.scoreboard.bench import bench
 
     with LiveObserver() as observer, _folder(out) as folder:
-        result = bench(folder, observer, only, clean)
+        chosen = tuple(MODELS) if models == "all" else tuple(models.split(","))
+        result = bench(folder, observer, only, clean, chosen)
     if report or not (only or clean is not None):
         path = Path(report or "logs/faults.md")
         write_bench(result, path)

@@ -123,7 +123,7 @@ def explain_command(
 
 @click.command(
     "show",
-    epilog=example("harness show traces/pt.trace forward/logits --step 3 --slice 0,:3"),
+    epilog=example("harness show traces/pt.trace inputs/x --step 3 --slice 0,:3"),
 )
 @click.argument("trace")
 @click.argument("tensor", required=False)

@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from harness.models.graph import Graph, below, name_of
 from harness.spec import CHECKPOINT
 from harness.trace import StepEntry, TensorEntry, Trace, TraceError
 from harness.trace.schema import INDEX_FILE, LINE_LIMIT
@@ -87,7 +88,7 @@ def first_nonfinite(trace: Trace) -> Nonfinite | None:
             for place, tensor in enumerate(entry.tensors):
                 if tensor.nan or tensor.inf:
                     last = trace.entry(before) if before == step - 1 else None
-                    return _found(entry, place, last)
+                    return _found(entry, place, last, trace.graph)
         before = step
     return None
 
@@ -107,7 +108,7 @@ def _looked_through(trace: Trace) -> Iterator[tuple[int, bool]]:
         raise TraceError(f"{path}: cannot be read: {error}") from None
 
 
-def _found(entry: StepEntry, place: int, last: StepEntry | None) -> Nonfinite:
+def _found(entry: StepEntry, place: int, last: StepEntry | None, graph: Graph | None) -> Nonfinite:
     tensor, earlier = entry.tensors[place], entry.tensors[:place]
     known = [found for t in earlier for found in _magnitude(entry.step, t)]
     if last and tensor.name.startswith(EARLY):
@@ -124,7 +125,7 @@ def _found(entry: StepEntry, place: int, last: StepEntry | None) -> Nonfinite:
         tensor.size,
         before,
         largest,
-        _why(tensor, earlier, largest),
+        _why(tensor, earlier, largest, graph),
     )
 
 
@@ -135,7 +136,10 @@ def _magnitude(step: int, tensor: TensorEntry) -> Iterator[Magnitude]:
 
 
 def _why(
-    tensor: TensorEntry, earlier: Sequence[TensorEntry], largest: Magnitude | None
+    tensor: TensorEntry,
+    earlier: Sequence[TensorEntry],
+    largest: Magnitude | None,
+    graph: Graph | None,
 ) -> str | None:
     """What cannot be held, as the end of the sentence; None where no overflow is certain."""
     if not tensor.dtype.startswith("float"):
@@ -143,7 +147,7 @@ def _why(
     known = {found.tensor: found.value for t in earlier for found in _magnitude(0, t)}
     bound = float(np.finfo(tensor.dtype).max)
     holds = f"{tensor.dtype} cannot hold (largest {bound:.2g})"
-    read = _read(tensor.name, known)
+    read = _read(tensor.name, known, graph)
     source = max(read, key=lambda name: known[name], default=None)
     if source is None:
         return None
@@ -164,8 +168,11 @@ def _why(
     return None
 
 
-def _read(name: str, known: Iterable[str]) -> list[str]:
-    """The tensors whose overflow would explain that a tensor is not finite, of those `known`."""
+def _read(name: str, known: Iterable[str], graph: Graph | None) -> list[str]:
+    """The tensors whose overflow would explain that a tensor is not finite, of those `known`.
+
+    What the exponentials of a loss are of is known where the graph is.
+    """
     known = list(known)
     group, _, rest = name.partition("/")
     parameter, _, slot = rest.rpartition("/")
@@ -173,7 +180,9 @@ def _read(name: str, known: Iterable[str]) -> list[str]:
     if name == "update/global_norm":
         return [n for n in known if n.startswith("grads/")]
     if name == "forward/loss":
-        return [n for n in known if n == "forward/logits"]
+        stage = graph.value(name) if graph else None
+        losses = [x for x in below(stage) if x.op == "cross_entropy"] if stage else []
+        return [n for n in known if any(n == name_of(x.inputs[0]) for x in losses)]
     if group == "optimizer" and slot not in SQUARES:
         return []
     # With slots, what is added to a parameter is not the gradient times the rate.

@@ -1,20 +1,15 @@
-"""The layouts in which other programs keep the same weights: one row a layout, one way each way.
-
-Sources: torch.nn.LSTM documentation (weight_ih_l0 is [4H, in], gates i f g o, two biases);
-keras/src/layers/rnn/lstm.py (kernel [in, 4H], gates i f c o, one bias, forget bias in the bias);
-TF1 BasicLSTMCell (one kernel [in + H, 4H], gates i j f o, one bias, forget_bias=1 added at run
-time). Any model of the table is held by the canonical layout; the others hold LSTMs.
-"""
+"""Weights from the layouts of other programs (harness.models.layouts), and back."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import HarnessError
+from harness.models.layouts import CANONICAL, LAYOUTS, Layout
 from harness.models.table import fitting, parameters
 from harness.spec import ModelSpec, build
 
@@ -22,87 +17,14 @@ Arrays = Mapping[str, NDArray[Any]]
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-class Layout(NamedTuple):
-    """Names ({k}: the layer) and conventions of one layout.
-
-    `w_h` None: the rows of w_h follow those of w_i in one matrix. `b_h` None: one bias, the sum of
-    the two. `gates` is the order of the four blocks, `transposed` says that matrices are
-    [out, in], `forget_bias` is what the program adds to the forget gate at run time.
-    """
-
-    name: str
-    embedding: str
-    w_i: str
-    w_h: str | None
-    b_i: str
-    b_h: str | None
-    softmax_w: str
-    softmax_b: str
-    gates: str = "ifgo"
-    transposed: bool = False
-    forget_bias: float = 0.0
-
-    def layer_names(self, k: int) -> list[str]:
-        """The names of layer `k`'s arrays."""
-        templates = (self.w_i, self.w_h, self.b_i, self.b_h)
-        return [template.format(k=k) for template in templates if template]
-
-    def names(self, layers: int) -> list[str]:
-        """All names of a file of `layers` layers, in canonical order."""
-        middle = [name for k in range(layers) for name in self.layer_names(k)]
-        return [self.embedding, *middle, self.softmax_w, self.softmax_b]
-
-
-_ROWS = (
-    Layout(
-        "canonical",
-        *("embedding", "layer{k}/w_i", "layer{k}/w_h", "layer{k}/b_i", "layer{k}/b_h"),
-        *("softmax_w", "softmax_b"),
-    ),
-    Layout(  # debug_pytorch_lm, the program that this project grew from
-        "original",
-        *("Model/embedding", "Model/RNN/Layer_{k}/w_i", "Model/RNN/Layer_{k}/w_h"),
-        *("Model/RNN/Layer_{k}/b_i", "Model/RNN/Layer_{k}/b_h"),
-        *("Model/softmax_w", "Model/softmax_b"),
-    ),
-    Layout(  # the state dict of PyTorch's word language model
-        "torch",
-        *("encoder.weight", "rnn.weight_ih_l{k}", "rnn.weight_hh_l{k}"),
-        *("rnn.bias_ih_l{k}", "rnn.bias_hh_l{k}", "decoder.weight", "decoder.bias"),
-        transposed=True,
-    ),
-    Layout(
-        "keras",
-        *("embedding/embeddings", "lstm_{k}/kernel", "lstm_{k}/recurrent_kernel"),
-        b_i="lstm_{k}/bias",
-        b_h=None,
-        softmax_w="dense/kernel",
-        softmax_b="dense/bias",
-    ),
-    Layout(
-        "tf1",
-        "Model/embedding",
-        w_i="Model/RNN/multi_rnn_cell/cell_{k}/basic_lstm_cell/kernel",
-        w_h=None,
-        b_i="Model/RNN/multi_rnn_cell/cell_{k}/basic_lstm_cell/bias",
-        b_h=None,
-        softmax_w="Model/softmax_w",
-        softmax_b="Model/softmax_b",
-        gates="igfo",
-        forget_bias=1.0,
-    ),
-)
-LAYOUTS = {row.name: row for row in _ROWS}
-CANONICAL = LAYOUTS["canonical"]
-
-
 def recognise(names: Iterable[str]) -> Layout:
     """The layout that most of `names` belong to. Raises HarnessError if none of them does."""
     given = set(names)
     layers = len(given)
-    best = max(_ROWS, key=lambda row: len(given.intersection(row.names(layers))))
+    best = max(LAYOUTS.values(), key=lambda row: len(given.intersection(row.names(layers))))
     if not given.intersection(best.names(layers)):
-        known = "; ".join(f"{row.name}: {row.names(1)[0]}, {row.names(1)[1]}" for row in _ROWS)
+        firsts = {row.name: row.names(1)[:2] for row in LAYOUTS.values()}
+        known = "; ".join(f"{name}: {', '.join(first)}" for name, first in firsts.items())
         raise HarnessError(
             f"no known layout of weights (found {_listed(given)}). Known layouts and their first "
             f"names: {known}"
@@ -155,7 +77,7 @@ def from_layout(arrays: Arrays, layout: Layout, model: ModelSpec) -> dict[str, N
     if layout is CANONICAL:
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     turn = _turn(layout)
-    weights = {"embedding": arrays[layout.embedding]}
+    weights = {CANONICAL.embedding: arrays[layout.embedding]}
     for k in range(model.num_layers):
         w_i = _regate(turn(arrays[layout.w_i.format(k=k)]), layout.gates, "ifgo")
         if layout.w_h is None:
@@ -171,9 +93,9 @@ def from_layout(arrays: Arrays, layout: Layout, model: ModelSpec) -> dict[str, N
         )
         if layout.forget_bias:
             b_h[_gate("f", model.hidden_size)] += layout.forget_bias
-        named = {"w_i": w_i, "w_h": w_h, "b_i": b_i, "b_h": b_h}
-        weights |= {f"layer{k}/{name}": array for name, array in named.items()}
-    weights |= {"softmax_w": turn(arrays[layout.softmax_w]), "softmax_b": arrays[layout.softmax_b]}
+        weights |= zip(CANONICAL.layer_names(k), (w_i, w_h, b_i, b_h), strict=True)
+    weights[CANONICAL.softmax_w] = turn(arrays[layout.softmax_w])
+    weights[CANONICAL.softmax_b] = arrays[layout.softmax_b]
     return {name: np.ascontiguousarray(array) for name, array in weights.items()}
 
 
@@ -183,12 +105,11 @@ def to_layout(weights: Arrays, layout: Layout) -> dict[str, NDArray[Any]]:
         return {name: np.ascontiguousarray(array) for name, array in weights.items()}
     _check_lstm(fitting({name: array.shape for name, array in weights.items()}), layout)
     turn = _turn(layout)
-    arrays = {layout.embedding: weights["embedding"]}
-    layers = sum(name.endswith("/w_h") for name in weights)
+    arrays = {layout.embedding: weights[CANONICAL.embedding]}
+    layers = sum(CANONICAL.b_i.format(k=k) in weights for k in range(len(weights)))
     for k in range(layers):
         w_i, w_h, b_i, b_h = (
-            _regate(weights[f"layer{k}/{name}"], "ifgo", layout.gates)
-            for name in ("w_i", "w_h", "b_i", "b_h")
+            _regate(weights[name], "ifgo", layout.gates) for name in CANONICAL.layer_names(k)
         )
         if layout.w_h is None:
             arrays[layout.w_i.format(k=k)] = turn(np.concatenate([w_i, w_h]))
@@ -204,7 +125,8 @@ def to_layout(weights: Arrays, layout: Layout) -> dict[str, NDArray[Any]]:
         else:
             arrays[layout.b_i.format(k=k)] = b_i
             arrays[layout.b_h.format(k=k)] = b_h
-    arrays |= {layout.softmax_w: turn(weights["softmax_w"]), layout.softmax_b: weights["softmax_b"]}
+    arrays[layout.softmax_w] = turn(weights[CANONICAL.softmax_w])
+    arrays[layout.softmax_b] = weights[CANONICAL.softmax_b]
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
@@ -230,18 +152,18 @@ def _shapes(model: ModelSpec, layout: Layout) -> dict[str, tuple[int, ...]]:
         return canonical
     _check_lstm(model, layout)
     step = -1 if layout.transposed else 1
-    shapes = {layout.embedding: canonical["embedding"]}
+    shapes = {layout.embedding: canonical[CANONICAL.embedding]}
     for k in range(model.num_layers):
-        w_i, w_h = canonical[f"layer{k}/w_i"], canonical[f"layer{k}/w_h"]
+        w_i, w_h, b_i, _ = (canonical[name] for name in CANONICAL.layer_names(k))
         if layout.w_h is None:
             w_i = (w_i[0] + w_h[0], w_i[1])
         else:
             shapes[layout.w_h.format(k=k)] = w_h[::step]
         shapes[layout.w_i.format(k=k)] = w_i[::step]
         for bias in filter(None, (layout.b_i, layout.b_h)):
-            shapes[bias.format(k=k)] = canonical[f"layer{k}/b_i"]
-    shapes[layout.softmax_w] = canonical["softmax_w"][::step]
-    shapes[layout.softmax_b] = canonical["softmax_b"]
+            shapes[bias.format(k=k)] = b_i
+    shapes[layout.softmax_w] = canonical[CANONICAL.softmax_w][::step]
+    shapes[layout.softmax_b] = canonical[CANONICAL.softmax_b]
     return shapes
 
 

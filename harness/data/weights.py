@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from harness.data.layouts import LAYOUTS, from_layout, infer_model, recognise, to_layout
+from harness.data.layouts import from_layout, infer_model, recognise, to_layout
 from harness.data.randomness import STREAM_WEIGHTS, uniform
 from harness.errors import HarnessError
+from harness.models.layouts import LAYOUTS
 from harness.models.table import parameters
 from harness.spec import ModelSpec
 from harness.trace.schema import check_name, quote, said
@@ -89,7 +90,7 @@ def load(
     """Read weights in any known layout and return them canonical, in canonical order.
 
     `model` is what they must fit (None: whatever consistent model they describe); `layout` one of
-    `harness.data.layouts.LAYOUTS` (None: recognised by its names); `dtype` what to cast to.
+    `harness.models.layouts.LAYOUTS` (None: recognised by its names); `dtype` what to cast to.
     Raises WeightsError that names every missing, extra, misshaped, non-finite or foreign array.
     """
     shapes = read_shapes(path)

@@ -1,6 +1,16 @@
-"""Faults that can be planted in a twin, and what must be found of each."""
+"""The catalogue of faults (harness.models.faults) as programs use it."""
 
-from harness.faults.catalogue import BASE, CATALOGUE, first_step, named, planted_names
-from harness.faults.fault import Fault
+from harness.faults.catalogue import first_step, home, named, planted_names, within
+from harness.models.faults import BASE, CATALOGUE, MODELS, Fault
 
-__all__ = ["BASE", "CATALOGUE", "Fault", "first_step", "named", "planted_names"]
+__all__ = [
+    "BASE",
+    "CATALOGUE",
+    "MODELS",
+    "Fault",
+    "first_step",
+    "home",
+    "named",
+    "planted_names",
+    "within",
+]

@@ -1,58 +1,18 @@
-"""The catalogue of faults: what each does, and what a harness must say of it."""
+"""The faults of the catalogue by name, where they can be planted, and when they show."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 
 from harness.data.corpus import Batches
 from harness.errors import HarnessError
-from harness.faults import backward, forward, update
-from harness.faults.fault import Fault
+from harness.models.faults import BASE, CATALOGUE, MODELS, Fault
+from harness.models.table import fields_of, graph_of, model_of
+from harness.spec import ModelSpec, TrainSpec, build, override
 
-# The tiny model that the faults are planted in, on the built-in corpus: no two sizes are equal, and
-# the norm of the gradients first passes the limit at step 3.
-BASE: Mapping[str, str] = {
-    "embed_size": "7",
-    "hidden_size": "11",
-    "batch_size": "3",
-    "bptt": "5",
-    "lr": "2.0",
-    "init_scale": "0.4",
-    "clip_limit": "1.84",
-}
-
-SINGLE = {fault.name: fault for fault in (*forward.FAULTS, *backward.FAULTS, *update.FAULTS)}
-
-
-def together(name: str, *parts: str) -> Fault:
-    """Several faults at once, of which the first named must be told of first."""
-    first, *others = (SINGLE[part] for part in parts)
-    settings: dict[str, str] = {}
-    for fault in (first, *others):
-        settings |= fault.settings
-    more = tuple(glob for fault in others for glob in (*fault.tensor, *fault.also))
-    return first._replace(
-        name=name,
-        title=", and ".join(fault.title for fault in (first, *others)),
-        settings=settings,
-        tuned=tuple(name for fault in (first, *others) for name in fault.tuned),
-        also=(*first.also, *more),
-        parts=parts,
-    )
-
-
-# Parts that lie far apart, so that the second is hidden by the first unless stages are followed.
-PAIRS = (
-    together("gates-and-epsilon", "gates-igfo", "adam-epsilon-uncorrected"),
-    together("bias-and-clipping", "recurrent-bias-twice", "clip-elementwise"),
-    together("dropout-and-decay", "dropout-unscaled", "decay-missing"),
-    # In the short text no token occurs twice in the first window.
-    together("norm-and-evaluation", "norm-duplicates", "evaluation-divisor")._replace(
-        bites="step 2", settings={"init_scale": "1"}, tokens=100, steps=6
-    ),
-)
-
-CATALOGUE: dict[str, Fault] = SINGLE | {fault.name: fault for fault in PAIRS}
+VOCABULARY, LAYERS = 256, 2  # of the built-in corpus; where a model of the laboratory says nothing
+CHOICES = ("network", "reset", "tied")  # what a model is, and no size or rate
 
 
 def named(name: str) -> Fault:
@@ -67,14 +27,64 @@ def planted_names(name: str) -> tuple[str, ...]:
     return named(name).parts or (name,)
 
 
-def first_step(fault: Fault, batches: Batches, norm: Callable[[int], float]) -> int:
+def specs(model: str, settings: Mapping[str, str]) -> tuple[ModelSpec, TrainSpec]:
+    """A model of the laboratory and its training, with `settings` beyond its own."""
+    sizes = {"embed_size": 1, "hidden_size": 1, "num_layers": LAYERS}
+    plain = build(ModelSpec, vocab_size=VOCABULARY, **sizes)
+    return override(plain, TrainSpec(), {**BASE, **MODELS[model], **settings})
+
+
+def within(fault: Fault, model: str) -> Fault | None:
+    """The fault as it is in a model of the laboratory; None where it cannot be planted there.
+
+    It can where the model has what it needs: settings that it takes and that are not against what
+    it is, a kind of block, so many layers, and a tensor at which the fault bites.
+    """
+    changes, own = fault.of.get(model, {}), MODELS[model]
+    if changes is None:
+        return None
+    fault = fault._replace(**changes)
+    known = fields_of(own.get("network", "lstm"))
+    for name, value in fault.settings.items():
+        if name in ModelSpec.__struct_fields__ and name not in known:
+            return None
+        if name in CHOICES and str(getattr(specs(model, {})[0], name)).lower() != value:
+            return None
+    if not all(within(CATALOGUE[part], model) for part in fault.parts):
+        return None
+    described, points = _parts(model, tuple(fault.settings.items()))
+    kinds = [kind for kind, state in described if state]
+    blocks = {kind for kind, _ in described}
+    if len(kinds) < fault.layers or (fault.blocks and not blocks & set(fault.blocks)):
+        return None
+    return fault if any(map(fault.first_at, points)) else None
+
+
+@cache
+def _parts(
+    model: str, settings: tuple[tuple[str, str], ...]
+) -> tuple[list[tuple[str, bool]], set[str]]:
+    """Kinds of a model's blocks, and whether each has a state; the names of its trace points."""
+    spec, train = specs(model, dict(settings))
+    blocks = [(block.kind, bool(block.state)) for block in model_of(spec, train).blocks]
+    return blocks, {*graph_of(spec, train).stages, "evaluate/loss"}
+
+
+def home(fault: Fault) -> str:
+    """The first model of the laboratory that a fault can be planted in."""
+    return next(model for model in MODELS if within(fault, model))
+
+
+def first_step(
+    fault: Fault, batches: Batches, norm: Callable[[int], float], model: str = "lstm"
+) -> int:
     """The first of the fault's steps at which the sides part. Raises HarnessError if none does.
 
     `batches` are of the training text, cut to `fault.tokens`; norm(step) is the global norm in a
-    run without the fault.
+    run of `model` without the fault.
     """
     kind, *rest = fault.bites.split()
-    limit = float({**BASE, **fault.settings}["clip_limit"])
+    limit = float({**BASE, **MODELS[model], **fault.settings}["clip_limit"])
     steps = range(1, fault.steps + 1)
     if kind == "norm":
         bitten = (s for s in steps if norm(s) > limit)

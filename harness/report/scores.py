@@ -6,7 +6,9 @@ import platform
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 from rich.console import Console
 from rich.text import Text
@@ -15,12 +17,14 @@ from harness.errors import HarnessError
 from harness.report.terminal import table
 from harness.scoreboard.result import BOUND, BenchResult, FaultRecord, FuzzResult
 
-Row = Sequence[object]
+Row = Sequence[Any]
 
 
 def show_bench(out: Console, result: BenchResult) -> None:
     """The scoreboard beside its baselines, then what went wrong."""
     _show(out, "planted faults and clean pairs", *_scores(result))
+    if len(result.models) > 1:
+        _show(out, "by model", *_models(result))
     for line in [*_misses(result), *_alarms(result)]:
         out.print(Text(f"  {line}"))
 
@@ -39,14 +43,19 @@ def write_bench(result: BenchResult, path: Path) -> None:
         f"`harness faults bench` on {_machine()}.",
         "",
         f"{result.faults} cases (a fault of the catalogue on a side) and {result.clean_runs} clean "
-        "pairs of the tiny model, each judged as `harness run` judges. A false alarm is `bug` or "
+        "pairs of tiny models, each judged as `harness run` judges. A false alarm is `bug` or "
         "`precision` on a clean pair; for a baseline, any failure on a clean free-running pair.",
         "",
         *_markdown(*_scores(result)),
         "",
         f"The side at fault was named in {result.side_right} of {result.faults} cases, and the "
         f"first cause was right in {result.cause_first}, one of the first three in "
-        f"{result.cause_top3}. {result.undecided} clean pairs were left undecided.",
+        f"{result.cause_top3}; {result.certain_and_false} were certain and wrong. "
+        f"{result.undecided} clean pairs were left undecided.",
+        "",
+        "## Models",
+        "",
+        *_markdown(*_models(result)),
         "",
         "## What went wrong",
         "",
@@ -55,9 +64,9 @@ def write_bench(result: BenchResult, path: Path) -> None:
         "## Every fault",
         "",
         *_markdown(
-            ("fault", "side", "step", "tensor", "verdict", "first cause"),
+            ("model", "fault", "side", "step", "tensor", "verdict", "first cause"),
             [
-                (r.fault, r.side, r.found_step, r.found_tensor, r.found_verdict, _cause(r))
+                (r.model, r.fault, r.side, r.found_step, r.found_tensor, r.found_verdict, _cause(r))
                 for r in result.records
             ],
         ),
@@ -65,9 +74,10 @@ def write_bench(result: BenchResult, path: Path) -> None:
         "## Clean pairs",
         "",
         *_markdown(
-            ("settings", "steps", "follow", "free diff", "parted at", "verdict"),
+            ("model", "settings", "steps", "follow", "free diff", "parted at", "verdict"),
             [
                 (
+                    c.model,
                     " ".join(f"{k}={v}" for k, v in c.settings.items()),
                     c.steps,
                     c.follow,
@@ -127,6 +137,17 @@ def _scores(result: BenchResult) -> tuple[Row, list[Row]]:
     return heads, rows
 
 
+def _models(result: BenchResult) -> tuple[Row, list[Row]]:
+    heads = (
+        *("model", "cases", "detected", "step", "tensor", "verdict", "cause first"),
+        *("certain and false", "clean pairs", "accused"),
+    )
+    rows: list[Row] = [
+        (model, *msgspec.structs.astuple(score)) for model, score in result.models.items()
+    ]
+    return heads, [*rows, ("all", *(sum(row[k] for row in rows) for k in range(1, len(heads))))]
+
+
 def _curve(result: FuzzResult) -> tuple[Row, list[Row]]:
     heads = ("dtype", "relative size", "cases", "found", "above the noise", "placed rightly")
     rows: list[Row] = [
@@ -153,17 +174,18 @@ def _fuzz_line(result: FuzzResult) -> str:
 
 def _misses(result: BenchResult) -> Iterable[str]:
     for r in result.records:
+        at = f"{r.fault} on {r.side} of {r.model}"
         found = f"{r.found_verdict} at step {r.found_step}, {r.found_tensor}: {_cause(r)}"
         if not (r.step_right and r.tensor_right and r.verdict_right):
-            yield f"{r.fault} on {r.side}: expected {r.verdict} at step {r.step}; found {found}"
+            yield f"{at}: expected {r.verdict} at step {r.step}; found {found}"
         elif not r.cause_within(1):
-            yield f"{r.fault} on {r.side}: expected {' or '.join(r.causes)}; found {_cause(r)}"
+            yield f"{at}: expected {' or '.join(r.causes)}; found {_cause(r)}"
 
 
 def _alarms(result: BenchResult) -> Iterable[str]:
     for c in result.clean:
         if c.verdict not in ("identical", "close", "rounding"):
-            yield f"clean pair {c.settings}, {c.steps} steps: {c.verdict}"
+            yield f"clean pair of {c.model} {c.settings}, {c.steps} steps: {c.verdict}"
 
 
 def _cause(record: FaultRecord) -> str:

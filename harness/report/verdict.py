@@ -9,7 +9,7 @@ from rich.text import Text
 
 from harness.compare import DiffResult
 from harness.explain import Verdict
-from harness.faults.fault import Fault
+from harness.models.faults import Fault
 from harness.report.terminal import eps, pairs, place, table, values
 from harness.runs.result import Zoom
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from harness.data import corpus as corpora
 from harness.data import weights as weights_files
 from harness.errors import HarnessError
-from harness.faults.catalogue import CATALOGUE, planted_names
+from harness.faults.catalogue import planted_names
+from harness.models.faults import CATALOGUE
 from harness.observer import Observer
 from harness.runs.checkpoints import restartable, with_checkpoints
 from harness.runs.processes import processors

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from harness.compare import Tolerance
 from harness.errors import HarnessError
-from harness.faults.catalogue import CATALOGUE
+from harness.models.faults import CATALOGUE
 from harness.runs.processes import TWINS
 from harness.runs.session import Side
 from harness.spec import Capture, check_label

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from harness.compare import DiffResult, Tolerance, diff
 from harness.explain import Evidence, Following, Verdict, judge
-from harness.faults.catalogue import CATALOGUE
+from harness.models.faults import CATALOGUE
 from harness.observer import Observer
 from harness.runs.investigation import Investigation
 from harness.runs.prepare import prepare

@@ -1,4 +1,4 @@
-"""A tiny model on the built-in corpus and a process for each twin: where faults are tried out."""
+"""Tiny models on the built-in corpus and a process for each twin: where faults are tried out."""
 
 from __future__ import annotations
 
@@ -12,16 +12,10 @@ import numpy as np
 
 from harness.data import corpus as corpora
 from harness.data import weights as weights_files
-from harness.faults.catalogue import BASE
+from harness.faults.catalogue import specs
 from harness.observer import Observer
 from harness.runs.session import Session, Side
-from harness.spec import (
-    ModelSpec,
-    RunSpec,
-    TrainSpec,
-    build,
-    override,
-)
+from harness.spec import ModelSpec, RunSpec
 
 SIDES = ("pt", "tf")
 LAST_TOKENS = 400  # of a short text's validation
@@ -34,7 +28,7 @@ def corpus() -> corpora.Corpus:
 
 
 class Lab:
-    """Runs of the tiny model in one folder; use as a context manager.
+    """Runs of tiny models in one folder; use as a context manager.
 
     Processes are started once; weights and texts are written once for all runs that share them.
     """
@@ -66,27 +60,25 @@ class Lab:
         *,
         tokens: int | None = None,
         faults: Sequence[str] = (),
+        model: str = "lstm",
     ) -> RunSpec:
-        """A run of the tiny model: `settings` beyond BASE, on the first `tokens` of the text."""
-        model, train = self.specs(settings)
+        """A run of a tiny model with `settings` beyond its own, on the first `tokens` of the text.
+
+        `model` is one of harness.models.faults.MODELS.
+        """
+        spec, train = specs(model, settings)
         return RunSpec(
             label=label,
-            model=model,
+            model=spec,
             train=train,
             steps=steps,
-            weights=self._weights(model, train.seed),
+            weights=self._weights(spec, train.seed),
             tokens=self._text("train", tokens),
             valid=self._text("valid", LAST_TOKENS if tokens else None),
             trace=str(self.folder / f"{label}.trace"),
             final=str(self.folder / f"{label}.npz"),
             faults=tuple(faults),
         )
-
-    def specs(self, settings: Mapping[str, str]) -> tuple[ModelSpec, TrainSpec]:
-        """Model and training with `settings` beyond BASE."""
-        sizes = {"vocab_size": len(corpus().vocabulary), "num_layers": 2}
-        model = build(ModelSpec, **sizes, embed_size=1, hidden_size=1)
-        return override(model, TrainSpec(), {**BASE, **settings})
 
     def text(self, tokens: int | None) -> corpora.Tokens:
         """The training text, cut to its first `tokens`."""

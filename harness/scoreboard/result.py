@@ -12,13 +12,15 @@ Region = Literal["element", "row", "timestep", "tensor"]
 
 
 class FaultRecord(msgspec.Struct, frozen=True):
-    """A fault on a side: what should be found, what was, and what of it is right.
+    """A fault on a side of a model: what should be found, what was, and what of it is right.
 
-    `tensors` are globs that the first tensor must match, `causes` the patterns that a right
-    cause must match one of (Fault.causes); `found_causes` are "NAME: CLAIM". `cause_rank` is the
-    place of the first right cause among those found, from 1.
+    `model` is one of the laboratory (harness.models.faults.MODELS). `tensors` are globs that the
+    first tensor must match, `causes` the patterns that a right cause must match one of
+    (Fault.causes); `found_causes` are "NAME: CLAIM". `sure` is how sure of itself the first of them
+    is; `cause_rank` is the place of the first right one, from 1.
     """
 
+    model: str
     fault: str
     side: str
     step: int
@@ -31,12 +33,18 @@ class FaultRecord(msgspec.Struct, frozen=True):
     found_causes: tuple[str, ...]
     found_side: str | None
     sentence: str
+    sure: str | None
     baselines: dict[str, tuple[int, str] | None]
     detected: bool
     step_right: bool
     tensor_right: bool
     verdict_right: bool
     cause_rank: int | None
+
+    @property
+    def certain_and_false(self) -> bool:
+        """Whether the first cause is certain of itself, and wrong."""
+        return self.sure == "certain" and self.cause_rank != 1
 
     def cause_within(self, count: int) -> bool:
         """Whether a right cause is among the first `count`."""
@@ -46,6 +54,7 @@ class FaultRecord(msgspec.Struct, frozen=True):
 class CleanRecord(msgspec.Struct, frozen=True):
     """A clean pair: how it was run, how the free diff came out, and the verdict."""
 
+    model: str
     settings: dict[str, str]
     steps: int
     follow: str | None
@@ -65,8 +74,26 @@ class BaselineScore(msgspec.Struct, frozen=True):
     false_alarms: int
 
 
+class ModelScore(msgspec.Struct, frozen=True):
+    """The counts of one model of the laboratory, of cases and of clean pairs."""
+
+    faults: int
+    detected: int
+    step_right: int
+    tensor_right: int
+    verdict_right: int
+    cause_first: int
+    certain_and_false: int
+    clean_runs: int
+    false_alarms: int
+
+
 class BenchResult(msgspec.Struct, frozen=True):
-    """The scoreboard; counts are of cases, and `records` and `clean` have one row a case."""
+    """The scoreboard; counts are of cases, and `records` and `clean` have one row a case.
+
+    `certain_and_false` counts first causes that are certain of themselves and wrong; `models` has
+    the counts of each model.
+    """
 
     faults: int
     detected: int
@@ -76,10 +103,12 @@ class BenchResult(msgspec.Struct, frozen=True):
     cause_first: int
     cause_top3: int
     side_right: int
+    certain_and_false: int
     clean_runs: int
     false_alarms: int
     undecided: int
     baselines: dict[str, BaselineScore]
+    models: dict[str, ModelScore]
     records: tuple[FaultRecord, ...]
     clean: tuple[CleanRecord, ...]
 

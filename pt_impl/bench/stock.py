@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from harness.bench.stock import check, windows
 from harness.data import weights
-from harness.data.layouts import LAYOUTS, to_layout
+from harness.data.layouts import to_layout
+from harness.models.layouts import LAYOUTS
 from harness.side.serving import main
 
 

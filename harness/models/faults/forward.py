@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.faults.fault import Fault
+from harness.models.faults.fault import Fault
 
 FLOAT64 = {"dtype": "float64"}
 DROPOUT = {"dropout": "0.4"}  # not 0.5: keeping and dropping must be two numbers
@@ -10,7 +10,14 @@ DROPOUT = {"dropout": "0.4"}  # not 0.5: keeping and dropping must be two number
 SHORT = 100
 
 C, H = ("forward/layer*/c",), ("forward/layer*/h",)
-GATES, LOGITS = ("forward/layer*/gates",), ("forward/logits",)
+# The first that a layer makes of what it reads: an LSTM, an RNN, a GRU.
+GATES = ("forward/layer*/gates", "forward/layer*/a", "forward/layer*/r")
+LOGITS = ("forward/logits",)
+LSTM = ("lstm",)
+# What AWD-LSTM drops first: rows of the embedding.
+ROWS_FIRST = {"awd-lstm": {"tensor": ("forward/embedding",)}}
+# Its last layer is as wide as the embedding and no other.
+NOT_TIED_AWD = {"awd-lstm": None}
 # What is computed from the pre-activations of a cell, and goes back to them.
 CELL_BACK = ("backward/layer*/gates", "backward/layer*/c")
 # What a matrix product makes and passes back.
@@ -68,6 +75,7 @@ CELLS = (
         C,
         (r"block-order: SIDE reads the gates of forward/layer\d/gates in the order igfo",),
         also=CELL_BACK,
+        blocks=LSTM,
     ),
     Fault(
         "gates-ifog",
@@ -75,6 +83,7 @@ CELLS = (
         C,
         (r"block-order: SIDE reads the gates of forward/layer\d/gates in the order ifog",),
         also=(*H, *CELL_BACK),
+        blocks=LSTM,
     ),
     Fault(
         "gates-iofg",
@@ -82,6 +91,7 @@ CELLS = (
         C,
         (r"block-order: SIDE reads the gates of forward/layer\d/gates in the order iofg",),
         also=(*H, *CELL_BACK),
+        blocks=LSTM,
     ),
     Fault(
         "forget-bias-added",
@@ -89,6 +99,7 @@ CELLS = (
         C,
         (r"constant: SIDE adds 1 to gate f of forward/layer\d/gates",),
         also=CELL_BACK,
+        blocks=LSTM,
     ),
     Fault(
         "gates-hard",
@@ -99,6 +110,7 @@ CELLS = (
             ".*Keras.*",
         ),
         also=(*H, *CELL_BACK),
+        blocks=LSTM,
     ),
     Fault(
         "output-without-tanh",
@@ -106,6 +118,7 @@ CELLS = (
         H,
         (r"formula: SIDE leaves out the tanh of forward/layer\d/c",),
         also=CELL_BACK,
+        blocks=LSTM,
     ),
     Fault(
         "candidate-sigmoid",
@@ -113,6 +126,7 @@ CELLS = (
         C,
         ("formula: SIDE has a sigmoid for the tanh, in the tanh of gate g of .*",),
         also=("backward/layer*/gates",),
+        blocks=LSTM,
     ),
     Fault(
         "recurrent-bias-twice",
@@ -134,6 +148,12 @@ CELLS = (
         LOGITS,
         ("operand-missing: SIDE leaves out params/softmax_b",),
         also=("grads/softmax_b",),
+        of={
+            "awd-lstm": {  # its bias starts from zeros
+                "tensor": ("grads/softmax_b",),
+                "causes": ("zero: SIDE has nothing but zeros",),
+            },
+        },
     ),
     Fault(
         "recurrent-weights-transposed",
@@ -147,9 +167,10 @@ CELLS = (
         "lets no gradient flow from a timestep to the hidden state before it",
         ("backward/layer*/h",),
         (
-            r"operand-missing: SIDE leaves out the product of backward/layer\d/gates and the "
+            r"operand-missing: SIDE leaves out the product of backward/layer\d/(gates|a) and the "
             r"transposed weights of params/layer\d/w_h",
         ),
+        blocks=("lstm", "rnn"),
     ),
     Fault(
         "gradient-cut-through-cell",
@@ -159,6 +180,7 @@ CELLS = (
             r"operand-missing: SIDE leaves out the product of backward/layer\d/c and the "
             r"sigmoid of gate f of forward/layer\d/gates",
         ),
+        blocks=LSTM,
     ),
 )
 
@@ -185,6 +207,7 @@ STATE = (
         ("state/in/*",),
         (r"operand-other: SIDE takes state/out/layer\d/c for state/out/layer\d/h",),
         bites="step 2",
+        blocks=LSTM,
     ),
     Fault(
         "state-layers-swapped",
@@ -192,6 +215,8 @@ STATE = (
         ("state/in/*",),
         ("operand-other: SIDE takes state/out/layer1/h for state/out/layer0/h",),
         bites="step 2",
+        layers=2,
+        of=NOT_TIED_AWD,
     ),
     Fault(
         "state-rows-reversed",
@@ -219,6 +244,7 @@ MASKS = (
         (r"formula: SIDE scales what dropout keeps by 1 / rate, not 1 / \(1 - rate\), in .*",),
         settings=DROPOUT,
         also=DROPPED,
+        of=ROWS_FIRST,
     ),
     Fault(
         "dropout-unscaled",
@@ -227,6 +253,7 @@ MASKS = (
         ("formula: SIDE does not scale what dropout keeps, in .*",),
         settings=DROPOUT,
         also=DROPPED,
+        of=ROWS_FIRST,
     ),
     Fault(
         "dropout-scaled-twice",
@@ -235,6 +262,7 @@ MASKS = (
         ("formula: SIDE applies the mask of dropout twice, with its scale, in .*",),
         settings=DROPOUT,
         also=DROPPED,
+        of=ROWS_FIRST,
     ),
     Fault(
         "dropout-first-mask",
@@ -243,6 +271,7 @@ MASKS = (
         ("formula: SIDE applies the mask of a sequence's first timestep to all of them, in .*",),
         settings=DROPOUT,
         also=DROPPED,
+        of={"awd-lstm": None},
     ),
     Fault(
         "dropout-inverted",
@@ -251,6 +280,7 @@ MASKS = (
         ("formula: SIDE drops what the mask keeps and keeps what it drops, in .*",),
         settings=DROPOUT,
         also=DROPPED,
+        of=ROWS_FIRST,
     ),
     Fault(
         "dropout-of-other-layer",
@@ -259,6 +289,8 @@ MASKS = (
         ("operand-other: SIDE takes inputs/mask/layer0 for inputs/mask/layer1",),
         settings=DROPOUT,
         also=("backward/layer*/h", "grads/softmax_w"),
+        layers=2,
+        of=NOT_TIED_AWD,
     ),
     Fault(
         "dropout-in-evaluation",
@@ -344,6 +376,7 @@ LOSS = (
         ("forward/loss",),
         ("formula: SIDE averages the loss over batch and time",),
         also=("backward/logits",),
+        settings={"loss": "sum"},
     ),
     Fault(
         "loss-summed-over-batch",
@@ -351,6 +384,7 @@ LOSS = (
         ("forward/loss",),
         ("formula: SIDE sums the loss over batch and time",),
         also=("backward/logits",),
+        settings={"loss": "sum"},
     ),
     Fault(
         "loss-without-last",

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
-
-from harness.explain.case import Cause
-
-
-def told(cause: Cause) -> str:
-    """A cause in short: its name and what it claims; its sentence, where it claims nothing."""
-    return f"{cause.name}: {cause.claim or cause.sentence}"
+from fnmatch import fnmatchcase
+from typing import Any, Literal, NamedTuple
 
 
 class Fault(NamedTuple):
@@ -25,10 +19,13 @@ class Fault(NamedTuple):
 
     `bites` is the first step that shows it: "step N"; "norm over limit"; "epoch N", its first step;
     "epoch N end", its last; "token K", whose inputs hold token K. `settings` are what both sides
-    need beyond BASE for it to show, `tokens` the length that the training text is cut to, and
-    `steps` how many steps show it; those of `settings` that only so small a model needs are
-    `tuned`. `parts` are the faults that it consists of, to be planted in its
-    place.
+    need beyond BASE and the model for it to show, `tokens` the length that the training text is cut
+    to, and `steps` how many steps show it; those of `settings` that only so small a model needs are
+    `tuned`. `parts` are the faults that it consists of, to be planted in its place.
+
+    `blocks` are kinds of blocks of which a model must have one, `layers` how many recurrent layers
+    it must have at least. `of` says by the name of a model of the laboratory which of these fields
+    are others there; None: it changes nothing there.
     """
 
     name: str
@@ -43,14 +40,21 @@ class Fault(NamedTuple):
     also: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
     tuned: tuple[str, ...] = ()
+    blocks: tuple[str, ...] = ()
+    layers: int = 1
+    of: Mapping[str, Mapping[str, Any] | None] = {}
 
     def patterns(self, side: str, other: str) -> tuple[str, ...]:
         """The patterns of right causes where `side` has the fault and `other` has not."""
         return tuple(p.replace("SIDE", side).replace("OTHER", other) for p in self.causes)
 
-    def explained(self, cause: Cause, side: str, other: str) -> bool:
-        """Whether a cause says what is wrong, where `side` has the fault and `other` has not."""
-        return any(re.fullmatch(p, told(cause)) for p in self.patterns(side, other))
+    def explained(self, told: str, side: str, other: str) -> bool:
+        """Whether a cause ("NAME: CLAIM") is right, where `side` has the fault, `other` not."""
+        return any(re.fullmatch(p, told) for p in self.patterns(side, other))
+
+    def first_at(self, tensor: str) -> bool:
+        """Whether the sides may part there first."""
+        return any(fnmatchcase(tensor, glob) for glob in self.tensor)
 
     @property
     def needed(self) -> dict[str, str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from harness.faults.fault import Fault
+from harness.models.faults.fault import Fault
 
 FLOAT64 = {"dtype": "float64"}
+LOWER = {"settings": {"clip_limit": "0.2"}}  # of gradients of a mean over time
+UNTIED = {"tied": "false"}  # the embedding's gradient is that of the tokens read, and no other
 CLIPPED, NORM = ("update/clipped/*",), ("update/global_norm",)
 
 GRADIENTS = (
@@ -48,6 +50,7 @@ GRADIENTS = (
         ("grads/embedding",),
         ("zero: SIDE has nothing but zeros, at token 0 alone",),
         bites="token 0",
+        settings=UNTIED,
     ),
     Fault(
         "gradient-rows-averaged",
@@ -88,7 +91,7 @@ CLIPPING = (
             "operand-other: SIDE counts the rows of grads/embedding before those of one "
             "token are added up",
         ),
-        settings={"init_scale": "0.8", "batch_size": "5", "bptt": "7"},
+        settings={**UNTIED, "init_scale": "0.8", "batch_size": "5", "bptt": "7"},
         tuned=("init_scale", "batch_size", "bptt"),
     ),
     Fault(
@@ -126,6 +129,7 @@ CLIPPING = (
         bites="norm over limit",
         settings={"clip_limit": "0.9"},
         tuned=("clip_limit",),
+        of=dict.fromkeys(("awd-lstm", "char-rnn", "char-gru", "char-lstm"), LOWER),
     ),
     # So low that elements of every tensor are over it: clamping them is not the same as nothing.
     Fault(
