@@ -170,7 +170,7 @@ def test_no_array_under_any_name_makes_the_search_raise(a, b, neighbours):
     for tensor in NAMES:
         case = lone_case(a, b, tensor, step=2, settings=ADAM if neighbours != "none" else {})
         if neighbours != "none":
-            arrays = {side: x for side, x in zip("ab", (a, b), strict=True)}
+            arrays = dict(zip("ab", (a, b), strict=True))
             if neighbours == "odd":
                 arrays = dict.fromkeys("ab", np.zeros((2, 3), "float32"))
             shapes = {name: np.shape(arrays["b"]) for name in NAMES}
@@ -283,7 +283,7 @@ def test_a_state_that_is_reset_on_one_side_alone_is_told_from_one_never_carried(
     }
     for dtype in ("float32", "float64"):
         for side in "ab":
-            case, others = planted_places({}, faults, side, dtype)
+            case, _others = planted_places({}, faults, side, dtype)
             assert case.step == 3
             assert [c.name for c in certain(case)] == ["state-not-reset"]
 

@@ -318,7 +318,8 @@ def test_numbers_that_are_not_finite_are_no_matter_of_chance():
 
 
 def record_of(*found):
-    """What places say of a claim: each holds there, or not, on a side that fits the stage or not."""
+    """What places say of a claim: each holds there, or not, on a side that fits the "
+    "stage or not."""
     record = Record()
     for step, (holds, plain) in enumerate(found, 1):
         (case,) = places(lambda step: -drawn(step), drawn, steps=1)

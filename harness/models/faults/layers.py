@@ -189,7 +189,8 @@ PENALTIES = (
         "has no activation penalty (AR)",
         LOSS,
         (
-            r"operand-missing: SIDE leaves out the factor of mean square of dropout of forward/layer\d/h .*",
+            r"operand-missing: SIDE leaves out the factor of mean square of dropout of "
+            r"forward/layer\d/h .*",
         ),
         also=BACK,
     ),
@@ -214,7 +215,8 @@ PENALTIES = (
         "has no temporal penalty (TAR)",
         LOSS,
         (
-            r"operand-missing: SIDE leaves out the factor of mean square of the sum with forward/layer\d/h",
+            r"operand-missing: SIDE leaves out the factor of mean square of the sum with "
+            r"forward/layer\d/h",
         ),
         also=BACK,
     ),
