@@ -496,7 +496,8 @@ def _elsewhere(trial: Trial, fit: Fit, seed: int, size: float) -> Array | None:
         if x.dtype.kind != "f":
             return x
         noise = np.random.default_rng([seed, *map(ord, name)])
-        return np.asarray(x * size * noise.uniform(0.5, 1.5, x.shape))
+        with np.errstate(all="ignore"):
+            return np.asarray(x * size * noise.uniform(0.5, 1.5, x.shape))
 
     try:
         return np.asarray(_values(case, side, change).value(fit.edit.value))
