@@ -228,15 +228,24 @@ def near(found: float, scene: Scene, start: float) -> Iterator[tuple[float, floa
                     yield from _short(found, start)
                 yield value, NAMED, f"{figure(value)} ({words})"
     yield from _short(found, start)
-    shown = figure(found) if abs(found - 1) > 4e-3 else f"1 {'-+'[found > 1]} {abs(found - 1):.3g}"
-    yield found, ANY, shown
+    yield found, ANY, _shown(found)
+
+
+def _shown(x: float) -> str:
+    """A factor in words; one that is nearly 1 by what it has over 1."""
+    return figure(x) if abs(x - 1) > 4e-3 else f"1 {'-+'[x > 1]} {abs(x - 1):.3g}"
 
 
 def _short(found: float, start: float) -> Iterator[tuple[float, float, str]]:
-    """A number of one or two digits, or one by such a number."""
-    plain = float(f"{found:.2g}")
-    if plain not in (start, 0.0) and abs(found / plain - 1) < ERROR:
-        yield plain, DIGIT if plain == float(f"{found:.1g}") else ROUND, figure(plain)
+    """A number of one or two digits, or one by such a number.
+
+    A factor near 1 is as short as what it has over 1: of 1.05 that is 0.05.
+    """
+    base = 1.0 if start == 1 and abs(found - 1) < 0.1 else 0.0
+    digits = found - base
+    two, one = (base + float(f"{digits:.{n}g}") for n in (2, 1))
+    if two not in (start, 0.0) and abs(digits / (two - base) - 1) < ERROR:
+        yield two, DIGIT if two == one else ROUND, _shown(two)
         return
     inverse = float(f"{1 / found:.2g}") if found and math.isfinite(1 / found) else 0.0
     if start and inverse not in (0.0, 1.0) and abs(found * inverse - 1) < ERROR:

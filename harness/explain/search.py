@@ -27,7 +27,7 @@ from harness.models.rows import some_rows
 SIDES: tuple[Side, Side] = ("a", "b")
 NUDGE = 8.0  # eps by which a number may be off before it is rounded to a format
 # What an edit that does not fit the shapes of a trace raises; any other error is one of ours.
-FAILURES = (MissingError, ValueError, IndexError)
+FAILURES = (MissingError, ValueError, IndexError, TypeError)  # TypeError: minus a boolean
 PARTNERS = 12  # edits that bring a side nearer and are tried together with others
 NEARER = 0.7  # of the distance that is left by an edit worth a partner
 SECONDS = 400  # edits that are tried beside each partner
@@ -469,7 +469,7 @@ def _told_apart(trial: Trial, fits: list[Fit]) -> list[Fit]:
 def same_everywhere(trial: Trial, one: Fit, two: Fit) -> bool:
     """Whether two edits are one and the same function: they agree on other numbers too."""
     if one.side != two.side:
-        return _mirrored(one, two)
+        return _mirrored(trial, one, two)
     for seed, size in enumerate(SCALES):
         x, y = (_elsewhere(trial, fit, seed, size) for fit in (one, two))
         if x is None or y is None or x.shape != y.shape:
@@ -483,9 +483,17 @@ def same_everywhere(trial: Trial, one: Fit, two: Fit) -> bool:
     return True
 
 
-def _mirrored(one: Fit, two: Fit) -> bool:
+def _mirrored(trial: Trial, one: Fit, two: Fit) -> bool:
     """Whether both say what one tensor is of the other: from either side it is one statement."""
-    return one.base.op == two.base.op == "other" and one.edit.name == two.edit.name
+    if not one.base.op == two.base.op == "other":
+        return False
+    if one.edit.name == two.edit.name:
+        return True
+    back = rebuilt(two.edit.value, lambda x: one.edit.value if x.op == "other" else None)
+    there_and_back = one._replace(edit=one.edit._replace(value=back))
+    return same_everywhere(
+        trial, there_and_back, one._replace(edit=one.edit._replace(value=one.base))
+    )
 
 
 def _elsewhere(trial: Trial, fit: Fit, seed: int, size: float) -> Array | None:
