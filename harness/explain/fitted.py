@@ -113,17 +113,19 @@ def _of_result(scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:
     x0 = np.zeros_like(x) if start is None else start.reshape(-1)
     finite = np.isfinite(x) & np.isfinite(y)
     x, y, x0 = x[finite], y[finite], x0[finite]
-    square = float((x - x0) @ (x - x0))
+    with np.errstate(all="ignore"):
+        gap, x, y = y - x, x - x0, y - x0
+    square = _dot(x, x)
     if square and math.isfinite(square):
-        factor = float((y - x0) @ (x - x0)) / square
+        factor = _dot(y, x) / square
         if math.isfinite(factor) and factor not in (0.0, 1.0):
             yield from _factor(scene, factor, start is not None)
-    offset = float(np.median(y - x)) if y.size else 0.0
+    offset = float(np.median(gap)) if y.size else 0.0
     if offset and y.size >= 3:
         exact, bits, named = nearest(offset, scene, 0.0)
         words = f"is larger by {named} in every element"
         yield Edit("constant", words, node("plus", scene.base, by=exact), bits + 2, 1)
-    yield from _terms(scene, y - x, value, finite)
+    yield from _terms(scene, gap, value, finite)
 
 
 def _start(scene: Scene, value: Value) -> Array | None:
@@ -151,7 +153,7 @@ def _factor(scene: Scene, factor: float, step: bool) -> Iterator[Edit]:
 
 def _terms(scene: Scene, gap: Array, value: Value, finite: Array) -> Iterator[Edit]:
     """A multiple of a tensor of the same shape that the result has beside what it should."""
-    length = float(gap @ gap)
+    length = _dot(gap, gap)
     if not length or not math.isfinite(length):
         return
     for name, shape in earlier(scene):
@@ -180,7 +182,7 @@ def _term(
     if found is None or found.size != finite.size or found.dtype.kind != "f":
         return
     x = found.reshape(-1)[finite]
-    square, along = float(x @ x), float(gap @ x)
+    square, along = _dot(x, x), _dot(gap, x)
     # What is left of the gap beside the term must be small before all of it is looked at.
     if not square or not math.isfinite(square) or along**2 < 0.9 * length * square:
         return
@@ -202,10 +204,11 @@ def _fit(made: Callable[[float], Array | None], mine: Array, start: float) -> fl
         x = np.asarray(here, np.float64).reshape(-1)[::every]
         slope = (np.asarray(ahead, np.float64).reshape(-1)[::every] - x) / step
         good = np.isfinite(x) & np.isfinite(slope) & np.isfinite(y)
-        square = float(slope[good] @ slope[good])
+        square = _dot(slope[good], slope[good])
         if not square or not math.isfinite(square):
             return None
-        change = float(slope[good] @ (y[good] - x[good])) / square
+        with np.errstate(all="ignore"):
+            change = _dot(slope[good], (y - x)[good]) / square
         if not math.isfinite(change):
             return None
         c += change
@@ -229,6 +232,12 @@ def near(found: float, scene: Scene, start: float) -> Iterator[tuple[float, floa
                 yield value, NAMED, f"{figure(value)} ({words})"
     yield from _short(found, start)
     yield found, ANY, _shown(found)
+
+
+def _dot(x: Array, y: Array) -> float:
+    """The sum of the products, which may be infinite or NaN."""
+    with np.errstate(all="ignore"):
+        return float(x @ y)
 
 
 def _shown(x: float) -> str:
@@ -335,7 +344,8 @@ def row_order(mine: Array, base: Array, axis: int) -> tuple[int, ...] | None:
     for x in (mine, base):
         flat = np.asarray(np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1), np.float64)
         weights = np.random.default_rng(0).standard_normal(flat.shape[1])
-        marks.append(flat @ weights)
+        with np.errstate(all="ignore"):
+            marks.append(flat @ weights)
     if not all(np.isfinite(m).all() for m in marks):
         return None
     by_mine, by_base = np.argsort(marks[0]), np.argsort(marks[1])

@@ -395,7 +395,11 @@ def _parts(search: _Search) -> list[Fit]:
         scale = max(_largest(usual), case.floor)
         bad = ~(np.abs(mine - usual) <= case.level * case.eps * (np.abs(usual) + scale))
     plain = [edit for _, edit in search.near if not edit.free]
-    for part in (_token_part(trial, base, bad), _axis_part(trial, bad)):
+    for part in (
+        _token_part(trial, base, bad),
+        _axis_part(trial, bad, 1),
+        _axis_part(trial, bad, 2),
+    ):
         if part is None:
             continue
         only = np.where(part.at, mine, np.nan)
@@ -438,23 +442,28 @@ def _token_part(trial: Trial, base: Node, bad: Array) -> _Part | None:
     )
 
 
-def _axis_part(trial: Trial, bad: Array) -> _Part | None:
-    """The fewest places along one axis that hold all of a difference."""
+def _axis_part(trial: Trial, bad: Array, most: int) -> _Part | None:
+    """The fewest places along one axis, or along two, that hold all of a difference."""
     from harness.explain.confined import places_words
 
-    best: tuple[float, int, Array] | None = None
-    for axis in range(bad.ndim):
-        hit = np.flatnonzero(bad.any(axis=tuple(k for k in range(bad.ndim) if k != axis)))
-        share = hit.size / bad.shape[axis]
-        if 0 < share < 1 and (best is None or share < best[0]):
-            best = share, axis, hit
-    if best is None:
+    hits = [np.flatnonzero(bad.any(axis=tuple({*range(bad.ndim)} - {k}))) for k in range(bad.ndim)]
+    few = sorted((hit.size / bad.shape[k], k) for k, hit in enumerate(hits))
+    axes = [axis for share, axis in few if 0 < share < 1][:most]
+    if len(axes) < most:
         return None
-    _, axis, hit = best
-    words = places_words(trial.scene(node("other")).axes[axis], hit, bad.shape[axis])
-    places, at = tuple(map(int, hit)), np.zeros(bad.shape, bool)
-    np.moveaxis(at, axis, 0)[list(places)] = True
-    return _Part(lambda x, y: node("chosen", x, y, axis=axis, places=places), at, f"at {words}")
+    at, names = np.ones(bad.shape, bool), trial.scene(node("other")).axes
+    for axis in axes:
+        here = np.zeros(bad.shape[axis], bool)
+        here[hits[axis]] = True
+        at &= here.reshape([-1 if k == axis else 1 for k in range(bad.ndim)])
+
+    def put(x: Node, y: Node) -> Node:
+        for axis in axes:
+            y = node("chosen", x, y, axis=axis, places=tuple(map(int, hits[axis])))
+        return y
+
+    words = [places_words(names[axis], hits[axis], bad.shape[axis]) for axis in sorted(axes)]
+    return _Part(put, at, f"at {', '.join(words)}")
 
 
 def _told_apart(trial: Trial, fits: list[Fit]) -> list[Fit]:
@@ -474,6 +483,7 @@ def same_everywhere(trial: Trial, one: Fit, two: Fit) -> bool:
         x, y = (_elsewhere(trial, fit, seed, size) for fit in (one, two))
         if x is None or y is None or x.shape != y.shape:
             return False
+        x, y = x.astype(np.float64), y.astype(np.float64)
         with np.errstate(all="ignore"):
             same = (x == y) | (np.isnan(x) & np.isnan(y))
             if "moved" in (one.edit.value.op, two.edit.value.op):
