@@ -189,7 +189,8 @@ PENALTIES = (
         "has no activation penalty (AR)",
         LOSS,
         (
-            r"operand-missing: SIDE leaves out the factor of mean square of dropout of forward/layer\d/h .*",
+            "operand-missing: SIDE leaves out the factor of mean square of dropout of "
+            r"forward/layer\d/h .*",
         ),
         also=BACK,
     ),
@@ -205,7 +206,8 @@ PENALTIES = (
         "has an activation penalty (AR) without a gradient",
         BACK,
         (
-            r"operand-missing: SIDE leaves out dropout of the factor with forward/layer\d/h and .*",
+            "operand-missing: SIDE leaves out dropout of the factor with "
+            r"forward/layer\d/h and .*",
             "argument: SIDE takes 0 for activation_penalty 2",
         ),
     ),
@@ -214,7 +216,8 @@ PENALTIES = (
         "has no temporal penalty (TAR)",
         LOSS,
         (
-            r"operand-missing: SIDE leaves out the factor of mean square of the sum with forward/layer\d/h",
+            "operand-missing: SIDE leaves out the factor of mean square of the sum with "
+            r"forward/layer\d/h",
         ),
         also=BACK,
     ),
