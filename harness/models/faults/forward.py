@@ -159,7 +159,10 @@ CELLS = (
         "recurrent-weights-transposed",
         "reads the recurrent weights as if they lay in memory as their transpose",
         GATES,
-        (r"transposed: SIDE reads params/layer\d/w_h in the layout of its transpose",),
+        (
+            r"transposed: SIDE reads params/layer\d/w_h in the layout of its transpose",
+            r"transposed: SIDE transposes params/layer\d/w_h",  # of an RNN: they are square
+        ),
         also=("backward/layer*/h", "grads/layer*/w_h"),
     ),
     Fault(
