@@ -286,7 +286,7 @@ def test_a_state_that_is_reset_on_one_side_alone_is_told_from_one_never_carried(
     }
     for dtype in ("float32", "float64"):
         for side in "ab":
-            case, _others = planted_places({}, faults, side, dtype)
+            case, others = planted_places({}, faults, side, dtype)
             assert case.step == 3
             (cause,) = explain(case, others)
             assert (cause.sure, cause.name) == ("likely", "formula")
