@@ -231,7 +231,7 @@ def near(found: float, scene: Scene, start: float) -> Iterator[tuple[float, floa
                     yield from _short(found, start)
                 yield value, NAMED, f"{figure(value)} ({words})"
     yield from _short(found, start)
-    yield found, ANY, _shown(found)
+    yield found, ANY, _shown(found, start)
 
 
 def _dot(x: Array, y: Array) -> float:
@@ -240,9 +240,11 @@ def _dot(x: Array, y: Array) -> float:
         return float(x @ y)
 
 
-def _shown(x: float) -> str:
-    """A factor in words; one that is nearly 1 by what it has over 1."""
-    return figure(x) if abs(x - 1) > 4e-3 else f"1 {'-+'[x > 1]} {abs(x - 1):.3g}"
+def _shown(x: float, start: float) -> str:
+    """A number in words; a factor that is nearly 1 by what it has over 1."""
+    if start != 1 or abs(x - 1) > 4e-3:
+        return figure(x)
+    return f"1 {'-+'[x > 1]} {abs(x - 1):.3g}"
 
 
 def _short(found: float, start: float) -> Iterator[tuple[float, float, str]]:
@@ -254,7 +256,7 @@ def _short(found: float, start: float) -> Iterator[tuple[float, float, str]]:
     digits = found - base
     two, one = (base + float(f"{digits:.{n}g}") for n in (2, 1))
     if two not in (start, 0.0) and abs(digits / (two - base) - 1) < ERROR:
-        yield two, DIGIT if two == one else ROUND, _shown(two)
+        yield two, DIGIT if two == one else ROUND, _shown(two, start)
         return
     inverse = float(f"{1 / found:.2g}") if found and math.isfinite(1 / found) else 0.0
     if start and inverse not in (0.0, 1.0) and abs(found * inverse - 1) < ERROR:
