@@ -163,6 +163,9 @@ def _of_node(x: Node, scene: Scene) -> Iterator[Edit]:
     if x.op in LEFT_OUT and x is not scene.base:
         words = f"leaves out {say(x, scene.graph, True)}"
         yield made("formula", words, x.inputs[0], 3.4)
+    if x.op == "kin":  # a stage that may be either of two things, and is the other one here
+        plain = node(x.arg("of"), *x.inputs)
+        yield made("formula", f"goes on with {say(x.inputs[0], scene.graph)}", plain, 3)
     if x.op == "const":
         yield from _numbers(x, scene, made)
     elif x.op == "step":
@@ -526,7 +529,8 @@ def of_result(scene: Scene) -> Iterator[Edit]:
         plain = node("descend", before, ref(f"update/clipped/{name}"), ref("update/learning_rate"))
         yield made("formula", "takes a plain step along the gradient", plain, 6)
         yield from _rows_read(scene, name, before, made)
-    if base.op not in OPS or not OPS[base.op].either:  # else it is one tensor, taken from elsewhere
+    op = OPS.get(base.arg("of", base.op))
+    if not (op and op.either):  # else it is one tensor, taken from elsewhere
         yield from _others_whole(scene, made)
 
 

@@ -83,7 +83,9 @@ def judge(evidence: Evidence, referee: Referee | None = None) -> Verdict:
         vote = referee(finding.shown, finding.place)
     side = vote.against(labels) if vote else None
     causes, failed = _causes(case, finding, free, side)
-    label = _with_cause(finding.label, causes[0]) if causes else finding.label
+    # What explains one place decides, also where other places show that it is not always so.
+    alone = explain(case) if case and finding.label == "undecided" and not failed else causes
+    label = _with_cause(finding.label, alone[0]) if alone else finding.label
     doublings = amplification(free.distances)
     who = f"{side} has another" if side else f"{labels[0]} and {labels[1]} have different"
     lines = [repeat.words() for repeat in evidence.repeats]

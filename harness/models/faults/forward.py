@@ -199,7 +199,10 @@ STATE = (
         "state-not-reset",
         "starts an epoch from the state that the last one ended with",
         ("state/in/*",),
-        ("formula: OTHER starts from zeros",),
+        (
+            r"formula: SIDE goes on with state/out/layer\d/h of the step before",
+            "formula: OTHER starts from zeros",
+        ),
         bites="epoch 2",
         tokens=SHORT,
         steps=7,
