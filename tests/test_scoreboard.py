@@ -5,13 +5,16 @@ import re
 import subprocess
 import sys
 
+import msgspec
 import numpy as np
 import pytest
 
 from harness.cli.main import main
 from harness.errors import HarnessError
 from harness.explain import Cause, Verdict
-from harness.models.faults import CATALOGUE
+from harness.faults.catalogue import specs
+from harness.models.faults import CATALOGUE, MODELS
+from harness.models.table import fields_of
 from harness.observer import Observer
 from harness.scoreboard import fuzz as fuzzing
 from harness.scoreboard.baselines import BASELINES, NUMPY, TORCH, Baseline, first_failure
@@ -199,6 +202,50 @@ def test_unknown_faults_and_senseless_counts_are_refused(tmp_path, capsys):
     assert "--cases 0" in capsys.readouterr().err
     with pytest.raises(HarnessError, match="nonsense"):
         bench(tmp_path, Observer(), ("nonsense",), 0)
+
+
+def test_a_fault_of_what_a_model_has_not_is_refused(tmp_path, capsys):
+    for fault, setting in (("gru-without-reset", "lr=1"), ("gradient-scaled", "tied=true")):
+        planted = ("--fault", f"pt:{fault}", "--set", setting, "--out", tmp_path)
+        assert command("run", "--model", "zaremba-small", *planted, "--steps", 1) == 2
+        assert f"--fault pt:{fault}: this model (lstm) has nothing" in capsys.readouterr().err
+
+
+def test_a_bench_of_several_models_counts_each_and_plants_only_what_reaches_it(tmp_path, capsys):
+    only = ("--only", "rnn-relu", "--only", "clip-never", "--models", "lstm,rnn", "--clean", 0)
+    report = tmp_path / "faults.md"
+    assert command("faults", "bench", *only, "--json", "--report", report) == 0
+    found = json.loads(capsys.readouterr().out)
+    planted = [(r["model"], r["fault"], r["side"]) for r in found["records"]]
+    assert planted == [
+        *(("lstm", "clip-never", side) for side in ("pt", "tf")),
+        *(("rnn", "rnn-relu", side) for side in ("pt", "tf")),
+        *(("rnn", "clip-never", side) for side in ("pt", "tf")),
+    ]
+    whole = {"faults": 4, "detected": 4, "cause_first": 4, "certain_and_false": 0}
+    assert {k: found["models"]["rnn"][k] for k in whole} == whole
+    assert "| rnn | 4 | 4 | 4 | 4 | 4 | 4 | 0 | 0 | 0 |" in report.read_text("utf-8")
+    assert command("faults", "bench", "--models", "lstm,grru") == 2
+    assert "no model 'grru'; there are: lstm, rnn, gru" in capsys.readouterr().err
+
+
+def test_a_first_cause_that_is_certain_and_wrong_is_counted(tmp_path):
+    assert scored(tmp_path, found=(WRONG[0], RIGHT)).certain_and_false
+    assert not scored(tmp_path, found=(RIGHT, WRONG[0])).certain_and_false
+    unsure = msgspec.structs.replace(WRONG[0], sure="likely")
+    assert not scored(tmp_path, found=(unsure,)).certain_and_false
+    assert not scored(tmp_path).certain_and_false
+
+
+def test_clean_pairs_of_all_models_draw_all_that_they_can_draw():
+    pairs = clean_pairs([model for model in MODELS if model != "lstm"])
+    assert len(pairs) >= 60
+    assert {pair.model for pair in pairs} == set(MODELS) - {"lstm"}
+    assert {pair.follow for pair in pairs} == {None, "step", "stage"}
+    for pair in pairs:
+        model, _ = specs(pair.model, pair.settings)
+        rates = [name for name in fields_of(model.network) if "dropout" in name]
+        assert all(getattr(model, name) > 0 for name in rates), pair
 
 
 def test_the_catalogue_is_listed_with_what_each_fault_must_lead_to(capsys):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
 
 from harness.data.corpus import Batches
 from harness.errors import HarnessError
@@ -38,7 +37,7 @@ def within(fault: Fault, model: str) -> Fault | None:
     """The fault as it is in a model of the laboratory; None where it cannot be planted there.
 
     It can where the model has what it needs: settings that it takes and that are not against what
-    it is, a kind of block, so many layers, and a tensor at which the fault bites.
+    it is, and all that `reaches` asks for.
     """
     changes, own = fault.of.get(model, {}), MODELS[model]
     if changes is None:
@@ -52,22 +51,17 @@ def within(fault: Fault, model: str) -> Fault | None:
             return None
     if not all(within(CATALOGUE[part], model) for part in fault.parts):
         return None
-    described, points = _parts(model, tuple(fault.settings.items()))
-    kinds = [kind for kind, state in described if state]
-    blocks = {kind for kind, _ in described}
-    if len(kinds) < fault.layers or (fault.blocks and not blocks & set(fault.blocks)):
-        return None
-    return fault if any(map(fault.first_at, points)) else None
+    return fault if reaches(fault, *specs(model, fault.settings)) else None
 
 
-@cache
-def _parts(
-    model: str, settings: tuple[tuple[str, str], ...]
-) -> tuple[list[tuple[str, bool]], set[str]]:
-    """Kinds of a model's blocks, and whether each has a state; the names of its trace points."""
-    spec, train = specs(model, dict(settings))
-    blocks = [(block.kind, bool(block.state)) for block in model_of(spec, train).blocks]
-    return blocks, {*graph_of(spec, train).stages, "evaluate/loss"}
+def reaches(fault: Fault, model: ModelSpec, train: TrainSpec) -> bool:
+    """Whether a model has what a fault needs: a kind of block, so many layers, a tensor."""
+    blocks = model_of(model, train).blocks
+    layers = sum(bool(block.state) for block in blocks)
+    of_kind = not fault.blocks or any(block.kind in fault.blocks for block in blocks)
+    if layers < fault.layers or not of_kind:
+        return False
+    return any(map(fault.first_at, (*graph_of(model, train).stages, "evaluate/loss")))
 
 
 def home(fault: Fault) -> str:

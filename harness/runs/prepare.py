@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from harness.data import corpus as corpora
 from harness.data import weights as weights_files
 from harness.errors import HarnessError
-from harness.faults.catalogue import planted_names
+from harness.faults.catalogue import planted_names, reaches
 from harness.models.faults import CATALOGUE
 from harness.observer import Observer
 from harness.runs.checkpoints import restartable, with_checkpoints
@@ -139,6 +139,12 @@ def _run_spec(
     """What one side is to do."""
     own_model, own_train = override(model, train, request.settings)
     label = request.side.label
+    for name in request.faults:
+        if not reaches(CATALOGUE[name], own_model, own_train):
+            raise HarnessError(
+                f"--fault {label}:{name}: this model ({own_model.network}) has nothing that it is "
+                "a fault of; harness faults list --json says of what blocks and tensors each is"
+            )
     return build(
         RunSpec,
         label=label,

@@ -189,7 +189,7 @@ PENALTIES = (
         "has no activation penalty (AR)",
         LOSS,
         (
-            r"operand-missing: SIDE leaves out the factor of mean square of dropout of "
+            "operand-missing: SIDE leaves out the factor of mean square of dropout of "
             r"forward/layer\d/h .*",
         ),
         also=BACK,
@@ -206,7 +206,8 @@ PENALTIES = (
         "has an activation penalty (AR) without a gradient",
         BACK,
         (
-            r"operand-missing: SIDE leaves out dropout of the factor with forward/layer\d/h and .*",
+            "operand-missing: SIDE leaves out dropout of the factor with "
+            r"forward/layer\d/h and .*",
             "argument: SIDE takes 0 for activation_penalty 2",
         ),
     ),
@@ -215,7 +216,7 @@ PENALTIES = (
         "has no temporal penalty (TAR)",
         LOSS,
         (
-            r"operand-missing: SIDE leaves out the factor of mean square of the sum with "
+            "operand-missing: SIDE leaves out the factor of mean square of the sum with "
             r"forward/layer\d/h",
         ),
         also=BACK,
