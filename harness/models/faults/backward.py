@@ -57,7 +57,8 @@ GRADIENTS = (
         "averages the gradients of a token that occurs more than once",
         ("grads/embedding",),
         (
-            "formula: SIDE averages the gradients of a token, in place of their sum(, in the sum .*)?",
+            "formula: SIDE averages the gradients of a token, in place of their sum"
+            "(, in the sum .*)?",
         ),
     ),
     Fault(
