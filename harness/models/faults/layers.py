@@ -208,7 +208,7 @@ PENALTIES = (
         (
             "operand-missing: SIDE leaves out dropout of the factor with "
             r"forward/layer\d/h and .*",
-            "argument: SIDE takes 0 for activation_penalty 2",
+            "argument: SIDE takes 0 for activation_penalty 3",
         ),
     ),
     Fault(
