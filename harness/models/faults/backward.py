@@ -56,7 +56,10 @@ GRADIENTS = (
         "gradient-rows-averaged",
         "averages the gradients of a token that occurs more than once",
         ("grads/embedding",),
-        ("formula: SIDE averages the gradients of a token, in place of their sum",),
+        (
+            "formula: SIDE averages the gradients of a token, in place of their sum"
+            "(, in the sum .*)?",
+        ),
     ),
     Fault(
         "gradients-accumulated",

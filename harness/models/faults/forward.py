@@ -172,6 +172,7 @@ CELLS = (
         (
             r"operand-missing: SIDE leaves out the product of backward/layer\d/(gates|a) and the "
             r"transposed weights of params/layer\d/w_h",
+            r"operand-missing: SIDE leaves out the product with backward/layer\d/gates",
         ),
         blocks=("lstm", "rnn"),
     ),
@@ -315,7 +316,10 @@ VALUES = (
         "old-weights",
         "computes with the weights that the last step began with",
         ("forward/embedding", *GATES),
-        ("stale: SIDE computes with weights as they were before the last step",),
+        (
+            "stale: SIDE computes with weights as they were before the last step",
+            "stale: SIDE takes params/embedding as it was before the last step",
+        ),
         bites="step 2",
         also=PRODUCTS,
     ),
@@ -341,6 +345,7 @@ VALUES = (
         LOGITS,
         (
             r"shift: SIDE is moved by \+1 timestep",
+            "shift: SIDE takes the timestep before of forward/layer1/h, and its last for the first",
             "permuted-rows: SIDE has the timesteps in the order 4, 0, 1, 2, 3",
         ),
     ),
@@ -358,6 +363,8 @@ VALUES = (
         (
             "reduced-precision: SIDE rounds the operands of the product of forward/embedding "
             "and params/layer0/w_i to tf32",
+            "reduced-precision: SIDE rounds the operands of the product with forward/embedding "
+            "to tf32",
         ),
         verdict="precision",
         also=DROPPED,
@@ -369,6 +376,8 @@ VALUES = (
         (
             "reduced-precision: SIDE rounds the operands of the product of forward/embedding "
             "and params/layer0/w_i to bfloat16",
+            "reduced-precision: SIDE rounds the operands of the product with forward/embedding "
+            "to bfloat16",
         ),
         verdict="precision",
         also=DROPPED,
@@ -380,7 +389,7 @@ LOSS = (
         "loss-averaged-over-time",
         "averages the loss over time where the other sums it",
         ("forward/loss",),
-        ("formula: SIDE averages the loss over batch and time",),
+        ("formula: SIDE averages the loss over batch and time(, in the cross-entropy of .*)?",),
         also=("backward/logits",),
         settings={"loss": "sum"},
     ),
@@ -388,7 +397,7 @@ LOSS = (
         "loss-summed-over-batch",
         "sums the loss over the batch where the other averages it",
         ("forward/loss",),
-        ("formula: SIDE sums the loss over batch and time",),
+        ("formula: SIDE sums the loss over batch and time(, in the cross-entropy of .*)?",),
         also=("backward/logits",),
         settings={"loss": "sum"},
     ),
@@ -396,14 +405,14 @@ LOSS = (
         "loss-without-last",
         "leaves the last timestep out of the loss",
         ("forward/loss",),
-        ("formula: SIDE leaves the last timestep out of the loss",),
+        ("formula: SIDE leaves the last timestep out of the loss(, in .*)?",),
         also=("backward/logits",),
     ),
     Fault(
         "loss-smoothed",
         "spreads a tenth of the target's probability over all tokens",
         ("forward/loss",),
-        (r"formula: SIDE smooths the targets by 0\.1",),
+        (r"formula: SIDE smooths the targets by 0\.1(, in .*)?",),
         also=("backward/logits",),
     ),
     # Weights so large that logits pass 89, whose exponential is infinite in float32.
@@ -413,6 +422,7 @@ LOSS = (
         ("forward/loss",),
         ("nonfinite: .*SIDE has inf .* leaves the range of float32 is a number on the way .*",),
         settings={"init_scale": "40", "lr": "0.1"},
+        of={"awd-lstm": {"settings": {"init_scale": "400", "lr": "0.1"}}},
         also=("backward/logits",),
     ),
 )

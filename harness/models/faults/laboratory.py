@@ -36,7 +36,7 @@ MODELS: Mapping[str, Mapping[str, str]] = {
         "input_dropout": "0.3",
         "layer_dropout": "0.25",
         "weight_dropout": "0.35",
-        "activation_penalty": "2.0",
+        "activation_penalty": "3.0",
         "temporal_penalty": "1.0",
     },
     "char-rnn": {**CHARACTERS, "network": "rnn", "num_layers": "1", "clip_limit": "0.78"},

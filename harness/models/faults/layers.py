@@ -208,7 +208,7 @@ PENALTIES = (
         (
             "operand-missing: SIDE leaves out dropout of the factor with "
             r"forward/layer\d/h and .*",
-            "argument: SIDE takes 0 for activation_penalty 2",
+            "argument: SIDE takes 0 for activation_penalty 3",
         ),
     ),
     Fault(
@@ -244,7 +244,7 @@ PENALTIES = (
         "penalties-exchanged",
         "has for each penalty (AR and TAR) the factor of the other",
         LOSS,
-        ("argument: SIDE takes 1 for activation_penalty 2, and takes 2 for temporal_penalty 1",),
+        ("argument: SIDE takes 1 for activation_penalty 3, and takes 3 for temporal_penalty 1",),
         also=BACK,
     ),
 )
