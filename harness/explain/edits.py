@@ -278,16 +278,20 @@ def _numbers(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
     name, value = x.arg("name"), float(x.arg("value"))
     own = scene.settings.get(str(name), ())
     others = dict.fromkeys(own, 3.0) | {v: 6.0 for v in USUAL.get(str(name), ()) if v not in own}
-    related = {} if value < 0.01 else {1 - value: 5.0}
-    related |= {value / 2: 6.0, 2 * value: 6.0, value * value: 7.0}
-    related |= {value * 10: 7.0, value / 10: 7.0}
     for key, values in scene.settings.items():
         if key != name and len(scene.settings) < 64:
-            related |= {v: 7.0 for v in values if 0 < v < 1 and 0 < value < 1}
-    for new, bits in ({k: v for k, v in related.items() if k not in others} | others).items():
+            others |= {v: 7.0 for v in values if 0 < v < 1 and 0 < value < 1 and v not in others}
+    made_of_it: list[tuple[float, Node, float]] = [
+        *([(1 - value, node("complement", x), 5.0)] if value >= 0.01 else []),
+        *((value * by, node("times", x, by=by), 6.0) for by in (0.5, 2.0)),
+        (value * value, node("multiply", x, x), 7.0),
+        *((value * by, node("times", x, by=by), 7.0) for by in (10.0, 0.1)),
+    ]
+    given = [(new, const(new, name), bits) for new, bits in others.items()]
+    for new, changed, bits in [*given, *made_of_it]:
         if new != value:
             words = f"takes {figure(new)} for {name or 'the number'} {figure(value)}"
-            yield made("argument", words, const(new, name), bits)
+            yield made("argument", words, changed, bits)
 
 
 def _of_reference(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:

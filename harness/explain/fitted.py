@@ -38,7 +38,8 @@ def fitted_edits(scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:
     yield from _of_result(scene, mine, value)
     if scene.base.op == "other" or scene.base.op == "given":
         return
-    places = [x for x in below(scene.base) if _has_size(x)]
+    # Of a product no operand alone can be said to be scaled: what is made of them comes first.
+    places = [x for x in reversed(below(scene.base)) if _has_size(x)]
     for x in places[:MOST]:
         said = say(x, scene.graph, True)
         if is_ref(x) and name_of(x).startswith("inputs/"):
@@ -259,7 +260,7 @@ def _short(found: float, start: float) -> Iterator[tuple[float, float, str]]:
         yield two, DIGIT if two == one else ROUND, _shown(two, start)
         return
     inverse = float(f"{1 / found:.2g}") if found and math.isfinite(1 / found) else 0.0
-    if start and inverse not in (0.0, 1.0) and abs(found * inverse - 1) < ERROR:
+    if start and inverse not in (0.0, 1.0) and abs(found * inverse - 1) < ERROR / 100:
         yield 1 / inverse, ROUND, f"1 / {figure(inverse)}"
 
 
@@ -300,7 +301,7 @@ def known_numbers(scene: Scene) -> Iterator[Named]:
             if 0 < v < 1 and key in used and key != "lr":
                 yield Named(1 - v, f"1 - {key}")
                 yield Named((1 - v) ** 2, f"(1 - {key}) squared")
-            if v > 2 and float(v).is_integer():
+            if v > 2 and float(v).is_integer() and not scene.shape:
                 yield Named(v / (v - 1), f"{key} over one less")
             if key == "lr_decay" and scene.tensor == "update/learning_rate":
                 yield from (Named(v**k, f"{key} to the power {k}") for k in (2, 3, 4))

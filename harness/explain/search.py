@@ -514,6 +514,8 @@ def _elsewhere(trial: Trial, fit: Fit, seed: int, size: float) -> Array | None:
         if x.dtype.kind != "f":
             return x
         noise = np.random.default_rng([seed, *map(ord, name)])
+        if name.startswith("setting "):
+            return np.asarray(x * noise.uniform(0.8, 0.95, x.shape))
         with np.errstate(all="ignore"):
             return np.asarray(x * size * noise.uniform(0.5, 1.5, x.shape))
 

@@ -73,6 +73,10 @@ class Values:
     def _one(self, x: Node, inputs: list[Any]) -> Any:
         if is_ref(x):
             return self._reference(x)
+        if x.op == "const" and x.arg("name") and self._change:
+            # As a tensor, so that what a setting's value makes alike by chance is told apart.
+            value = np.full(1, float(x.arg("value")))
+            return float(self._change(f"setting {x.arg('name')}", value)[0])
         if x.op == "other":
             if self._other is None:
                 raise MissingError("the other side's tensor")
