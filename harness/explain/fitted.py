@@ -249,7 +249,7 @@ def _shown(x: float, start: float) -> str:
 
 
 def _short(found: float, start: float) -> Iterator[tuple[float, float, str]]:
-    """A number of one or two digits, or one by such a number.
+    """A number of one or two digits.
 
     A factor near 1 is as short as what it has over 1: of 1.05 that is 0.05.
     """
@@ -258,10 +258,6 @@ def _short(found: float, start: float) -> Iterator[tuple[float, float, str]]:
     two, one = (base + float(f"{digits:.{n}g}") for n in (2, 1))
     if two not in (start, 0.0) and abs(digits / (two - base) - 1) < ERROR:
         yield two, DIGIT if two == one else ROUND, _shown(two, start)
-        return
-    inverse = float(f"{1 / found:.2g}") if found and math.isfinite(1 / found) else 0.0
-    if start and inverse not in (0.0, 1.0) and abs(found * inverse - 1) < ERROR / 100:
-        yield 1 / inverse, ROUND, f"1 / {figure(inverse)}"
 
 
 def _one_too_many(found: float, scene: Scene) -> Iterator[tuple[float, float, str]]:

@@ -218,7 +218,7 @@ def bases(trial: Trial) -> Iterator[tuple[Side, Node]]:
         off: Side = "a" if fits["b"] else "b"
         if case.off in (None, off):
             yield off, stage
-        if case.off == off or not (case.off or OPS[stage.op].either):
+        if case.off in (None, off):
             return
         for kin in OPS[stage.op].kin if stage.op in OPS else ():
             if not kin.rare and trial.fits(off, kin_of(stage, kin)):
