@@ -23,6 +23,14 @@ from twins import (
 from harness.data.randomness import dropout_masks
 from harness.spec import replace
 
+
+@pytest.fixture
+def referee(request):
+    """The other twin: NumPy's side has no functions of its own, and is held to whole steps."""
+    params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    return request.getfixturevalue("tf" if params.get("side", params.get("twin")) == "pt" else "pt")
+
+
 ZERO = pytest.mark.parametrize("zero", [True, False], ids=["from zero", "from a given state"])
 
 

@@ -6,6 +6,14 @@ from twins import assert_all_close, assert_close, rng, train_spec
 
 from harness.models.table import SLOTS
 
+
+@pytest.fixture
+def referee(request):
+    """The other twin: NumPy's side has no functions of its own, and is held to whole steps."""
+    params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    return request.getfixturevalue("tf" if params.get("side", params.get("twin")) == "pt" else "pt")
+
+
 # Where each is stable: an Adam whose averages are a few steps old moves by lr in every element.
 OPTIMIZERS = {
     "sgd": dict(lr=0.5),
