@@ -55,9 +55,10 @@ GATED = (
         "gru-reset-elsewhere",
         "resets a GRU's hidden state on the other side of the product",
         ("forward/layer*/n",),
-        ("formula: SIDE resets .*",),
+        ("formula: SIDE computes as with reset=before",),
         also=("backward/layer*/r", *BACK, "grads/layer*/w_h", "grads/layer*/b_h"),
         blocks=GRU,
+        of={"gru-before": {"causes": ("formula: SIDE computes as with reset=after",)}},
     ),
     Fault(
         "gru-bias-outside",
@@ -118,7 +119,10 @@ TIES = (
         "tied-embedding-cut",
         "has for the gradient of the embedding that of the softmax alone",
         EMBEDDED,
-        ("operand-missing: SIDE leaves out .*backward/embedding.*",),
+        (
+            "operand-missing: SIDE leaves out (dropout of )?the sum over a token's places "
+            "(of|with) params/embedding and inputs/.*",
+        ),
         settings=TIED,
     ),
     Fault(
