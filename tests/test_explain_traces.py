@@ -212,6 +212,31 @@ class TestGapsThatProveNothing:
             assert "crossed a discontinuity (a ReLU, a maximum) at step 2" in said(verdict)
             assert "[3, 4]" in said(verdict)
 
+    @pytest.mark.parametrize("bug", [False, True])
+    def test_relus_of_every_unit_flip_in_float64_and_one_in_float32(
+        self, tmp_path, monkeypatch, bug
+    ):
+        # One row in six is many; in a batch of a real size it would be one in hundreds.
+        monkeypatch.setattr(harness.explain.crossings, "MOST", 0.2)
+
+        def flipped(low):
+            def change(step, tensors, dtype):
+                units = [4] if dtype == "float32" else range(7)
+                size = EPS[dtype]
+                for unit in units if step == 2 else ():
+                    z = tensors["act.z"]
+                    z[unit % 6, unit] = -size / 4 if low else size / 2
+                    tensors["act.h"][unit % 6, unit] = max(z[unit % 6, unit], 0)
+                for unit in (range(7) if bug else units) if step == 2 and not low else ():
+                    tensors["grad.dense.w"][:, unit] += 0.37
+                    tensors["grad.dense.b"][unit] += 0.41
+
+            return change
+
+        for verdict in both_ways(four(tmp_path, flipped(True), flipped(False))):
+            assert verdict.label == ("bug" if bug else "rounding")
+            assert ("and in the other precision there alone" in said(verdict)) != bug
+
     def test_a_gradient_that_is_off_elsewhere_is_not_excused_by_it(self, tmp_path):
         def crossed(low, wrong):
             def change(step, tensors, dtype):

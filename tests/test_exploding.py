@@ -17,6 +17,9 @@ CLIPS = ["global_norm", "elementwise", "none"]
 # Overflow, an infinite rate, numbers under the smallest normal one, and a decay of all rows.
 RATES = {"huge": 1e38, "infinite": 1e300, "tiny": 1e-39}
 STEPS = 4
+# NumPy's side computes whole matrices, by the formula: where a factor is 0 or infinite, rows of
+# tokens that were not read become NaN there, and no others do.
+DENSE = "the formula on the whole matrix makes NaN of 0 times infinity in rows that were not read"
 
 
 def exploding(folder, label, rate, **fields):
@@ -51,8 +54,11 @@ def not_finite(trace):
 @pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_run_traces_through_nan_inf_denormals_and_negative_zeros(
-    twin, tmp_path, optimizer, clip, rate
+    request, twin, tmp_path, optimizer, clip, rate
 ):
+    unread = clip == "global_norm" or (optimizer, rate) == ("sgd", "infinite")
+    if twin.twin == "np" and unread:
+        request.applymarker(pytest.mark.xfail(strict=True, reason=DENSE))
     twin("train", exploding(tmp_path, "side", rate, optimizer=optimizer, clip=clip))
     trace = whole(tmp_path, "side")
     if rate != "tiny":

@@ -88,13 +88,14 @@ def test_a_side_that_follows_every_stage_stays_close_at_every_tensor_of_every_st
 def test_a_referee_in_float64_that_follows_a_trace_in_float32_is_close_to_it(referee, unstable):
     fields = dict(follow="tf-float32", dtype="float64", **UNSTABLE)
     referee("train", a_run(unstable, "precise", **fields))
+    graph = open_trace(unstable / "tf-float32.trace").graph
     for step in range(1, LAST + 1):
         precise, led = (tensors_of(unstable, label, step) for label in ("precise", "tf-float32"))
         assert list(precise) == list(led)
         entries = {name: describe(name, b) for name, b in led.items()}
         for name, b in led.items():
             assert precise[name].dtype == ("float64" if b.dtype == np.float32 else b.dtype)
-            allowed = Tolerance.local().allowance(entries[name], entries)
+            allowed = Tolerance.local().allowance(entries[name], entries, graph=graph)
             found = compare(precise[name].astype(b.dtype), b, allowed)
             assert found.close, f"step {step}, {name}: {found}"
     assert not np.array_equal(precise["grads/softmax_w"], led["grads/softmax_w"])

@@ -48,9 +48,10 @@ def test_a_planted_fault_is_a_bug_of_its_side_at_its_place_with_its_cause(lab, s
     found = verdict(lab, faults={side: ("clip-elementwise",)})
     assert (found.label, found.side) == ("bug", side)
     assert (found.where.step, found.where.tensor.rpartition("/")[0]) == (3, "update/clipped")
-    first = found.causes[0].sentence
-    assert "does not clip" in first
-    assert "does not scale its gradients: it does not clip, or in a way that leaves" in first
+    # Where no element reaches the limit, both leave the gradient as it is: neither is certain.
+    likely = {cause.claim for cause in found.causes if cause.sure == "likely"}
+    assert {f"{side} does not clip", f"{side} clamps each element of the gradients"} <= likely
+    assert not [cause for cause in found.causes if cause.sure == "certain"]
 
 
 @pytest.mark.parametrize("side", ["pt", "tf"])

@@ -12,18 +12,14 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
+from harness.explain.alike import same_everywhere
 from harness.explain.case import Case, Cause
 from harness.explain.confined import hints
-from harness.explain.refute import Record
+from harness.explain.formats import nothing_but
+from harness.explain.refute import Record, transported
 from harness.explain.say import eps_words
-from harness.explain.search import (
-    Fit,
-    Trial,
-    origin,
-    same_everywhere,
-    search,
-    transported,
-)
+from harness.explain.search import search
+from harness.explain.trial import Fit, Trial, origin
 from harness.models.graph import Node, node, rebuilt
 from harness.models.ops.changes import FORMATS
 
@@ -52,6 +48,9 @@ def explain(case: Case, others: Sequence[Case] = ()) -> list[Cause]:
     causes = _ruled(trial, others)
     if not any(cause.sure == "certain" for cause in causes):
         causes = _shown_elsewhere(case, others) or causes
+    if not any(cause.sure == "certain" for cause in causes):
+        narrow = nothing_but(case)
+        causes += [narrow] if narrow else []
     causes += hints(trial)
     causes.sort(key=lambda cause: SURE.index(cause.sure))
     if any(cause.sure == "certain" for cause in causes):
@@ -160,12 +159,14 @@ def _unambiguous(trial: Trial, kept: list[tuple[Fit, Cause]]) -> list[Cause]:
         fit
         for fit in certain
         if fit is not shortest
-        and not same_bits(fit, shortest)
+        and not same_bits(trial, fit, shortest)
         and fit.edit.bits < shortest.edit.bits + SHORTER
         and not same_everywhere(trial, fit, shortest)
     ]
     if not rivals:
-        alike = [f.edit.format for f in certain if f is not shortest and same_bits(f, shortest)]
+        alike = [
+            f.edit.format for f in certain if f is not shortest and same_bits(trial, f, shortest)
+        ]
         also = f" (or to {alike[0]}, which has as many bits)" if alike else ""
         return [
             replace(cause, sentence=cause.sentence + also) if fit is shortest else cause
@@ -180,19 +181,28 @@ def _unambiguous(trial: Trial, kept: list[tuple[Fit, Cause]]) -> list[Cause]:
     ]
 
 
-def same_bits(one: Fit, two: Fit) -> bool:
+def same_bits(trial: Trial, one: Fit, two: Fit) -> bool:
     """Whether two fits round the same to formats with as many bits, as float16 and TF32."""
-    return one.edit.format is not None and _in_bits(one.edit.value) is _in_bits(two.edit.value)
+    a, b = one.edit.format, two.edit.format
+    if a is None or b is None or FORMATS[a] != FORMATS[b]:
+        return False
+
+    def change(x: Node) -> Node | None:
+        return (
+            node("rounded", *x.inputs, **{**dict(x.args), "to": b}) if x.op == "rounded" else None
+        )
+
+    renamed = one.edit._replace(value=rebuilt(one.edit.value, change))
+    return same_everywhere(trial, one._replace(edit=renamed), two)
 
 
-def _in_bits(value: Node) -> Node:
-    """An expression with the bits of formats for their names."""
+def _in_format(value: Node, to: str) -> Node:
+    """An expression with another format for those that it rounds to."""
 
     def change(x: Node) -> Node | None:
         if x.op != "rounded":
             return None
-        bits = FORMATS.get(x.arg("to"))
-        return node("rounded", _in_bits(x.inputs[0]), to=str(bits), cut=bool(x.arg("cut")))
+        return node("rounded", _in_format(x.inputs[0], to), to=to, cut=bool(x.arg("cut")))
 
     return rebuilt(value, change)
 

@@ -9,11 +9,10 @@ import numpy as np
 
 from harness.compare.axes import describe_index
 from harness.explain.case import Array, Case, Cause, Side
-from harness.explain.say import eps_words, figure
-from harness.explain.search import FAILURES, SIDES, Trial, own
+from harness.explain.say import eps_words, figure, places_words
+from harness.explain.trial import FAILURES, SIDES, Trial, largest, own
 from harness.models.graph import TIME, Axis, Blocks, Node, below
 
-SHOWN = 6  # numbers of a list in a sentence
 MOST = 0.5  # a difference in more of the tensor than this is confined to nothing
 
 
@@ -74,14 +73,6 @@ def _origin(trial: Trial, side: Side, index: tuple[int, ...]) -> str:
     if finite > float(np.finfo(np.float16).max):
         return f": the other side reaches {figure(finite)}, beyond float16"
     return ""
-
-
-def largest(x: Array) -> float:
-    """The largest finite absolute value; 0 where there is none."""
-    if x.dtype.kind == "b" or not x.size:
-        return float(x.any())
-    wide = np.abs(x.astype(np.float64))
-    return float(wide[np.isfinite(wide)].max(initial=0.0))
 
 
 def confined(trial: Trial) -> list[Cause]:
@@ -194,25 +185,3 @@ def _tokens(trial: Trial, bad: Array, axes: tuple[Axis, ...]) -> Iterator[str]:
                 return
     if len(places) <= max(1, len(hit) * MOST):
         yield places_words(axes[0], places, len(hit))
-
-
-def places_words(word: Axis, places: Array, size: int) -> str:
-    """Indices along an axis in words; those of an axis of blocks by block and unit."""
-    if isinstance(word, Blocks) and size % len(word.names) == 0:
-        width = size // len(word.names)
-        hit, units = sorted({int(p) // width for p in places}), {int(p) % width for p in places}
-        words = f"{word.word}{'s' * (len(hit) > 1)} {', '.join(word.names[k] for k in hit)}"
-        if len(units) <= min(SHOWN, width // 2):
-            words += f", {word.of}{'s' * (len(units) > 1)} {', '.join(map(str, sorted(units)))}"
-        return words
-    name, after = word if isinstance(word, str) else word.word, ""
-    if name.startswith("axis "):  # what it counts is not known
-        name, after = ("row", "") if name == "axis 0" else ("place", f" along {name}")
-    if len(places) > 2 and int(places[-1]) - int(places[0]) == len(places) - 1:
-        return f"{name}s {places[0]} to {places[-1]}{after}"
-    some = [str(place) for place in places[:SHOWN]]
-    if len(places) > SHOWN:
-        words = f"{', '.join(some)} and {len(places) - SHOWN} more"
-    else:
-        words = " and ".join([", ".join(some[:-1]), some[-1]] if len(some) > 1 else some)
-    return f"{name}{'s' * (len(places) > 1)} {words}{after}"

@@ -42,10 +42,14 @@ class Crossing(NamedTuple):
         return f"{self.tensor} {list(index)}{named}, {self.a:.3g} | {self.b:.3g}{more}"
 
 
-def explained(pair: Pair, step: int, tensor: str) -> tuple[Crossing, str] | None:
+def explained(
+    pair: Pair, step: int, tensor: str, other_precision: Pair | None = None
+) -> tuple[Crossing, str] | None:
     """A crossing before `tensor` of `step` that explains the gaps from there on, if there is one.
 
-    Beside it comes the tensor whose gap lies where the crossing does.
+    Beside it comes what the gaps say of it. Where elements crossed in every channel, the runs of
+    the other precision tell: a gap that is there in the channels that crossed there, and in no
+    others, comes of crossing; one of a bug would be in all of them.
     """
     names = pair.names(step)
     at = names.index(tensor)
@@ -56,8 +60,21 @@ def explained(pair: Pair, step: int, tensor: str) -> tuple[Crossing, str] | None
         for crossing in _crossings(pair, step, name):
             for other, gap in gaps:
                 if _confined(gap, crossing):
-                    return crossing, other
+                    return crossing, f"the gap of {other} lies there alone"
+                told = other_precision and _confined(gap, crossing, everywhere=True)
+                if told and other_precision and _apart_where(other_precision, step, other, name):
+                    said = f"the gap of {other} lies there, and in the other precision there alone"
+                    return crossing, said
     return None
+
+
+def _apart_where(pair: Pair, step: int, tensor: str, crossed: str) -> bool:
+    """Whether a tensor is apart where elements of another crossed, and nowhere else."""
+    return any(
+        _confined(gap, crossing)
+        for gap in _beyond(pair, step, tensor)
+        for crossing in _crossings(pair, step, crossed)
+    )
 
 
 def _beyond(pair: Pair, step: int, name: str) -> Iterator[Array]:
@@ -109,22 +126,26 @@ def _made(
         yield Crossing(name, axes, a.shape, indices, float(a[first]), float(b[first]))
 
 
-def _confined(gap: Array, crossing: Crossing) -> bool:
-    """Whether a gap lies where elements crossed, and that is not nearly everywhere."""
+def _confined(gap: Array, crossing: Crossing, everywhere: bool = False) -> bool:
+    """Whether a gap lies where elements crossed, and that is not nearly everywhere.
+
+    `everywhere` allows that elements crossed in all slices along an axis.
+    """
     if gap.shape == crossing.shape:
         at = np.zeros(gap.shape, bool)
         at[tuple(crossing.indices.T)] = True
         return not (gap & ~at).any()
     return any(
-        _same_slices(gap, axis, np.unique(crossing.indices[:, other]))
+        _same_slices(gap, axis, np.unique(crossing.indices[:, other]), everywhere)
         for axis, size in enumerate(gap.shape)
         for other, count in enumerate(crossing.shape)
         if size == count and size > 2
     )
 
 
-def _same_slices(gap: Array, axis: int, crossed: Array | Sequence[int]) -> bool:
+def _same_slices(gap: Array, axis: int, crossed: Array | Sequence[int], everywhere: bool) -> bool:
     """Whether every slice along `axis` that has a gap crossed, and some slice has none."""
     rest = tuple(k for k in range(gap.ndim) if k != axis)
     hit = np.flatnonzero(gap.any(axis=rest))
-    return len(hit) < gap.shape[axis] and bool(np.isin(hit, crossed).all())
+    some = everywhere or len(hit) < gap.shape[axis]
+    return some and bool(np.isin(hit, crossed).all())

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.explain.case import Array
-from harness.explain.edits import Edit, Scene, earlier, put
 from harness.explain.say import figure, say
+from harness.explain.scene import Edit, Scene, earlier, put
 from harness.models.evaluate import FILL
 from harness.models.graph import Node, below, const, is_ref, name_of, node, ref
 
@@ -19,16 +19,39 @@ Value = Callable[[Node], Array | None]
 MOST = 12  # nodes of a stage whose size or offset is fitted
 ROUNDS = 8  # Newton's steps on one number
 SAMPLE = 4096  # elements that a number is fitted to
+ERROR = 1e-4  # relative: how near a fitted number is to a short one, or to one of the run's own
 # Bits of a number: one of the run's own, one of one digit, one of two, any other.
-ERROR = 1e-4  # relative: how near to such a number
-NAMED, DIGIT, ROUND, ANY = 4.0, 5.0, 8.0, 18.0
+NAMED, DIGIT, ROUND, ANY = 4.0, 5.0, 9.0, 18.0
 
 
-class Named(NamedTuple):
-    """A number of the run and what it is."""
+class Number(NamedTuple):
+    """A number: how long its description is, in words, and as a setting of which it is made.
+
+    A factor of 0.65 is `1 - dropout` at other settings too, where that is what it is.
+    """
 
     value: float
+    bits: float
     words: str
+    setting: Node | None = None
+
+    @property
+    def free(self) -> int:
+        """How many constants were fitted: none where it is one of the run's own."""
+        return 0 if self.bits == NAMED else 1
+
+
+def _by(x: Node, number: float | Number) -> Node:
+    """A tensor times a number."""
+    if isinstance(number, Number):
+        if number.setting is not None:
+            return node("scale", x, number.setting)
+        number = number.value
+    return node("times", x, by=number)
+
+
+def _plain(number: float | Number) -> float:
+    return number.value if isinstance(number, Number) else number
 
 
 def fitted_edits(scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:
@@ -69,34 +92,34 @@ class _Way(NamedTuple):
     name: str
     words: str
     start: float
-    make: Callable[[float], Node]
+    make: Callable[[float | Number], Node]
 
 
-def _scaled(scene: Scene, x: Node, c: float) -> Node:
-    return put(scene, x, node("times", x, by=c))
+def _scaled(scene: Scene, x: Node, c: float | Number) -> Node:
+    return put(scene, x, _by(x, c))
 
 
-def _raised(scene: Scene, x: Node, c: float) -> Node:
-    return put(scene, x, node("plus", x, by=c))
+def _raised(scene: Scene, x: Node, c: float | Number) -> Node:
+    return put(scene, x, node("plus", x, by=_plain(c)))
 
 
-def _begun(scene: Scene, x: Node, c: float) -> Node:
-    return put(scene, x, node("ref", **{**dict(x.args), "first": f"{FILL}{c!r}"}))
+def _begun(scene: Scene, x: Node, c: float | Number) -> Node:
+    return put(scene, x, node("ref", **{**dict(x.args), "first": f"{FILL}{_plain(c)!r}"}))
 
 
-def _other_number(scene: Scene, x: Node, c: float) -> Node:
-    return put(scene, x, const(c, x.arg("name")))
+def _other_number(scene: Scene, x: Node, c: float | Number) -> Node:
+    return put(scene, x, const(_plain(c), x.arg("name")))
 
 
 def _one_number(way: _Way, scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:
     """The edit with the number that brings the stage nearest to what the side has."""
     found = _fit(lambda c: value(way.make(c)), mine, way.start)
     if found is not None:
-        exact, bits, named = nearest(found, scene, way.start)
+        number = nearest(found, scene, way.start)
         more = 6 if way.name == "operand-scaled" else 8 if way.name == "constant" else 3
         more = 1 if way.words.startswith("starts") else more
-        free = 0 if bits == NAMED else 1
-        yield Edit(way.name, way.words.format(named), way.make(exact), bits + more, free)
+        words = way.words.format(number.words)
+        yield Edit(way.name, words, way.make(number), number.bits + more, number.free)
 
 
 def _has_size(x: Node) -> bool:
@@ -123,9 +146,10 @@ def _of_result(scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:
             yield from _factor(scene, factor, start is not None)
     offset = float(np.median(gap)) if y.size else 0.0
     if offset and y.size >= 3:
-        exact, bits, named = nearest(offset, scene, 0.0)
-        words = f"is larger by {named} in every element"
-        yield Edit("constant", words, node("plus", scene.base, by=exact), bits + 2, 1)
+        number = nearest(offset, scene, 0.0)
+        words = f"is larger by {number.words} in every element"
+        larger = node("plus", scene.base, by=number.value)
+        yield Edit("constant", words, larger, number.bits + 2, 1)
     yield from _terms(scene, gap, value, finite)
 
 
@@ -141,15 +165,15 @@ def _weights(tensor: str) -> Node:
 
 
 def _factor(scene: Scene, factor: float, step: bool) -> Iterator[Edit]:
-    for exact, bits, named in near(factor, scene, 1.0):
-        value = node("times", scene.base, by=exact)
+    for number in near(factor, scene, 1.0):
+        value = _by(scene.base, number)
         what = "is"
         if step:
             old = _weights(scene.tensor)
             moved = node("add", scene.base, node("negate", old))
-            value, what = node("add", old, node("times", moved, by=exact)), "moves"
-        free = 0 if bits == NAMED else 1
-        yield Edit("factor", f"{what} {named} times what it should", value, bits + 1, free)
+            value, what = node("add", old, _by(moved, number)), "moves"
+        words = f"{what} {number.words} times what it should"
+        yield Edit("factor", words, value, number.bits + 1, number.free)
 
 
 def _terms(scene: Scene, gap: Array, value: Value, finite: Array) -> Iterator[Edit]:
@@ -187,9 +211,9 @@ def _term(
     # What is left of the gap beside the term must be small before all of it is looked at.
     if not square or not math.isfinite(square) or along**2 < 0.9 * length * square:
         return
-    exact, bits, named = nearest(along / square, scene, 0.0)
-    made = node("add", scene.base, node("times", term, by=exact))
-    yield Edit("operand-added", f"adds {named} times {words}", made, bits + 10, 1)
+    number = nearest(along / square, scene, 0.0)
+    made = node("add", scene.base, node("times", term, by=number.value))
+    yield Edit("operand-added", f"adds {number.words} times {words}", made, number.bits + 10, 1)
 
 
 def _fit(made: Callable[[float], Array | None], mine: Array, start: float) -> float | None:
@@ -218,21 +242,26 @@ def _fit(made: Callable[[float], Array | None], mine: Array, start: float) -> fl
     return None if c == start else c
 
 
-def near(found: float, scene: Scene, start: float) -> Iterator[tuple[float, float, str]]:
-    """A fitted number as one of the run's own, as a short one, and as it is; bits and words."""
+def near(found: float, scene: Scene, start: float) -> Iterator[Number]:
+    """A fitted number as one of the run's own, as a short one, and as it is."""
     yield from _one_too_many(found, scene)
     plain = float(f"{found:.2g}")
     if plain in (2.0, 0.5, -1.0) and abs(found / plain - 1) < ERROR and scene.shape:
-        yield plain, NAMED, figure(plain)
+        yield Number(plain, NAMED, figure(plain))
     named = sorted(known_numbers(scene), key=lambda n: len(n.words.split()))
     for one in named:
-        for value, words in ((one.value, one.words), (1 / one.value, f"1 / {one.words}")):
-            if value != start and abs(found / value - 1) < ERROR:
+        for number in (one, _inverse(one)):
+            if number.value != start and abs(found / number.value - 1) < ERROR:
                 if " " in one.words:  # a short number is likelier than one that is made of two
                     yield from _short(found, start)
-                yield value, NAMED, f"{figure(value)} ({words})"
+                yield number._replace(words=f"{figure(number.value)} ({number.words})")
     yield from _short(found, start)
-    yield found, ANY, _shown(found, start)
+    yield Number(found, ANY, _shown(found, start))
+
+
+def _inverse(one: Number) -> Number:
+    setting = one.setting and node("reciprocal", one.setting)
+    return Number(1 / one.value, NAMED, f"1 / {one.words}", setting)
 
 
 def _dot(x: Array, y: Array) -> float:
@@ -248,7 +277,7 @@ def _shown(x: float, start: float) -> str:
     return f"1 {'-+'[x > 1]} {abs(x - 1):.3g}"
 
 
-def _short(found: float, start: float) -> Iterator[tuple[float, float, str]]:
+def _short(found: float, start: float) -> Iterator[Number]:
     """A number of one or two digits.
 
     A factor near 1 is as short as what it has over 1: of 1.05 that is 0.05.
@@ -257,10 +286,10 @@ def _short(found: float, start: float) -> Iterator[tuple[float, float, str]]:
     digits = found - base
     two, one = (base + float(f"{digits:.{n}g}") for n in (2, 1))
     if two not in (start, 0.0) and abs(digits / (two - base) - 1) < ERROR:
-        yield two, DIGIT if two == one else ROUND, _shown(two, start)
+        yield Number(two, DIGIT if two == one else ROUND, _shown(two, start))
 
 
-def _one_too_many(found: float, scene: Scene) -> Iterator[tuple[float, float, str]]:
+def _one_too_many(found: float, scene: Scene) -> Iterator[Number]:
     """A factor (n + 1) / n, n the tokens of whole windows: a mean that counts one too many.
 
     Nearly every factor is near such a one for a large n, so only of a single number is it said.
@@ -274,47 +303,45 @@ def _one_too_many(found: float, scene: Scene) -> Iterator[tuple[float, float, st
             if tokens and abs(n - tokens) < 0.02 * t * b:
                 words = f"{tokens + 1} / {tokens}, as of a count that is one too large: {tokens} "
                 words += f"tokens are {round(tokens / (t * b))} windows"
-                yield 1 + 1 / tokens, NAMED, f"{figure(1 + 1 / tokens)} ({words})"
+                yield Number(1 + 1 / tokens, NAMED, f"{figure(1 + 1 / tokens)} ({words})")
 
 
-def nearest(found: float, scene: Scene, start: float) -> tuple[float, float, str]:
+def nearest(found: float, scene: Scene, start: float) -> Number:
     """The simplest of what `near` gives; what is added is none of the run's own numbers."""
     given = near(found, scene, start)
-    return next(n for n in given if start or n[1] != NAMED or n[2] == figure(n[0]))
+    return next(n for n in given if start or n.bits != NAMED or n.words == figure(n.value))
 
 
-def known_numbers(scene: Scene) -> Iterator[Named]:
+def known_numbers(scene: Scene) -> Iterator[Number]:
     """The numbers of the run that may act on a tensor: settings, their complements, the batch."""
+
+    def named(value: float, words: str, setting: Node | None = None) -> Number:
+        return Number(value, NAMED, words, setting)
+
     skipped = ("seed", "steps", "threads", "start", "queue", "flat_epochs", "num_layers")
-    used = _named_constants(scene) | {"lr", "lr_decay"}
+    used = scene.used | {"lr", "lr_decay"}
     if scene.tensor == "update/learning_rate":
         used -= {"lr"}
     for key, values in scene.settings.items():
         for v in values if key not in skipped else ():
             whole = v >= 2 and float(v).is_integer() and key != "lr"
-            if v > 0 and v != 1 and (key in used or whole):
-                yield Named(v, key)
-            if 0 < v < 1 and key in used and key != "lr":
-                yield Named(1 - v, f"1 - {key}")
-                yield Named((1 - v) ** 2, f"(1 - {key}) squared")
+            if 0 < v < 1 and key in scene.used and key != "lr":
+                kept = node("complement", const(v, key))
+                yield named(v, key, const(v, key))
+                yield named(1 - v, f"1 - {key}", kept)
+                yield named((1 - v) ** 2, f"(1 - {key}) squared", node("multiply", kept, kept))
+            elif v > 0 and v != 1 and (key in used or whole):
+                yield named(v, key)
             if v > 2 and float(v).is_integer() and not scene.shape:
-                yield Named(v / (v - 1), f"{key} over one less")
+                yield named(v / (v - 1), f"{key} over one less")
             if key == "lr_decay" and scene.tensor == "update/learning_rate":
-                yield from (Named(v**k, f"{key} to the power {k}") for k in (2, 3, 4))
+                yield from (named(v**k, f"{key} to the power {k}") for k in (2, 3, 4))
     for t in scene.settings.get("bptt", ()):
         for b in scene.settings.get("batch_size", ()):
-            yield Named(t * b, "the tokens of a batch, bptt times batch_size")
-    yield Named(math.log(2), "the natural logarithm of 2")
+            yield named(t * b, "the tokens of a batch, bptt times batch_size")
+    yield named(math.log(2), "the natural logarithm of 2")
     for name in ("sqrt(2)", "pi"):
-        yield Named({"sqrt(2)": math.sqrt(2), "pi": math.pi}[name], name)
-
-
-def _named_constants(scene: Scene) -> set[str]:
-    """The settings that the stages of the run read."""
-    if scene.graph is None:
-        return set(scene.settings)
-    stages = (stage.value for stage in scene.graph.stages.values())
-    return {str(x.arg("name")) for s in stages for x in below(s) if x.op == "const"}
+        yield named({"sqrt(2)": math.sqrt(2), "pi": math.pi}[name], name)
 
 
 def reordered(scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:

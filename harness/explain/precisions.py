@@ -204,7 +204,7 @@ class Walk:
             self.notes.add("apart by less than the largest tensors of its kind round", tensor, step)
             return None
         if jumps and share64 * SAME >= share:  # a bug is as large in both precisions
-            crossing = explained(self.wide, step, tensor)
+            crossing = explained(self.wide, step, tensor, self.narrow)
             if crossing:
                 return self._crossed(step, tensor, crossing)
             line = f"{words}: the gap does not scale with epsilon, so it is no rounding"
@@ -235,7 +235,7 @@ class Walk:
         if gap.needed < STEP_DOWN * self.path.needed or _alike(gap, gap64):
             proof = (f"{words}: the gap scales with epsilon", self.path.words(gap.needed))
             return Ruling("rounding", step, tensor, False, proof)
-        crossing = explained(self.narrow, step, tensor)
+        crossing = explained(self.narrow, step, tensor, self.wide)
         if crossing:
             return self._crossed(step, tensor, crossing)
         if math.isinf(gap.needed):
@@ -268,10 +268,10 @@ class Walk:
         return Ruling(kind, step, tensor, False, (line,))
 
     def _crossed(self, step: int, tensor: str, found: tuple[Crossing, str]) -> Ruling:
-        crossing, confined = found
+        crossing, where = found
         line = (
             f"rounding crossed a discontinuity (a ReLU, a maximum) at step {step}: "
-            f"{crossing.words()}, both right to rounding; the gap of {confined} lies there alone"
+            f"{crossing.words()}, both right to rounding; {where}"
         )
         return Ruling("rounding", step, tensor, False, (line,))
 
@@ -294,8 +294,8 @@ def unheard(free: DiffResult, place: Difference) -> tuple[str, ...]:
     crossing = explained(pair, place.step, place.tensor)
     if crossing:
         lines.append(
-            f"{crossing[0].words()} may have crossed a discontinuity (a ReLU, a maximum): the gap "
-            f"of {crossing[1]} lies there alone; both runs in float64 would tell"
+            f"{crossing[0].words()} may have crossed a discontinuity (a ReLU, a maximum): "
+            f"{crossing[1]}; both runs in float64 would tell"
         )
     mine, *others = pair.magnitudes(place.step, place.tensor) or [math.inf]
     if others and mine <= NOISE * max(others):

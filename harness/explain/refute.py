@@ -6,11 +6,14 @@ certain only where it explains the difference at other places too and is contrad
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from msgspec.structs import replace
 
 from harness.explain.case import Case, Cause
+from harness.explain.scene import LAYER
+from harness.explain.trial import Fit
+from harness.models.graph import Node, is_ref, name_of, node, rebuilt, references
 
 
 class Record:
@@ -67,3 +70,57 @@ def listed(places: Sequence[str]) -> str:
     words = [f"step{'s' * (len(steps) > 1)} {', '.join(steps)}"] if steps else []
     words += [f"{len(others)} tensors more of this stage"] if len(others) > 1 else others
     return " and ".join(words)
+
+
+def transported(fit: Fit, there: Node, own: Mapping[str, str]) -> Node | None:
+    """The edit at another place whose stage is of the same form; None where it is of another.
+
+    `own` is the name of the tensor here, and there.
+    """
+    names: dict[Node, Node] = {}
+    stack = [(fit.base, there)]
+    while stack:
+        x, y = stack.pop()
+        if x is y:
+            continue
+        if is_ref(x) and is_ref(y):
+            if names.setdefault(x, y) is not y:
+                return None
+            continue
+        same = x.op == y.op and len(x.inputs) == len(y.inputs) and x.args == y.args
+        if not same or is_ref(x) or is_ref(y):
+            return None
+        stack += zip(x.inputs, y.inputs, strict=True)
+    moved = {**own, **{name_of(x): name_of(y) for x, y in names.items()}}
+    layers = {a: b for x, y in moved.items() for a, b in _layers(x, y)}
+    changed: dict[Node, Node] = {}
+    for x in references(fit.edit.value):
+        new = names.get(x) or _renamed(x, moved, layers)
+        if new is None:
+            return None
+        changed[x] = new
+    return rebuilt(fit.edit.value, changed.get)
+
+
+def _layers(one: str, two: str) -> Iterator[tuple[str, str]]:
+    """The layer's number of a name, and that which stands there in the other."""
+    found = [LAYER.findall(name) for name in (one, two)]
+    if len(found[0]) == len(found[1]):
+        yield from zip(*found, strict=True)
+
+
+def _renamed(x: Node, moved: Mapping[str, str], layers: Mapping[str, str]) -> Node | None:
+    """A reference that the edit put in, to the tensor that stands in its place there.
+
+    None where it is of a layer of which nothing says what stands there for it.
+    """
+    name, first = name_of(x), x.arg("first")
+    new = moved.get(name)
+    if new is None:
+        numbers = LAYER.findall(name)
+        if any(number not in layers for number in numbers):
+            return None
+        new = LAYER.sub(lambda found: layers[found[0]], name)
+    if first:
+        first = moved.get(first, first.replace(name.partition("/")[2], new.partition("/")[2]))
+    return node("ref", **{**dict(x.args), "name": new, "first": first})

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from harness.models.graph import Blocks, Graph, Node, is_ref, name_of
+from harness.explain.case import Array
+from harness.models.graph import Axis, Blocks, Graph, Node, is_ref, name_of
 from harness.models.ops import OPS
 
+SHOWN = 6  # numbers of a list in a sentence
 LONGEST = 90  # characters; an expression that takes more is named by its op alone
 
 
@@ -62,3 +64,25 @@ def block_name(x: Node, graph: Graph | None) -> str:
     if isinstance(last, Blocks) and len(last.names) == of:
         return f"{last.word} {last.names[index]}"
     return f"block {index}"
+
+
+def places_words(word: Axis, places: Array, size: int) -> str:
+    """Indices along an axis in words; those of an axis of blocks by block and unit."""
+    if isinstance(word, Blocks) and size % len(word.names) == 0:
+        width = size // len(word.names)
+        hit, units = sorted({int(p) // width for p in places}), {int(p) % width for p in places}
+        words = f"{word.word}{'s' * (len(hit) > 1)} {', '.join(word.names[k] for k in hit)}"
+        if len(units) <= min(SHOWN, width // 2):
+            words += f", {word.of}{'s' * (len(units) > 1)} {', '.join(map(str, sorted(units)))}"
+        return words
+    name, after = word if isinstance(word, str) else word.word, ""
+    if name.startswith("axis "):  # what it counts is not known
+        name, after = ("row", "") if name == "axis 0" else ("place", f" along {name}")
+    if len(places) > 2 and int(places[-1]) - int(places[0]) == len(places) - 1:
+        return f"{name}s {places[0]} to {places[-1]}{after}"
+    some = [str(place) for place in places[:SHOWN]]
+    if len(places) > SHOWN:
+        words = f"{', '.join(some)} and {len(places) - SHOWN} more"
+    else:
+        words = " and ".join([", ".join(some[:-1]), some[-1]] if len(some) > 1 else some)
+    return f"{name}{'s' * (len(places) > 1)} {words}{after}"

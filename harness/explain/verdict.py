@@ -33,7 +33,7 @@ from harness.explain.evidence import (
 )
 from harness.explain.following import follow, stages
 from harness.explain.precisions import FAR, Walk, unheard
-from harness.explain.search import SIDES, Trial
+from harness.explain.trial import SIDES, Trial
 from harness.models.graph import name_of
 from harness.models.ops import OPS
 from harness.trace import open_trace
@@ -83,9 +83,10 @@ def judge(evidence: Evidence, referee: Referee | None = None) -> Verdict:
         vote = referee(finding.shown, finding.place)
     side = vote.against(labels) if vote else None
     causes, failed = _causes(case, finding, free, side)
-    # What explains one place decides, also where other places show that it is not always so.
-    alone = explain(case) if case and finding.label == "undecided" and not failed else causes
-    label = _with_cause(finding.label, alone[0]) if alone else finding.label
+    label = _with_cause(finding.label, causes)
+    if case and label == "undecided" and not failed:
+        # What explains one place decides, also where other places show that it is not always so.
+        label = _with_cause(label, explain(case))
     doublings = amplification(free.distances)
     who = f"{side} has another" if side else f"{labels[0]} and {labels[1]} have different"
     lines = [repeat.words() for repeat in evidence.repeats]
@@ -127,8 +128,11 @@ def _unrepeatable(evidence: Evidence, repeat: Repeat) -> Verdict:
     )
 
 
-def _with_cause(label: Label, cause: Cause) -> Label:
-    """The label once a cause is known: a narrower format is no bug, and a certain cause decides."""
+def _with_cause(label: Label, causes: Sequence[Cause]) -> Label:
+    """The label once causes are known: a narrower format is no bug, and a certain one decides."""
+    if not causes:
+        return label
+    cause = causes[0]
     if cause.format and (label == "bug" or (label == "undecided" and cause.sure == "certain")):
         return "precision"
     return "bug" if label == "undecided" and cause.sure == "certain" else label

@@ -55,6 +55,12 @@ def times(x: Array, by: float) -> Array:
 
 
 @op()
+def reciprocal(s: Array) -> Array:
+    """1 over a scalar."""
+    return np.asarray(1 / np.asarray(s))
+
+
+@op()
 def plus(x: Array, by: float) -> Array:
     """x plus a number."""
     return np.asarray(x + by)
