@@ -384,12 +384,13 @@ def test_a_narrower_format_is_no_bug_and_a_certain_cause_settles_what_is_open():
     sure = Cause("reduced-precision", "", 1.0, "certain", "float16")
     likely = Cause("reduced-precision", "", 1.0, "likely", "bfloat16")
     other = Cause("factor", "", 1.0, "certain")
-    assert [_with_cause(label, sure) for label in ("bug", "undecided")] == ["precision"] * 2
-    labels = [_with_cause(label, likely) for label in ("bug", "undecided")]
+    assert [_with_cause(label, [sure]) for label in ("bug", "undecided")] == ["precision"] * 2
+    labels = [_with_cause(label, [likely]) for label in ("bug", "undecided")]
     assert labels == ["precision", "undecided"], "what is likely decides nothing that is open"
-    assert [_with_cause(label, other) for label in ("bug", "undecided")] == ["bug", "bug"]
-    assert _with_cause("precision", other) == "precision"
-    assert _with_cause("undecided", Cause("factor", "", 1.0, "likely")) == "undecided"
+    assert [_with_cause(label, [other]) for label in ("bug", "undecided")] == ["bug", "bug"]
+    assert _with_cause("precision", [other]) == "precision"
+    assert _with_cause("undecided", [Cause("factor", "", 1.0, "likely")]) == "undecided"
+    assert _with_cause("undecided", []) == "undecided"
 
 
 def test_free_runs_alone_do_not_decide_unless_a_cause_explains_them(tmp_path):
