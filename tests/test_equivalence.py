@@ -1,4 +1,4 @@
-"""PyTorch and TensorFlow against the referee in NumPy, piece by piece, forward and backward."""
+"""PyTorch and TensorFlow against each other, piece by piece, and whole steps against NumPy."""
 
 import numpy as np
 import pytest
@@ -23,12 +23,13 @@ from twins import (
 from harness.data.randomness import dropout_masks
 from harness.spec import replace
 
+TWINS = ("pt", "tf")  # NumPy's side has no functions of its own: it is held to whole steps
 
-@pytest.fixture
-def referee(request):
-    """The other twin: NumPy's side has no functions of its own, and is held to whole steps."""
-    params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
-    return request.getfixturevalue("tf" if params.get("side", params.get("twin")) == "pt" else "pt")
+
+@pytest.fixture(params=TWINS)
+def function(request):
+    """A twin whose functions are called one by one."""
+    return request.getfixturevalue(request.param)
 
 
 ZERO = pytest.mark.parametrize("zero", [True, False], ids=["from zero", "from a given state"])
@@ -54,56 +55,56 @@ def assert_derivatives_agree(names, *found):
 
 
 @ZERO
-def test_the_cells_agree_forward_and_backward(side, referee, dtype, zero):
+def test_the_cells_agree_forward_and_backward(side, pt, tf, dtype, zero):
     arrays = [*drawn(dtype, 4, (B, 4 * H)), random_state(dtype, zero=zero)["layer0/c"]]
-    found = [twin("call", "cells.lstm_cell", *arrays) for twin in (side, referee)]
+    found = [twin("call", "cells.lstm_cell", *arrays) for twin in (pt, tf)]
     for name, a, b in zip("hc", *found, strict=True):
         assert_close(a, b, name)
     cotangents = drawn(dtype, 6, (B, H), (B, H))
     by_autograd = side("vjp", "cells.lstm_cell", arrays, cotangents)
-    by_hand = [twin("cell_by_hand", *arrays, *cotangents) for twin in (side, referee)]
+    by_hand = [twin("cell_by_hand", *arrays, *cotangents) for twin in (pt, tf)]
     assert_derivatives_agree("zc", by_autograd, *by_hand)
 
 
 @ZERO
-def test_the_layers_agree_forward_and_backward(side, referee, dtype, zero):
+def test_the_layers_agree_forward_and_backward(side, pt, tf, dtype, zero):
     arrays = layer_arrays(dtype, zero)
-    found = [twin("call", "cells.lstm_layer", *arrays) for twin in (side, referee)]
+    found = [twin("call", "cells.lstm_layer", *arrays) for twin in (pt, tf)]
     for name, a, b in zip(("h", "c"), *found, strict=True):
         assert_close(np.stack(a, 1), np.stack(b, 1), name)
     d_hidden = drawn(dtype, 7, *[(B, H)] * T)
     unread = [np.zeros((B, H), dtype)] * T  # nothing outside a layer reads its cell states
     x, _, _, *weights = side("vjp", "cells.lstm_layer", arrays, [*d_hidden, *unread])
     outside = np.stack(d_hidden, 1)
-    by_hand = [twin("layer_by_hand", *arrays, outside) for twin in (side, referee)]
+    by_hand = [twin("layer_by_hand", *arrays, outside) for twin in (pt, tf)]
     assert_derivatives_agree(("x", "w_i", "w_h", "b_i", "b_h"), [x, *weights], *by_hand)
 
 
-def test_the_projections_agree_forward_and_backward(side, referee, dtype):
+def test_the_projections_agree_forward_and_backward(side, pt, tf, dtype):
     *arrays, gradient = drawn(dtype, 9, (B, T, H), (H, V), (V,), (B, T, V))
-    a, b = (twin("call", "cells.project", *arrays) for twin in (side, referee))
+    a, b = (twin("call", "cells.project", *arrays) for twin in (pt, tf))
     assert_close(a, b)
     by_autograd = side("vjp", "cells.project", arrays, [gradient])
     given = [*arrays[:2], gradient]
-    by_hand = [twin("call", "cells.project_backward", *given) for twin in (side, referee)]
+    by_hand = [twin("call", "cells.project_backward", *given) for twin in (pt, tf)]
     assert_derivatives_agree("xwb", by_autograd, *by_hand)
 
 
-def test_log_sum_exp_agrees(side, referee, dtype):
+def test_log_sum_exp_agrees(pt, tf, dtype):
     (logits,) = drawn(dtype, 10, (B, T, V))
-    a, b = (twin("call", "losses.log_sum_exp", 5 * logits) for twin in (side, referee))
+    a, b = (twin("call", "losses.log_sum_exp", 5 * logits) for twin in (pt, tf))
     assert_close(a, b)
 
 
 @pytest.mark.parametrize("loss", ["sum", "mean"])
-def test_the_losses_agree_forward_and_backward(side, referee, dtype, loss):
+def test_the_losses_agree_forward_and_backward(side, pt, tf, dtype, loss):
     (logits,) = drawn(dtype, 11, (B, T, V))
     y = random_tokens()[1]
-    a, b = (twin("call", "losses.cross_entropy", logits, y, loss) for twin in (side, referee))
+    a, b = (twin("call", "losses.cross_entropy", logits, y, loss) for twin in (pt, tf))
     assert_close(a, b)
     by_autograd = side("loss_by_autograd", logits, y, loss)
     given = [logits, y, loss]
-    by_hand = [twin("call", "losses.cross_entropy_backward", *given) for twin in (side, referee)]
+    by_hand = [twin("call", "losses.cross_entropy_backward", *given) for twin in (pt, tf)]
     assert_derivatives_agree(["logits"], [by_autograd], *([d] for d in by_hand))
 
 
@@ -191,30 +192,30 @@ def test_the_mean_over_time_is_the_sum_divided_by_t(twin, dtype):
 
 
 @pytest.mark.parametrize("mode", ["global_norm", "elementwise", "none"])
-def test_a_gradient_that_is_not_a_number_stays_so_when_clipped(twin, dtype, mode):
+def test_a_gradient_that_is_not_a_number_stays_so_when_clipped(function, dtype, mode):
     grads = {"w": np.array([1.0, np.nan, -np.inf], dtype), "b": np.array([3.0], dtype)}
-    norm = twin("call", "optim.global_norm", grads)
+    norm = function("call", "optim.global_norm", grads)
     assert np.isnan(norm)
-    clipped = twin("call", "optim.clip", grads, np.asarray(norm, dtype), mode, 2.0)
+    clipped = function("call", "optim.clip", grads, np.asarray(norm, dtype), mode, 2.0)
     assert np.isnan(clipped["w"][1])
     assert np.isnan(clipped["b"][0]) == (mode == "global_norm")
     assert clipped["w"].dtype == dtype
 
 
-def test_log_sum_exp_is_finite_where_a_naive_one_overflows(twin, dtype):
+def test_log_sum_exp_is_finite_where_a_naive_one_overflows(function, dtype):
     logits = np.array([[[1e4, 0.0, -1e4]]], dtype)
-    assert twin("call", "losses.log_sum_exp", logits) == 1e4
+    assert function("call", "losses.log_sum_exp", logits) == 1e4
 
 
-def test_the_learning_rate_is_flat_and_then_decays_once_an_epoch(twin):
+def test_the_learning_rate_is_flat_and_then_decays_once_an_epoch(function):
     train = train_spec("float64", lr=2.0, flat_epochs=4, lr_decay=2.0)
-    rates = [twin("call", "optim.learning_rate", train, epoch, 9) for epoch in range(1, 8)]
+    rates = [function("call", "optim.learning_rate", train, epoch, 9) for epoch in range(1, 8)]
     assert rates == [2.0, 2.0, 2.0, 2.0, 1.0, 0.5, 0.25]
 
 
-def test_the_learning_rate_can_follow_the_validation_loss(twin):
+def test_the_learning_rate_can_follow_the_validation_loss(function):
     train = train_spec("float64", lr=2.0, lr_decay=4.0, schedule="plateau")
-    rates = [twin("call", "optim.learning_rate", train, 30, plateaus) for plateaus in range(3)]
+    rates = [function("call", "optim.learning_rate", train, 30, plateaus) for plateaus in range(3)]
     assert rates == [2.0, 0.5, 0.125]
 
 

@@ -70,13 +70,7 @@ def explain_traces(
         referees = open_trace(referee_a, roles), open_trace(referee_b, roles)
         check_referees((open_trace(a, roles), open_trace(b, roles)), referees, found)
         free64 = diff(*referees, **looked_at, progress=watcher.part("float64 diff"))
-    pairs: list[tuple[Side, str | Path | None, str | Path | None]]
-    pairs = [("a", followed_a, b), ("b", a, followed_b)]
-    runs = [
-        Following(side, _followed(x, y, looked_at, watcher.part(f"following, {side}")))
-        for side, x, y in pairs
-        if x is not None and y is not None
-    ]
+    runs = _following((a, b), (followed_a, followed_b), looked_at, watcher)
     wide = open_trace(b).header.dtype == "float64"
     evidence = Evidence(
         found,
@@ -86,6 +80,22 @@ def explain_traces(
         (*_missing(free64, runs), *_without_roles(open_trace(b, roles))),
     )
     return Explanation(found, judge(evidence))
+
+
+def _following(
+    traces: tuple[str | Path, str | Path],
+    followers: tuple[str | Path | None, str | Path | None],
+    looked_at: dict[str, Any],
+    watcher: Observer,
+) -> list[Following]:
+    """The following runs that there are, each held against what it followed."""
+    pairs: list[tuple[Side, str | Path | None, str | Path | None]]
+    pairs = [("a", followers[0], traces[1]), ("b", traces[0], followers[1])]
+    return [
+        Following(side, _followed(x, y, looked_at, watcher.part(f"following, {side}")))
+        for side, x, y in pairs
+        if x is not None and y is not None
+    ]
 
 
 def _followed(

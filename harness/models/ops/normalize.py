@@ -6,7 +6,8 @@ gain and offset are the weights that programs name weight and bias, or gamma and
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +16,6 @@ from harness.models.ops.basic import largest
 from harness.models.ops.op import Array, kin, op, rows
 
 N = Any  # a number: a Python float, or an array of no axes
-Formula = Callable[..., Array]
 # Of the centred x, the axes that statistics go over, and epsilon: what x is divided by.
 Spread = Callable[[Array, Any, N], Array]
 
@@ -237,81 +237,76 @@ def l2_normalize_backward(x: Array, epsilon: N, dy: Array, axis: int = -1) -> Ar
     return np.asarray((dy - y * inner) / np.maximum(norm, epsilon))
 
 
-def _put_norms() -> None:
-    """Other divisors, and gradients that leave out what goes through mean and variance."""
-    kinds: dict[str, Callable[[Array, int], Any]] = {
-        "layer_norm": lambda x, axis: -1,
-        "batch_norm": others,
-    }
-    for name, axes in kinds.items():
+class _Norm(NamedTuple):
+    """A normalisation with gain and offset, without its formula.
 
-        def scaled(v: Array, x: Array, axis: int, of: str = name) -> Array:
-            return v if of == "layer_norm" else _along(v, x, axis)
+    axes(x, axis) are those that its statistics go over; along(v, x, axis) is a gain or offset as it
+    multiplies x; summed(v, axis) is that of a gradient, over all but the axis of gain and offset.
+    """
 
-        for does, spread in SPREADS.items():
-
-            def forward(
-                x: Array,
-                gain: Array,
-                offset: Array,
-                epsilon: N,
-                axis: int = 1,
-                spread: Spread = spread,
-                axes: Any = axes,
-                scaled: Any = scaled,
-            ) -> Array:
-                made = _normal(x, axes(x, axis), epsilon, spread)
-                return np.asarray(made * scaled(gain, x, axis) + scaled(offset, x, axis))
-
-            def back(
-                x: Array,
-                gain: Array,
-                epsilon: N,
-                dy: Array,
-                axis: int = 1,
-                spread: Spread = spread,
-                axes: Any = axes,
-                scaled: Any = scaled,
-            ) -> Array:
-                return _back(dy * scaled(gain, x, axis), x, axes(x, axis), epsilon, spread)
-
-            kin(name, does)(forward)
-            kin(f"{name}_backward", does)(back)
-
-        def through(
-            x: Array,
-            gain: Array,
-            epsilon: N,
-            dy: Array,
-            axis: int = 1,
-            mean: bool = False,
-            variance: bool = False,
-            axes: Any = axes,
-            scaled: Any = scaled,
-        ) -> Array:
-            g, over = dy * scaled(gain, x, axis), axes(x, axis)
-            d = centred(x, over)
-            s = _spread(d, over, epsilon)
-            n = d / s
-            m = g.mean(axis=over, keepdims=True) if mean else 0
-            v = n * (g * n).mean(axis=over, keepdims=True) if variance else 0
-            return np.asarray((g - m - v) / s)
-
-        def given(f: Formula, **fixed: bool) -> Formula:
-            return lambda *x, **args: f(*x, **args, **fixed)
-
-        back_of = f"{name}_backward"
-        kin(back_of, "takes mean and variance for constants")(given(through))
-        kin(back_of, "takes the variance for a constant")(given(through, mean=True))
-        kin(back_of, "takes the mean for a constant")(given(through, variance=True))
-        kin(f"{name}_gain_backward", "multiplies with what is not normalised")(
-            lambda x, epsilon, dy, axis=-1, of=name: (
-                rows(x * dy).sum(axis=0) if of == "layer_norm" else sum_channels(x * dy, axis)
-            )
-        )
+    axes: Callable[[Array, int], Any]
+    along: Callable[[Array, Array, int], Array]
+    summed: Callable[[Array, int], Array]
 
 
-_put_norms()
+_NORMS = {
+    "layer_norm": _Norm(lambda x, axis: -1, lambda v, x, axis: v, lambda v, axis: rows(v).sum(0)),
+    "batch_norm": _Norm(others, _along, sum_channels),
+}
+
+
+def _with_spread(
+    of: _Norm, spread: Spread, x: Array, gain: Array, offset: Array, epsilon: N, axis: int = 1
+) -> Array:
+    made = _normal(x, of.axes(x, axis), epsilon, spread)
+    return np.asarray(made * of.along(gain, x, axis) + of.along(offset, x, axis))
+
+
+def _back_with_spread(
+    of: _Norm, spread: Spread, x: Array, gain: Array, epsilon: N, dy: Array, axis: int = 1
+) -> Array:
+    return _back(dy * of.along(gain, x, axis), x, of.axes(x, axis), epsilon, spread)
+
+
+def _back_through(
+    of: _Norm,
+    mean: bool,
+    variance: bool,
+    x: Array,
+    gain: Array,
+    epsilon: N,
+    dy: Array,
+    axis: int = 1,
+) -> Array:
+    """The gradient that goes through the mean, or the variance, or neither."""
+    g, over = dy * of.along(gain, x, axis), of.axes(x, axis)
+    d = centred(x, over)
+    s = _spread(d, over, epsilon)
+    n = d / s
+    m = g.mean(axis=over, keepdims=True) if mean else 0
+    v = n * (g * n).mean(axis=over, keepdims=True) if variance else 0
+    return np.asarray((g - m - v) / s)
+
+
+def _gain_of_plain(of: _Norm, x: Array, epsilon: N, dy: Array, axis: int = -1) -> Array:
+    return np.asarray(of.summed(x * dy, axis))
+
+
+CONSTANTS = {  # what is taken for one: whether the gradient goes through mean and variance
+    "takes mean and variance for constants": (False, False),
+    "takes the variance for a constant": (True, False),
+    "takes the mean for a constant": (False, True),
+}
+
+for _name, _norm in _NORMS.items():
+    for _does, _by in SPREADS.items():
+        kin(_name, _does)(partial(_with_spread, _norm, _by))
+        kin(f"{_name}_backward", _does)(partial(_back_with_spread, _norm, _by))
+    for _does, _through in CONSTANTS.items():
+        kin(f"{_name}_backward", _does)(partial(_back_through, _norm, *_through))
+    kin(f"{_name}_gain_backward", "multiplies with what is not normalised")(
+        partial(_gain_of_plain, _norm)
+    )
 
 
 @kin("layer_norm", "takes no mean off (RMS normalisation)")
