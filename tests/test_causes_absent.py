@@ -15,6 +15,7 @@ from causes_fixtures import (
 from causes_plant import CLIPPED, from_step
 
 from harness.explain.causes import explain
+from harness.models.ops.changes import rounded
 
 TENSORS = (
     "forward/embedding",
@@ -107,6 +108,19 @@ def test_a_factor_of_two_numbers_that_is_none_of_the_runs_is_not_certain():
     assert {c.sure for c in explain(lone_case(np.float32(3.3) * x, x))} == {"likely"}
     x = np.array([1.0, 2.0, 7.0, 0.0], np.float32)
     assert {c.sure for c in explain(lone_case(np.float32(3.3123) * x, x))} == {"likely"}
+
+
+def test_numbers_of_a_format_are_told_of_only_where_rounding_to_it_is_as_large_as_the_difference():
+    draw = np.random.default_rng(0)
+    full = draw.standard_normal((40, 30)).astype(np.float32)
+    # Rounded twice on the way, so that it is not the other side's numbers rounded.
+    low = rounded(rounded(full, "bfloat16") * np.float32(1.01), "bfloat16")
+    (cause,) = explain(lone_case(low, full * np.float32(1.01)))
+    assert (cause.claim, cause.sure) == ("pt has numbers of bfloat16 alone", "certain")
+    assert not [c for c in explain(lone_case(2 * low, full * full)) if c.format]
+    for grid in (draw.integers(-9, 9, (40, 30)), draw.integers(0, 200, (40, 30)) / 8):
+        noisy = grid * (1 + 0.004 * draw.standard_normal((40, 30)))
+        assert not explain(lone_case(np.float32(grid), np.float32(noisy)))
 
 
 def odd_arrays():

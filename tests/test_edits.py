@@ -38,7 +38,23 @@ def stages():
                 yield kind, name
 
 
+def form(value):
+    """A stage without its tensors' names: of one form are those of several layers or parameters."""
+    kept = ("name", "first")
+    return tuple((x.op, *(pair for pair in x.args if pair[0] not in kept)) for x in below(value))
+
+
 STAGES = list(stages())
+FORMS = {}
+for _kind, _name in STAGES:
+    _value = graph_of_settings(tuple(KINDS[_kind].items())).value(_name)
+    FORMS.setdefault((form(_value), _name.partition("/")[0]), (_kind, _name))
+# One stage of each form; the others, and other parts of their edits, where tests are slow.
+FIRST = set(FORMS.values())
+EACH = [
+    pytest.param(*at, marks=[] if at in FIRST else pytest.mark.slow, id="-".join(at))
+    for at in STAGES
+]
 
 
 def clean_case(kind, tensor, step=STEP, dtype="float64"):
@@ -117,7 +133,7 @@ def complaints(kind, tensor, edit, case):
 @pytest.mark.parametrize(
     "part", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in range(1, PARTS))]
 )
-@pytest.mark.parametrize(("kind", "tensor"), STAGES)
+@pytest.mark.parametrize(("kind", "tensor"), EACH)
 def test_an_edit_that_is_planted_is_found_and_no_other_is_certain(kind, tensor, part):
     found = list(planted_edits(kind, tensor))
     assert found
@@ -126,7 +142,7 @@ def test_an_edit_that_is_planted_is_found_and_no_other_is_certain(kind, tensor, 
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(("kind", "tensor"), STAGES)
+@pytest.mark.parametrize(("kind", "tensor"), EACH)
 def test_noise_gives_no_certain_cause_of_any_stage(kind, tensor, dtype):
     case = clean_case(kind, tensor, dtype=dtype)
     draw = np.random.default_rng(3)

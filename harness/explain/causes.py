@@ -48,7 +48,7 @@ def explain(case: Case, others: Sequence[Case] = ()) -> list[Cause]:
     causes = _ruled(trial, others)
     if not any(cause.sure == "certain" for cause in causes):
         causes = _shown_elsewhere(case, others) or causes
-    if not any(cause.sure == "certain" for cause in causes):
+    if not any(cause.sure == "certain" or cause.format for cause in causes):
         narrow = nothing_but(case)
         causes += [narrow] if narrow else []
     causes += hints(trial)
