@@ -290,20 +290,23 @@ def _short(found: float, start: float) -> Iterator[Number]:
 
 
 def _one_too_many(found: float, scene: Scene) -> Iterator[Number]:
-    """A factor (n + 1) / n, n the tokens of whole windows: a mean that counts one too many.
+    """A factor n / (n + 1) or n / (n - 1), n the tokens of whole windows: a mean that miscounts.
 
     Nearly every factor is near such a one for a large n, so only of a single number is it said.
     """
-    if scene.shape or not 1 < found < 1.1:
+    if scene.shape or not 0.9 < found < 1.1 or found == 1:
         return
-    n = 1 / (found - 1)
+    more = 1 if found < 1 else -1
+    n = more * found / (1 - found)
     for t in scene.settings.get("bptt", ()):
         for b in scene.settings.get("batch_size", ()):
             tokens = int(t * b) * round(n / (t * b))
-            if tokens and abs(n - tokens) < 0.02 * t * b:
-                words = f"{tokens + 1} / {tokens}, as of a count that is one too large: {tokens} "
+            if tokens > 1 and abs(n - tokens) < 0.02 * t * b:
+                words = f"{tokens} / {tokens + more}, as of a count that is one too "
+                words += f"{'large' if more > 0 else 'small'}: {tokens} "
                 words += f"tokens are {round(tokens / (t * b))} windows"
-                yield Number(1 + 1 / tokens, NAMED, f"{figure(1 + 1 / tokens)} ({words})")
+                value = tokens / (tokens + more)
+                yield Number(value, NAMED, f"{figure(value)} ({words})")
 
 
 def nearest(found: float, scene: Scene, start: float) -> Number:
