@@ -130,18 +130,18 @@ def test_injections_above_the_noise_are_found_and_a_bound_that_is_too_low_accuse
     monkeypatch.setattr(fuzzing, "SETTINGS", fuzzing.SETTINGS[1:2])
     monkeypatch.setattr(fuzzing, "NOISE_SEEDS", (1,))
     monkeypatch.setattr(fuzzing, "STEPS", 3)
-    found = fuzzing.fuzz(24, 5, tmp_path / "a", Observer())
-    assert found.cases == len(found.records) == 24
-    assert found.above > 8
+    found = fuzzing.fuzz(12, 5, tmp_path / "a", Observer())
+    assert found.cases == len(found.records) == 12
+    assert found.above > 4
     assert (found.placed, found.wrong) == (found.above, 0)
     assert {case.side for case in found.records} == {"pt", "tf"}
-    assert sum(row.cases for row in found.curve) == 24
+    assert sum(row.cases for row in found.curve) == 12
     assert not list((tmp_path / "a").glob("case-*.trace")), "traces of cases are removed"
-    again = fuzzing.fuzz(3, 5, tmp_path / "a", Observer())
-    assert again.records == found.records[:3]
+    again = fuzzing.fuzz(2, 5, tmp_path / "a", Observer())
+    assert again.records == found.records[:2]
     monkeypatch.setattr(fuzzing, "BOUND", 0.01)
-    accused = fuzzing.fuzz(6, 5, tmp_path / "b", Observer())
-    assert accused.wrong == 6
+    accused = fuzzing.fuzz(3, 5, tmp_path / "b", Observer())
+    assert accused.wrong == 3
 
 
 def test_there_are_at_least_200_clean_pairs_of_every_kind():
