@@ -27,6 +27,7 @@ from harness.models.graph import (
     node,
     rebuilt,
     references,
+    total,
 )
 from harness.models.ops import OPS, find
 from harness.models.ops.changes import FORMATS
@@ -54,6 +55,7 @@ def edits(scene: Scene) -> Iterator[Edit]:
         for x in below(scene.base):
             yield from _of_node(x, scene)
         yield from _of_all(scene)
+        yield from _of_stages_before(scene)
 
 
 def _of_all(scene: Scene) -> Iterator[Edit]:
@@ -118,6 +120,8 @@ def _of_node(x: Node, scene: Scene) -> Iterator[Edit]:
     if x.op in OPS:
         for kin in find(x.op).kin:
             yield made("formula", f"{kin.does}{_of_what(x, scene)}", kin_of(x, kin), _bits(kin))
+    if x.op in (*POINTWISE, "multiply", "scale"):
+        yield from _added_later(x, scene, made)
     if x.op in LEFT_OUT and x is not scene.base:
         words = f"leaves out {say(x, scene.graph, True)}"
         yield made("formula", words, x.inputs[0], 3.4)
@@ -135,6 +139,11 @@ def _of_node(x: Node, scene: Scene) -> Iterator[Edit]:
         yield from _exchanged(x, scene, made)
     if x.op in PRODUCTS:
         yield from _products(x, scene, made)
+    if x.op in ("linear", "matmul"):
+        for start, stop, which in ((None, 1, "first"), (-1, None, "last")):
+            blank = node("blanked", x.inputs[0], axis=-1, start=start, stop=stop)
+            words = f"leaves the {which} place of what is summed out of {say(x, scene.graph, True)}"
+            yield made("subset", words, node(x.op, blank, *x.inputs[1:], **dict(x.args)), 7)
     if x.op in ("outer", "sum_rows", "embed_backward"):
         yield from _subsets(x, scene, made)
     if x.op == "block":
@@ -166,6 +175,42 @@ def _exchanged(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
             one, two = (say(i, scene.graph, True) for i in (given[j], given[k]))
             new = node(x.op, *given, **dict(x.args))
             yield made("operand-other", f"exchanges {one} and {two}", new, 6)
+
+
+def _added_later(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
+    """A term that is added after an op, not before it: r (h W) + b for r (h W + b)."""
+    for k, operand in enumerate(x.inputs):
+        for rest, term in _terms(operand):
+            new = node(x.op, *x.inputs[:k], rest, *x.inputs[k + 1 :], **dict(x.args))
+            what = OPS[x.op].says or x.op
+            words = f"adds {say(term, scene.graph, True)} after {what}, not before it"
+            yield made("formula", words, node("broadcast_add", new, term), 6)
+
+
+def _terms(x: Node) -> Iterator[tuple[Node, Node]]:
+    """Each term of a sum, or of a block of one, with the rest of the sum."""
+    if x.op == "block":
+        for rest, term in _terms(x.inputs[0]):
+            yield tuple(node("block", i, **dict(x.args)) for i in (rest, term))  # type: ignore[misc]
+    elif x.op == "bias":
+        yield x.inputs[0], x.inputs[1]
+    elif x.op == "add":
+        for k, term in enumerate(x.inputs):
+            yield total([*x.inputs[:k], *x.inputs[k + 1 :]]), term
+
+
+def _of_stages_before(scene: Scene) -> Iterator[Edit]:
+    """What an operand would be with one of its own terms left out, where only this stage has it so.
+
+    A loop that keeps a gradient in two variables may go on with the one that lacks what came last.
+    """
+    for x in references(scene.base):
+        stage = scene.graph.value(name_of(x)) if scene.graph else None
+        if stage is None or stage.op != "add" or x.arg("time") or x.arg("back"):
+            continue
+        for rest, term in _terms(stage):
+            words = f"takes {name_of(x)} without {say(term, scene.graph, True)}"
+            yield Edit("operand-missing", words, put(scene, x, rest), 6.5)
 
 
 def _computed(x: Node) -> bool:

@@ -20,6 +20,7 @@ MOST = 12  # nodes of a stage whose size or offset is fitted
 ROUNDS = 8  # Newton's steps on one number
 SAMPLE = 4096  # elements that a number is fitted to
 ERROR = 1e-4  # relative: how near a fitted number is to a short one, or to one of the run's own
+AS_IT_WAS = 1e-6  # of the largest element: what differs by less was not clamped
 # Bits of a number: one of the run's own, one of one digit, one of two, any other.
 NAMED, DIGIT, ROUND, ANY = 4.0, 5.0, 9.0, 18.0
 
@@ -63,6 +64,7 @@ def fitted_edits(scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:
         return
     # Of a product no operand alone can be said to be scaled: what is made of them comes first.
     places = [x for x in reversed(below(scene.base)) if _has_size(x)]
+    untouched = _untouched(value(scene.base), mine)
     for x in places[:MOST]:
         said = say(x, scene.graph, True)
         if is_ref(x) and name_of(x).startswith("inputs/"):
@@ -74,6 +76,8 @@ def fitted_edits(scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:
         words = f"adds {{}} to {said}"
         way = _Way("constant", words, 0.0, partial(_raised, scene, x))
         yield from _one_number(way, scene, mine, value)
+        if untouched:
+            yield from _clamped(x, said, scene, mine, value)
         if is_ref(x) and x.arg("first") == "zeros" and scene.step == 1:
             words = f"starts {name_of(x)} from {{}}"
             way = _Way("constant", words, 0.0, partial(_begun, scene, x))
@@ -109,6 +113,32 @@ def _begun(scene: Scene, x: Node, c: float | Number) -> Node:
 
 def _other_number(scene: Scene, x: Node, c: float | Number) -> Node:
     return put(scene, x, const(_plain(c), x.arg("name")))
+
+
+def _untouched(base: Array | None, mine: Array) -> bool:
+    """Whether some elements are as they should be and others not, as a clamp leaves them."""
+    if base is None or base.shape != mine.shape or base.dtype.kind != "f" or mine.size < 2:
+        return False
+    with np.errstate(all="ignore"):
+        close = np.abs(mine - base) <= AS_IT_WAS * np.abs(base).max()
+    return bool(close.any() and not close.all())
+
+
+def _clamped(x: Node, said: str, scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:
+    """An operand clamped at a number: the fit begins at one that most elements are beyond."""
+    inside = value(x)
+    if inside is None or inside.size < 2 or inside.dtype.kind != "f":
+        return
+    finite = np.abs(inside[np.isfinite(inside)])
+    size = float(np.median(finite)) if finite.size else 0.0
+    if size:
+        way = _Way(
+            "argument",
+            f"clamps {said} at {{}}",
+            size,
+            lambda c: put(scene, x, node("clamped", x, limit=_plain(c))),
+        )
+        yield from _one_number(way, scene, mine, value)
 
 
 def _one_number(way: _Way, scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:
@@ -335,6 +365,8 @@ def known_numbers(scene: Scene) -> Iterator[Number]:
                 yield named((1 - v) ** 2, f"(1 - {key}) squared", node("multiply", kept, kept))
             elif v > 0 and v != 1 and (key in used or whole):
                 yield named(v, key)
+            if whole and key.endswith(("_size", "bptt")):
+                yield named(math.sqrt(v), f"the root of {key}")
             if v > 2 and float(v).is_integer() and not scene.shape:
                 yield named(v / (v - 1), f"{key} over one less")
             if key == "lr_decay" and scene.tensor == "update/learning_rate":

@@ -47,6 +47,10 @@ def of_reference(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
     last = axes[-1] if axes else None
     if isinstance(last, Blocks):
         yield from block_orders(x, last, said, made)
+        if len(shape) == 2 and shape[1] == shape[0] * len(last.names):
+            for k, name in enumerate(last.names):
+                turned = node("block_turned", x, index=k, of=len(last.names))
+                yield made("transposed", f"transposes {last.word} {name} of {said}", turned, 6)
     yield from _other_rows(x, axes, shape, said, made)
     for to in FORMATS:
         if to != "float32":

@@ -267,6 +267,22 @@ def _only_the_rest(x: Array) -> Array:
     return np.asarray(1 - sigmoid(x))
 
 
+@kin("sigmoid_slope", "multiplies with s^2 where the slope of the sigmoid, s (1 - s), belongs")
+def _squared_s(x: Array) -> Array:
+    return np.asarray(sigmoid(x) ** 2)
+
+
+@kin("sigmoid_slope", "takes s (1 + s) for the slope of the sigmoid, s (1 - s)")
+def _one_plus_s(x: Array) -> Array:
+    s = sigmoid(x)
+    return np.asarray(s * (1 + s))
+
+
+@kin("sigmoid_slope", "takes x (1 - x) of what goes into the sigmoid for its slope, s (1 - s)")
+def _of_no_sigmoid(x: Array) -> Array:
+    return np.asarray(x * (1 - x))
+
+
 @kin("sigmoid_slope", "takes the slope of the tanh for that of the sigmoid")
 def _tanh_slope_for_it(x: Array) -> Array:
     return tanh_slope(x)
@@ -290,6 +306,11 @@ def _not_squared_signed(x: Array) -> Array:
 @kin("tanh_slope", "takes 1 - x^2 of what goes into the tanh for its slope, 1 - tanh^2")
 def _of_the_input(x: Array) -> Array:
     return np.asarray(1 - x * x)
+
+
+@kin("tanh_slope", "multiplies with tanh where its slope, 1 - tanh^2, belongs")
+def _only_tanh(x: Array) -> Array:
+    return np.asarray(np.tanh(x))
 
 
 @kin("tanh_slope", "takes the slope of the sigmoid for that of the tanh")

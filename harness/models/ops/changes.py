@@ -132,6 +132,20 @@ def blocks(x: Array, order: tuple[int, ...]) -> Array:
 
 
 @op()
+def block_turned(x: Array, index: int, of: int) -> Array:
+    """x [H, of H] with one square block of its last axis transposed."""
+    parts = np.split(x, of, axis=-1)
+    parts[index] = parts[index].T
+    return np.concatenate(parts, axis=-1)
+
+
+@op()
+def clamped(x: Array, limit: float) -> Array:
+    """x, no element larger than a limit in absolute value."""
+    return np.clip(x, -abs(limit), abs(limit))
+
+
+@op()
 def chosen(x: Array, other: Array, axis: int, places: tuple[int, ...]) -> Array:
     """x, with `other` in its place at some places along an axis."""
     made = np.array(x, dtype=np.result_type(x, other))

@@ -13,9 +13,9 @@ def _softmax(z: Array) -> Array:
     return np.asarray(e / e.sum(axis=-1, keepdims=True))
 
 
-def _log_likelihoods(z: Array, y: Array) -> Array:
+def _log_likelihoods(z: Array, y: Array, classes: slice = slice(None)) -> Array:
     top = z.max(axis=-1, keepdims=True)
-    log_sum = np.log(np.exp(z - top).sum(axis=-1, keepdims=True)) + top
+    log_sum = np.log(np.exp(z - top)[..., classes].sum(axis=-1, keepdims=True)) + top
     return np.asarray(np.take_along_axis(z, np.asarray(y, np.int64)[..., None], axis=-1) - log_sum)
 
 
@@ -108,6 +108,27 @@ def _without_last(z: Array, y: Array, time: str) -> Array:
 @kin("cross_entropy", "leaves the first timestep out of the loss")
 def _without_first(z: Array, y: Array, time: str) -> Array:
     return np.asarray(-_log_likelihoods(z, y)[:, 1:].sum() / _count(y, time))
+
+
+@kin("cross_entropy", "leaves the last class out of the normaliser")
+def _without_last_class(z: Array, y: Array, time: str) -> Array:
+    return np.asarray(-_log_likelihoods(z, y, slice(None, -1)).sum() / _count(y, time))
+
+
+@kin("cross_entropy", "leaves the first class out of the normaliser")
+def _without_first_class(z: Array, y: Array, time: str) -> Array:
+    return np.asarray(-_log_likelihoods(z, y, slice(1, None)).sum() / _count(y, time))
+
+
+@kin("cross_entropy", "does not turn the sign of the loss")
+def _likelihood(z: Array, y: Array, time: str) -> Array:
+    return np.asarray(-cross_entropy(z, y, time))
+
+
+@kin("cross_entropy", "takes the logits for logarithms of probabilities: no log-softmax")
+def _not_normalised(z: Array, y: Array, time: str) -> Array:
+    picked = np.take_along_axis(z, np.asarray(y, np.int64)[..., None], axis=-1)
+    return np.asarray(-picked.sum() / _count(y, time))
 
 
 @kin("cross_entropy_slope", "leaves the target out of the gradient: p, not p - onehot(y)")
