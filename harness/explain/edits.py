@@ -26,6 +26,7 @@ from harness.models.graph import (
     name_of,
     node,
     rebuilt,
+    ref,
     references,
     total,
 )
@@ -122,6 +123,8 @@ def _of_node(x: Node, scene: Scene) -> Iterator[Edit]:
             yield made("formula", f"{kin.does}{_of_what(x, scene)}", kin_of(x, kin), _bits(kin))
     if x.op in (*POINTWISE, "multiply", "scale"):
         yield from _added_later(x, scene, made)
+    if x.op == "square":
+        yield from _from_the_mean(x, scene, made)
     if x.op in LEFT_OUT and x is not scene.base:
         words = f"leaves out {say(x, scene.graph, True)}"
         yield made("formula", words, x.inputs[0], 3.4)
@@ -185,6 +188,17 @@ def _added_later(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
             what = OPS[x.op].says or x.op
             words = f"adds {say(term, scene.graph, True)} after {what}, not before it"
             yield made("formula", words, node("broadcast_add", new, term), 6)
+
+
+def _from_the_mean(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
+    """The square of the distance from a running average (AdaBelief, Zhuang et al. 2020, alg. 2)."""
+    slots = scene.tensor.rpartition("/")[0]
+    for other, shape in scene.shapes.items():
+        if other.rpartition("/")[0] == slots and other != scene.tensor and shape == scene.shape:
+            apart = node("add", x.inputs[0], node("negate", ref(other)))
+            said = say(x.inputs[0], scene.graph, True)
+            words = f"takes the square of {said} - {other} (as AdaBelief does)"
+            yield made("formula", words, node("square", apart), 6)
 
 
 def _terms(x: Node) -> Iterator[tuple[Node, Node]]:

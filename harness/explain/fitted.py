@@ -13,7 +13,7 @@ from harness.explain.case import Array
 from harness.explain.say import figure, say
 from harness.explain.scene import Edit, Scene, earlier, put
 from harness.models.evaluate import FILL
-from harness.models.graph import Node, below, const, is_ref, name_of, node, ref
+from harness.models.graph import Node, below, const, is_ref, name_of, node, ref, total
 
 Value = Callable[[Node], Array | None]
 MOST = 12  # nodes of a stage whose size or offset is fitted
@@ -82,6 +82,10 @@ def fitted_edits(scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:
             words = f"starts {name_of(x)} from {{}}"
             way = _Way("constant", words, 0.0, partial(_begun, scene, x))
             yield from _one_number(way, scene, mine, value)
+    if scene.base.op == "add" and scene.tensor.startswith("optimizer/"):
+        words = "averages, with the share {} of the old value, where it should add up"
+        way = _Way("argument", words, 0.5, partial(_averaged, scene))
+        yield from _one_number(way, scene, mine, value)
     for x in below(scene.base):
         if x.op == "const":
             own = float(x.arg("value"))
@@ -139,6 +143,11 @@ def _clamped(x: Node, said: str, scene: Scene, mine: Array, value: Value) -> Ite
             lambda c: put(scene, x, node("clamped", x, limit=_plain(c))),
         )
         yield from _one_number(way, scene, mine, value)
+
+
+def _averaged(scene: Scene, c: float | Number) -> Node:
+    old, *rest = sorted(scene.base.inputs, key=lambda x: not x.arg("back"))
+    return node("average", old, total(rest), const(_plain(c)))
 
 
 def _one_number(way: _Way, scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:

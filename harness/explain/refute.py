@@ -45,7 +45,12 @@ class Record:
 
     def rule(self, cause: Cause) -> Cause | None:
         """The cause as sure as it may be; None where it explains nothing elsewhere."""
-        if self.against and not self.held:
+        against, held = (
+            [place for place in places if place.startswith("step ")]
+            for places in (self.against, self.held)
+        )
+        # That other tensors are so at the same step does not help: at the first step much is alike.
+        if self.against and (not self.held or (against and not held)):
             return None
         if self.against or self.absent:
             places = listed([*self.against, *self.absent])

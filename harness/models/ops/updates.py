@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from harness.models.graph import node
-from harness.models.ops.op import OPS, Array, op, related
+from harness.models.ops.op import OPS, Array, kin, op, related
 
 N = Any  # a number: a Python float, or an array of no axes
 
@@ -408,6 +408,21 @@ related(
         "decay_weights_after": "decays the weights after the step",
     }
 )
+
+
+@kin("decay_gradient", "adds the decay by the signs of the weights (L1, not L2)")
+def _decay_by_sign(g: Array, p: Array, weight_decay: N) -> Array:
+    return np.asarray(g + weight_decay * np.sign(p))
+
+
+@kin("decay_weights", "decays by the signs of the weights (L1, not L2)")
+def _decay_weights_by_sign(new: Array, p: Array, lr: N, weight_decay: N) -> Array:
+    return np.asarray(new - lr * weight_decay * np.sign(p))
+
+
+@kin("decay_weights", "adds the weight decay to the weights")
+def _decay_weights_negated(new: Array, p: Array, lr: N, weight_decay: N) -> Array:
+    return np.asarray(new + lr * weight_decay * p)
 
 
 def _put_rows() -> None:
