@@ -143,7 +143,10 @@ STEPS = (
         "decay-coupled",
         "adds weight decay to the gradients where it is to be taken off the weights",
         ("optimizer/*",),
-        (r"operand-added: SIDE adds the weight decay 0\.1 to update/clipped/\S+",),
+        (
+            r"operand-added: SIDE adds the weight decay 0\.1 to update/clipped/\S+",
+            "formula: SIDE computes as with decoupled=false",
+        ),
         settings={**ADAM_DECAY, "decoupled": "true"},
         also=PARAMS,
     ),
