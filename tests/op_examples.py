@@ -199,7 +199,7 @@ EXAMPLES = {
     ),
     **_each(
         "clip_by_norm clip_elements clip_tensor unclipped clip_torch scale_to_norm"
-        " clip_from_above clip_twice clip_by_root",
+        " clip_from_above clip_twice clip_by_root clip_by_sum clip_by_power",
         ex(G, NORM, 2.0),
         ex(G, SMALL_NORM, 2.0),
         ex(G, np.asarray(0.05), 0.02),  # where 1e-6 beside the norm is seen

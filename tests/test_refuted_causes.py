@@ -96,7 +96,7 @@ FAULTS = {
         "with_rate(lambda lr, step: lr * 1.001)",
         {"lr": 0.3},
         LR,
-        "^$",
+        r"mine is 1 \+ 0\.001 times other",
         None,
     ),
     "a rate that is off from the start is no schedule": (
@@ -124,7 +124,7 @@ FAULTS = {
         "with_clip(lambda g, n, x: clip(g, n + 1.1 * x, x))",
         {"clip_limit": 0.5},
         "update/clipped/.*",
-        "^$",
+        r"mine adds 0\.55 to update/global_norm",
         None,
     ),
     "a step that is not applied is not a frozen parameter": (

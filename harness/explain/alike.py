@@ -70,6 +70,8 @@ def _elsewhere(trial: Trial, fit: Fit, seed: int, size: float) -> Array | None:
         noise = np.random.default_rng([seed, *map(ord, name)])
         if name.startswith("setting "):
             return np.asarray(x * noise.uniform(0.8, 0.95, x.shape))
+        if name.removeprefix("inputs/").startswith("params/") and not x.any():
+            x = np.ones_like(x)  # a bias is zero at the first step, and at no other
         with np.errstate(all="ignore"):
             return np.asarray(x * size * noise.uniform(0.5, 1.5, x.shape))
 

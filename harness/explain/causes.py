@@ -30,6 +30,7 @@ UNNAMED = -30.0  # the chance from which a number that is none of the run's own 
 ANY_NUMBER = 18.0  # bits of an edit with such a number
 LEAST_CLAIMS = 20
 SHORTER = 6.0  # bits by which an edit must be shorter than another that fits as well
+SMALL = 4  # elements; of so few, what other steps say is evidence as well
 MOST = 5  # causes that are told of one tensor
 TRIED = 12  # fits that are held against other places
 SURE = ("certain", "likely", "hint")
@@ -68,18 +69,23 @@ def _ruled(trial: Trial, others: Sequence[Case]) -> list[Cause]:
     tried = math.log10(max(trial.tried, LEAST_CLAIMS))
     places = [Trial(other._replace(off=trial.case.off)) for other in others]
     kept: list[tuple[Fit, Cause]] = []
-    for fit in fits[:TRIED]:
-        cause = _weighed(fit, trial.case, tried)
-        if cause is not None and cause.sure == "certain" and others:
-            cause = _refuted(fit, cause, trial, places)
+    small = trial.case.b.size <= SMALL
+    for fit in fits[: TRIED * 2 if small else TRIED]:
+        chance = tried + trial.case.chance(fit.edit.free, fit.edit.name == "constant")
+        record = None
+        if places and (small or chance <= CHANCE):
+            record = _tried_at(fit, trial, places)
+            chance += record.votes if small else 0.0
+        cause = _weighed(fit, trial.case, chance)
+        if cause is not None and record is not None and (small or cause.sure == "certain"):
+            cause = record.rule(cause)
         if cause is not None:
             kept.append((fit, cause))
     return _unambiguous(trial, kept)
 
 
-def _weighed(fit: Fit, case: Case, tried: float) -> Cause | None:
+def _weighed(fit: Fit, case: Case, chance: float) -> Cause | None:
     """A fit as a cause, as sure as it may be by chance; None where it would fit nearly anything."""
-    chance = tried + case.chance(fit.edit.free, fit.edit.name == "constant")
     if chance > NO_CLAIM:
         return None
     sure = chance <= CHANCE
@@ -114,8 +120,8 @@ def _sentence(fit: Fit, case: Case, label: str, other: str) -> str:
     return f"{said}; the settings differ: {'; '.join(differ[:3])}" if differ else said
 
 
-def _refuted(fit: Fit, cause: Cause, trial: Trial, places: Sequence[Trial]) -> Cause | None:
-    """A cause as sure as other places leave it; None where they contradict it."""
+def _tried_at(fit: Fit, trial: Trial, places: Sequence[Trial]) -> Record:
+    """What other places say of a fit: whether it holds there with the same numbers."""
     record = Record()
     for place in places:
         there = _base_there(fit, trial.case, place.case)
@@ -127,7 +133,7 @@ def _refuted(fit: Fit, cause: Cause, trial: Trial, places: Sequence[Trial]) -> C
         plain = known and place.fits(fit.side, there)
         holds = place.left(fit.side, moved) <= place.case.level
         record.add(place.case, holds, sound, plain, trial.case.tensor, known)
-    return record.rule(cause)
+    return record
 
 
 def _base_there(fit: Fit, here: Case, there: Case) -> Node | None:

@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import combinations, permutations
 
-from harness.explain.operands import of_reference
+from harness.explain.operands import of_reference, other_rows
 from harness.explain.results import of_result
 from harness.explain.say import block_name, figure, say
 from harness.explain.scene import Edit, Made, Scene, put, weights_at
 from harness.models.graph import (
     BATCH,
+    TIME,
     Blocks,
     Node,
     below,
@@ -33,6 +34,7 @@ from harness.models.graph import (
 from harness.models.ops import OPS, find
 from harness.models.ops.changes import FORMATS
 from harness.models.ops.op import Kin
+from harness.models.update import RATE
 
 # What programs set these to; beside them the settings of both sides are tried.
 USUAL: Mapping[str, tuple[float, ...]] = {
@@ -45,6 +47,9 @@ USUAL: Mapping[str, tuple[float, ...]] = {
 }
 PRODUCTS = ("linear", "outer", "matmul", "conv", "conv_backward", "conv_kernel")
 POINTWISE = ("sigmoid", "tanh", "relu", "gelu", "silu", "dropout", "square", "complement")
+TWICE = ("sigmoid", "tanh", "gelu", "silu", "square")
+# What may be another in one of several places that read it.
+IN_ONE_PLACE = ("shift", "stale", "operand-other", "permuted-rows", "operand-missing")
 # What passes a tensor on in the same shape, so that it may have been left out.
 LEFT_OUT = (*POINTWISE, "sigmoid_slope", "tanh_slope", "negate", "decay_gradient")
 
@@ -121,6 +126,14 @@ def _of_node(x: Node, scene: Scene) -> Iterator[Edit]:
     if x.op in OPS:
         for kin in find(x.op).kin:
             yield made("formula", f"{kin.does}{_of_what(x, scene)}", kin_of(x, kin), _bits(kin))
+    if x.op in TWICE:
+        words = f"applies {OPS[x.op].says} twice{_of_what(x, scene)}"
+        yield made("operand-twice", words, node(x.op, x), 6)
+    if x.op == "dropout" and is_ref(x.inputs[0]) and scene.graph:
+        axes = scene.graph.axes(name_of(x.inputs[0]))
+        yield from other_rows(x, axes, say(x, scene.graph, True), made)
+    if x.op == "average":
+        yield from _other_shares(x, scene, made)
     if x.op in (*POINTWISE, "multiply", "scale"):
         yield from _added_later(x, scene, made)
     if x.op == "square":
@@ -133,11 +146,19 @@ def _of_node(x: Node, scene: Scene) -> Iterator[Edit]:
         yield made("formula", f"goes on with {say(x.inputs[0], scene.graph)}", plain, 3)
     if x.op == "const":
         yield from _numbers(x, scene, made)
+        rates = [r for r in references(scene.base) if scene.shapes.get(name_of(r)) == ()]
+        if scene.shapes.get(RATE) == () and scene.tensor.startswith(("optimizer/", "params/")):
+            rates = list(dict.fromkeys([*rates, ref(RATE)]))
+        for rate in rates:
+            words = f"multiplies {x.arg('name') or 'the number'} by {name_of(rate)}"
+            words += " once more" * (rate in references(scene.base))
+            yield made("operand-added", words, node("scale", rate, x), 6)
     elif x.op == "step":
         for more, words in ((1, "one step more"), (-1, "one step less")):
             yield made("argument", f"counts {words}", node("step", more=more), 5)
     elif is_ref(x):
         yield from of_reference(x, scene, made)
+        yield from _in_one_place(x, scene)
     if x.op not in ("add", "multiply", *PRODUCTS):
         yield from _exchanged(x, scene, made)
     if x.op in PRODUCTS:
@@ -178,6 +199,41 @@ def _exchanged(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
             one, two = (say(i, scene.graph, True) for i in (given[j], given[k]))
             new = node(x.op, *given, **dict(x.args))
             yield made("operand-other", f"exchanges {one} and {two}", new, 6)
+
+
+def _in_one_place(x: Node, scene: Scene) -> Iterator[Edit]:
+    """A tensor that is another in one of the places where the stage reads it."""
+    parents = [y for y in below(scene.base) if x in y.inputs]
+    for parent in parents if len(parents) > 1 else ():
+
+        def made(
+            name: str,
+            words: str,
+            new: Node,
+            bits: float,
+            format: str | None = None,
+            parent: Node = parent,
+        ) -> Edit:
+            inputs = (new if i is x else i for i in parent.inputs)
+            value = put(scene, parent, node(parent.op, *inputs, **dict(parent.args)))
+            where = f"{words}, in {say(parent, scene.graph, True)} alone"
+            return Edit(name, where, value, bits + 1, 0, format)
+
+        for edit in of_reference(x, scene, made):
+            if edit.name in IN_ONE_PLACE:
+                yield edit
+
+
+def _other_shares(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
+    """A running average that weighs the new value by another setting's share."""
+    own = x.inputs[2]
+    for key, values in scene.settings.items():
+        for v in values if key in scene.used and key != own.arg("name") else ():
+            if 0 < v < 1:
+                share = node("complement", const(v, key))
+                words = f"takes 1 - {key} for 1 - {own.arg('name') or figure(own.arg('value'))}"
+                words += ", the share of the new value"
+                yield made("argument", words, node("blended", *x.inputs, share), 6.5)
 
 
 def _added_later(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
@@ -242,9 +298,17 @@ def _of_what(x: Node, scene: Scene) -> str:
 def _operands(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
     """An operand of a sum or product dropped, doubled or negated."""
     product = x.op == "multiply"
+    timed = scene.axes[:2] if scene.axes[1:2] == (TIME,) and not product else ()
     for k, operand in enumerate(x.inputs):
         said = _part_of(operand, scene) or say(operand, scene.graph, True)
         rest = (*x.inputs[:k], *x.inputs[k + 1 :])
+        if timed and x.op == "add" and not is_ref(operand):
+
+            def moved(name: str, words: str, new: Node, bits: float, k: int = k) -> Edit:
+                terms = node("add", *x.inputs[:k], new, *x.inputs[k + 1 :])
+                return Edit(name, words, put(scene, x, terms), bits)
+
+            yield from other_rows(operand, timed, said, moved)
         within = "the factor " if product else ""
         if not (x.op == "bias" and k == 0):
             left = rest[0] if len(rest) == 1 else node(x.op, *rest)

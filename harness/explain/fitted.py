@@ -13,7 +13,18 @@ from harness.explain.case import Array
 from harness.explain.say import figure, say
 from harness.explain.scene import Edit, Scene, earlier, put
 from harness.models.evaluate import FILL
-from harness.models.graph import Node, below, const, is_ref, name_of, node, ref, total
+from harness.models.graph import (
+    TIME,
+    Node,
+    below,
+    const,
+    is_ref,
+    name_of,
+    node,
+    ref,
+    references,
+    total,
+)
 
 Value = Callable[[Node], Array | None]
 MOST = 12  # nodes of a stage whose size or offset is fitted
@@ -60,38 +71,87 @@ def fitted_edits(scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:
     if mine.dtype.kind != "f" or not np.isfinite(mine).any():
         return
     yield from _of_result(scene, mine, value)
-    if scene.base.op == "other" or scene.base.op == "given":
-        return
+    if scene.base.op not in ("other", "given"):
+        for way in (*_at_places(scene, mine, value), *_of_all(scene), *_of_numbers(scene)):
+            yield from _one_number(way, scene, mine, value)
+
+
+def _at_places(scene: Scene, mine: Array, value: Value) -> Iterator[_Way]:
+    """A factor, an offset or a clamp at one place of the stage."""
     # Of a product no operand alone can be said to be scaled: what is made of them comes first.
     places = [x for x in reversed(below(scene.base)) if _has_size(x)]
-    untouched = _untouched(value(scene.base), mine)
+    partly = _untouched(value(scene.base), mine)
+    if partly and scene.base not in places:
+        yield from _clamped(scene.base, "the result", scene, value)
     for x in places[:MOST]:
         said = say(x, scene.graph, True)
         if is_ref(x) and name_of(x).startswith("inputs/"):
             continue
-        way = _Way("operand-scaled", f"multiplies {said} by {{}}", 1.0, partial(_scaled, scene, x))
-        yield from _one_number(way, scene, mine, value)
-        if is_ref(x) and scene.shapes.get(name_of(x)) == ():
-            continue  # of a number there is no telling a sum from a product
-        words = f"adds {{}} to {said}"
-        way = _Way("constant", words, 0.0, partial(_raised, scene, x))
-        yield from _one_number(way, scene, mine, value)
-        if untouched:
-            yield from _clamped(x, said, scene, mine, value)
+        words = f"multiplies {said} by {{}}"
+        yield _Way("operand-scaled", words, 1.0, partial(_scaled, scene, x))
+        yield _Way("constant", f"adds {{}} to {said}", 0.0, partial(_raised, scene, x))
+        if partly:
+            yield from _clamped(x, said, scene, value)
         if is_ref(x) and x.arg("first") == "zeros" and scene.step == 1:
             words = f"starts {name_of(x)} from {{}}"
-            way = _Way("constant", words, 0.0, partial(_begun, scene, x))
-            yield from _one_number(way, scene, mine, value)
-    if scene.base.op == "add" and scene.tensor.startswith("optimizer/"):
+            yield _Way("constant", words, 0.0, partial(_begun, scene, x))
+
+
+def _of_all(scene: Scene) -> Iterator[_Way]:
+    """A share of what stood there a timestep, or a step, before; a share of an average."""
+    tensor, base = scene.tensor, scene.base
+    axes = scene.graph.axes(tensor) if scene.graph else ()
+    if TIME in axes[1:2]:
+        rest = tensor.partition("/")[2]
+        first = f"state/in/{rest}" if f"state/in/{rest}" in scene.shapes else "zeros"
+        old = ref(tensor, -1, first=first)
+        words = "keeps the share {} of the timestep before"
+        yield _Way("argument", words, 0.0, lambda c: _mixed(old, base, c))
+    elif scene.step > 1 and not tensor.startswith("params/"):
+        before = ref(tensor, back=1)
+        words = "keeps the share {} of the step before"
+        yield _Way("argument", words, 0.0, lambda c: _mixed(before, base, c))
+    if base.op == "add" and tensor.startswith("optimizer/"):
+        kept, *rest_of_it = sorted(base.inputs, key=lambda x: not x.arg("back"))
         words = "averages, with the share {} of the old value, where it should add up"
-        way = _Way("argument", words, 0.5, partial(_averaged, scene))
-        yield from _one_number(way, scene, mine, value)
+        yield _Way("argument", words, 0.5, lambda c: _mixed(kept, total(rest_of_it), c))
+
+
+def _mixed(old: Node, new: Node, c: float | Number) -> Node:
+    return node("average", old, new, const(_plain(c)))
+
+
+def _of_numbers(scene: Scene) -> Iterator[_Way]:
+    """Another value of a number of the stage, and another tensor beside what goes into a gate."""
     for x in below(scene.base):
-        if x.op == "const":
+        if x.op == "const" and (x.arg("name") or float(x.arg("value")) != 1):
             own = float(x.arg("value"))
             words = f"takes {{}} for {x.arg('name') or 'the number'} {figure(own)}"
-            way = _Way("argument", words, own, partial(_other_number, scene, x))
-            yield from _one_number(way, scene, mine, value)
+            yield _Way("argument", words, own, partial(_other_number, scene, x))
+        if x.op == "average":
+            share = 1 - float(x.inputs[2].arg("value") or 0)
+            words = f"gives the new value the share {{}}, not {figure(share)}"
+            yield _Way("argument", words, share, partial(_share, scene, x))
+        if x.op in ("sigmoid", "tanh") and x.inputs[0].op == "block":
+            for other in dict.fromkeys(references(scene.base)):
+                if scene.shapes.get(name_of(other)) == scene.shape and _is_state(other):
+                    said = say(x.inputs[0], scene.graph, True)
+                    words = f"adds {{}} times {say(other, scene.graph)} to {said} (a peephole)"
+                    yield _Way("operand-added", words, 0.0, partial(_peeped, scene, x, other))
+
+
+def _is_state(x: Node) -> bool:
+    return name_of(x).startswith("forward/")
+
+
+def _peeped(scene: Scene, x: Node, other: Node, c: float | Number) -> Node:
+    seen = node("add", x.inputs[0], node("times", other, by=_plain(c)))
+    return put(scene, x, node(x.op, seen))
+
+
+def _share(scene: Scene, x: Node, c: float | Number) -> Node:
+    setting = c.setting if isinstance(c, Number) else None
+    return put(scene, x, node("blended", *x.inputs, setting or const(_plain(c))))
 
 
 class _Way(NamedTuple):
@@ -116,7 +176,10 @@ def _begun(scene: Scene, x: Node, c: float | Number) -> Node:
 
 
 def _other_number(scene: Scene, x: Node, c: float | Number) -> Node:
-    return put(scene, x, const(_plain(c), x.arg("name")))
+    made = c.setting if isinstance(c, Number) else None
+    if made is None or made.op == "const":  # else it is made of a setting: 1 - dropout
+        made = const(_plain(c), x.arg("name"))
+    return put(scene, x, made)
 
 
 def _untouched(base: Array | None, mine: Array) -> bool:
@@ -128,7 +191,7 @@ def _untouched(base: Array | None, mine: Array) -> bool:
     return bool(close.any() and not close.all())
 
 
-def _clamped(x: Node, said: str, scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:
+def _clamped(x: Node, said: str, scene: Scene, value: Value) -> Iterator[_Way]:
     """An operand clamped at a number: the fit begins at one that most elements are beyond."""
     inside = value(x)
     if inside is None or inside.size < 2 or inside.dtype.kind != "f":
@@ -136,29 +199,31 @@ def _clamped(x: Node, said: str, scene: Scene, mine: Array, value: Value) -> Ite
     finite = np.abs(inside[np.isfinite(inside)])
     size = float(np.median(finite)) if finite.size else 0.0
     if size:
-        way = _Way(
-            "argument",
-            f"clamps {said} at {{}}",
-            size,
-            lambda c: put(scene, x, node("clamped", x, limit=_plain(c))),
-        )
-        yield from _one_number(way, scene, mine, value)
+        words = f"clamps {said} at {{}}"
+        yield _Way("argument", words, size, lambda c: put(scene, x, _no_larger(x, c)))
 
 
-def _averaged(scene: Scene, c: float | Number) -> Node:
-    old, *rest = sorted(scene.base.inputs, key=lambda x: not x.arg("back"))
-    return node("average", old, total(rest), const(_plain(c)))
+def _no_larger(x: Node, c: float | Number) -> Node:
+    return node("clamped", x, limit=_plain(c))
 
 
 def _one_number(way: _Way, scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:
-    """The edit with the number that brings the stage nearest to what the side has."""
+    """The edits with the number that brings the stage nearest, and with what it may stand for."""
     found = _fit(lambda c: value(way.make(c)), mine, way.start)
-    if found is not None:
-        number = nearest(found, scene, way.start)
+    for number in simplest(found, scene, way.start) if found is not None else ():
         more = 6 if way.name == "operand-scaled" else 8 if way.name == "constant" else 3
         more = 1 if way.words.startswith("starts") else more
+        if way.name == "argument":
+            if not _plausible(way.start, number.value):
+                continue
+            more = 13 if number.bits >= ANY else more  # a setting is a short number
         words = way.words.format(number.words)
         yield Edit(way.name, words, way.make(number), number.bits + more, number.free)
+
+
+def _plausible(own: float, value: float) -> bool:
+    """Whether a number may stand for a setting: a rate stays one, nothing changes its sign."""
+    return value >= 0 and (value < 1 or not 0 < own < 1)
 
 
 def _has_size(x: Node) -> bool:
@@ -185,7 +250,7 @@ def _of_result(scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:
             yield from _factor(scene, factor, start is not None)
     offset = float(np.median(gap)) if y.size else 0.0
     if offset and y.size >= 3:
-        number = nearest(offset, scene, 0.0)
+        number = next(simplest(offset, scene, 0.0))
         words = f"is larger by {number.words} in every element"
         larger = node("plus", scene.base, by=number.value)
         yield Edit("constant", words, larger, number.bits + 2, 1)
@@ -250,7 +315,7 @@ def _term(
     # What is left of the gap beside the term must be small before all of it is looked at.
     if not square or not math.isfinite(square) or along**2 < 0.9 * length * square:
         return
-    number = nearest(along / square, scene, 0.0)
+    number = next(simplest(along / square, scene, 0.0))
     made = node("add", scene.base, node("times", term, by=number.value))
     yield Edit("operand-added", f"adds {number.words} times {words}", made, number.bits + 10, 1)
 
@@ -348,10 +413,10 @@ def _one_too_many(found: float, scene: Scene) -> Iterator[Number]:
                 yield Number(value, NAMED, f"{figure(value)} ({words})")
 
 
-def nearest(found: float, scene: Scene, start: float) -> Number:
-    """The simplest of what `near` gives; what is added is none of the run's own numbers."""
+def simplest(found: float, scene: Scene, start: float) -> Iterator[Number]:
+    """What `near` gives, the simplest first; what is added is none of the run's own numbers."""
     given = near(found, scene, start)
-    return next(n for n in given if start or n.bits != NAMED or n.words == figure(n.value))
+    return (n for n in given if start or n.bits != NAMED or n.words == figure(n.value))
 
 
 def known_numbers(scene: Scene) -> Iterator[Number]:
@@ -361,7 +426,9 @@ def known_numbers(scene: Scene) -> Iterator[Number]:
         return Number(value, NAMED, words, setting)
 
     skipped = ("seed", "steps", "threads", "start", "queue", "flat_epochs", "num_layers")
-    used = scene.used | {"lr", "lr_decay"}
+    used = scene.used
+    if scene.graph is None or scene.tensor.startswith(("update/", "optimizer/", "params/")):
+        used |= {"lr", "lr_decay"}
     if scene.tensor == "update/learning_rate":
         used -= {"lr"}
     for key, values in scene.settings.items():

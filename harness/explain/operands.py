@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.explain.say import figure, say
 from harness.explain.scene import Edit, Made, Scene, nearest_names, weights_at
-from harness.models.graph import BATCH, TIME, Blocks, Node, const, is_ref, name_of, node, ref
+from harness.models.graph import BATCH, TIME, Blocks, Node, below, const, is_ref, name_of, node, ref
 from harness.models.ops.changes import FORMATS
 
 
@@ -19,7 +19,8 @@ def of_reference(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
     yield from _other_tensors(x, scene, made)
     if name_of(x).startswith("update/clipped/"):
         old = ref(f"params/{name_of(x).removeprefix('update/clipped/')}", back=1)
-        for decay in scene.settings.get("weight_decay", ()):
+        decays = any(y.op == "decay_gradient" for y in below(scene.base))
+        for decay in () if decays else scene.settings.get("weight_decay", ()):
             decayed = node("decay_gradient", x, weights_at(old, 1), const(decay, "weight_decay"))
             words = f"adds the weight decay {figure(decay)} to {name_of(x)}"
             if decay:
@@ -27,8 +28,17 @@ def of_reference(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
     said, shape = say(x, scene.graph), scene.shapes.get(name_of(x), ())
     axes = scene.graph.axes(name_of(x)) if scene.graph else ()
     if name_of(x).startswith("inputs/") and not name_of(x).startswith("inputs/params/"):
-        yield from _other_rows(x, axes, shape, said, made)
+        yield from other_rows(x, axes, said, made, 6.5)
+        for of in scene.settings.get("vocab_size", ()) if axes[:2] == (BATCH, TIME) else ():
+            for by, words in ((1, "one more"), (-1, "one less")):
+                new = node("next_class", x, by=by, of=int(of))
+                yield made("shift", f"takes each token of {said} as {words}", new, 6)
         return
+    if name_of(x).startswith("update/clipped/") and len(shape) > 1:
+        for axis in range(len(shape)):
+            words = f"takes the mean along axis {axis} off {said} (centred gradients)"
+            yield made("formula", words, node("centred", x, axis=axis), 6)
+    yield made("formula", f"takes the absolute values of {said}", node("absolute", x), 6)
     yield made("operand-missing", f"takes zeros for {said}", node("zeros", x), 4.5)
     yield made("sign", f"turns the sign of {said}", node("negate", x), 5)
     if len(shape) == 2 and not set(axes) & {BATCH, TIME}:
@@ -51,7 +61,7 @@ def of_reference(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
             for k, name in enumerate(last.names):
                 turned = node("block_turned", x, index=k, of=len(last.names))
                 yield made("transposed", f"transposes {last.word} {name} of {said}", turned, 6)
-    yield from _other_rows(x, axes, shape, said, made)
+    yield from other_rows(x, axes, said, made)
     for to in FORMATS:
         if to != "float32":
             words = f"rounds {said} to {to}"
@@ -72,19 +82,19 @@ def block_orders(x: Node, axis: Blocks, said: str, made: Made) -> Iterator[Edit]
             yield made("block-order", words, node("blocks", x, order=order), 5)
 
 
-def _other_rows(
-    x: Node, axes: tuple[Any, ...], shape: tuple[int, ...], said: str, made: Made
+def other_rows(
+    x: Node, axes: tuple[Any, ...], said: str, made: Made, bits: float = 7.0
 ) -> Iterator[Edit]:
     """Reversed or moved by one along the batch or time, whatever comes in at the end."""
     for axis, word in enumerate(axes[:2]):
-        if word in (BATCH, TIME) and axis < len(shape) and shape[axis] > 1:
+        if word in (BATCH, TIME):
             words = f"has the {word}s of {said} in reverse order"
-            yield made("permuted-rows", words, node("flipped", x, axis=axis), 7)
+            yield made("permuted-rows", words, node("flipped", x, axis=axis), bits)
             for by in (1, -1):
                 words = f"takes the {word} {'before' if by > 0 else 'after'} of {said}"
                 end = f", and its {'last for the first' if by > 0 else 'first for the last'}"
                 words += end if word == TIME else ""
-                yield made("shift", words, node("rolled", x, axis=axis, by=by), 7)
+                yield made("shift", words, node("rolled", x, axis=axis, by=by), bits)
 
 
 def _other_times(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
@@ -100,6 +110,8 @@ def _other_times(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
         new = ref(name_of(x), other, back, begins if other < 0 else None)
         yield made("shift", f"takes {say(new, scene.graph)} for {said}", new, 5)
     if first and time < 0:
+        words = f"takes {first} at every timestep for {said}"
+        yield made("stale", words, node("held", ref(name_of(x), 0, back), ref(first)), 5.5)
         words = f"takes zeros for {first} at the first timestep, in {said}"
         yield made("operand-missing", words, ref(name_of(x), time, back), 5)
 
@@ -135,6 +147,9 @@ def _other_tensors(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
             first = f"state/in/{other.partition('/')[2]}"
         elif x.arg("first") == "zeros":
             first = "zeros"
+        if not far and not weights and not name.startswith(("params/", "inputs/")):
+            words = f"adds {other} to {name}"
+            yield made("operand-added", words, node("add", x, ref(other)), 7)
         keeps = weights or first == "zeros"
         new = ref(other, x.arg("time"), x.arg("back") if keeps else 0, first)
         yield made("operand-other", f"takes {other} for {name}", new, 6 + far)

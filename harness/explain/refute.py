@@ -24,6 +24,7 @@ class Record:
         self.held: list[str] = []
         self.absent: list[str] = []
         self.against: list[str] = []
+        self.votes = 0.0  # log10: the chance that an unrelated difference fits at the other steps
 
     def add(
         self, case: Case, holds: bool, sound: bool, plain: bool, here: str, recomputed: bool
@@ -38,6 +39,7 @@ class Record:
         if case.gap() > case.level and not plain:
             if holds:
                 self.held.append(place)
+                self.votes += case.chance() if case.tensor == here else 0.0
             elif sound and (case.fed or recomputed):  # else it may come from earlier differences
                 self.against.append(place)
         elif not holds and case.tensor == here:

@@ -23,6 +23,7 @@ from harness.models.rows import some_rows
 SIDES: tuple[Side, Side] = ("a", "b")
 # What an edit that does not fit the shapes of a trace raises; any other error is one of ours.
 FAILURES = (MissingError, ValueError, IndexError, TypeError)  # TypeError: minus a boolean
+UPDATE = ("update/", "optimizer/", "params/")
 LARGE = 1 << 16  # elements of a tensor of which a sample is tried first
 
 
@@ -105,15 +106,16 @@ class Trial:
         for side in SIDES:
             self.values(side).keep(base)
         shape = case.b.shape
-        used = _constants(case.graph) if case.graph else frozenset(numbers)
+        used = _constants(case.graph, case.tensor) if case.graph else frozenset(numbers)
         return Scene(
             case.tensor, base, case.graph, case.shapes, numbers, shape, axes, case.step, used
         )
 
 
-def _constants(graph: Graph) -> frozenset[str]:
-    """The settings that the stages of a run read."""
-    values = (stage.value for stage in graph.stages.values())
+def _constants(graph: Graph, tensor: str) -> frozenset[str]:
+    """The settings that stages read which are of the update as a tensor is, or are not."""
+    late = tensor.startswith(UPDATE)
+    values = (s.value for name, s in graph.stages.items() if name.startswith(UPDATE) == late)
     return frozenset(str(x.arg("name")) for s in values for x in below(s) if x.op == "const")
 
 

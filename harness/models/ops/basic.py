@@ -46,6 +46,17 @@ def _row_before(table: Array, x: Array) -> Array:
     return np.asarray(table[np.asarray(x, np.int64) - 1])
 
 
+def _put_rows_of_one_token() -> None:
+    """Some row for that of a token: all tokens that are not known may have one."""
+    for row, words in ((0, "first"), (1, "second"), (2, "third"), (-1, "last")):
+        kin("embed", f"reads the {words} row of the table, whatever the token", rare=True)(
+            lambda table, x, row=row: np.broadcast_to(table[row], (*x.shape, table.shape[1]))
+        )
+
+
+_put_rows_of_one_token()
+
+
 @op(
     size=lambda table, x, dy: dy, over_time=True, cancels=True, says="the sum over a token's places"
 )
@@ -252,6 +263,11 @@ def _relu_for_tanh(x: Array) -> Array:
     return np.asarray(np.maximum(x, 0))
 
 
+@kin("tanh", "has LeCun's 1.7159 tanh(2 x / 3) for the tanh", rare=True)
+def _lecun_tanh(x: Array) -> Array:
+    return np.asarray(1.7159 * np.tanh(2 * x / 3))
+
+
 @kin("tanh", "has x / (1 + |x|) for the tanh", rare=True)
 def _softsign(x: Array) -> Array:
     return np.asarray(x / (1 + np.abs(x)))
@@ -439,15 +455,3 @@ def _first_timestep(x: Array) -> Array:
 @kin("last", "keeps zeros")
 def _zeros(x: Array) -> Array:
     return np.zeros_like(x[:, 0])
-
-
-@op(lambda n, dy: (node("scale", node("mean_square_slope", *n.inputs), dy),), over_time=True)
-def mean_square(x: Array) -> Array:
-    """The mean of x^2 over all elements: a scalar."""
-    return np.asarray(np.mean(x * x))
-
-
-@op(says="the slope of the mean square", size=lambda x: x)
-def mean_square_slope(x: Array) -> Array:
-    """2 x / N, the derivative of the mean of the N squares."""
-    return np.asarray(x * (2 / x.size))

@@ -140,6 +140,30 @@ def block_turned(x: Array, index: int, of: int) -> Array:
 
 
 @op()
+def next_class(y: Array, by: int, of: int) -> Array:
+    """Classes `by` later, the first after the last of `of`."""
+    return (np.asarray(y).astype(np.int64) + by) % of
+
+
+@op()
+def held(x: Array, first: Array) -> Array:
+    """What stands at the first timestep [B, ..], at every one of x [B, T, ..]."""
+    return np.broadcast_to(np.asarray(first)[:, None], x.shape)
+
+
+@op()
+def centred(x: Array, axis: int) -> Array:
+    """x without its mean along an axis."""
+    return np.asarray(x - x.mean(axis=axis, keepdims=True))
+
+
+@op()
+def blended(old: Array, new: Array, beta: Array, share: Array) -> Array:
+    """beta old + share new."""
+    return np.asarray(beta * old + share * new)
+
+
+@op()
 def clamped(x: Array, limit: float) -> Array:
     """x, no element larger than a limit in absolute value."""
     return np.clip(x, -abs(limit), abs(limit))

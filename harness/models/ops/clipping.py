@@ -171,6 +171,18 @@ def clip_by_root(g: Array, norm: N, limit: N) -> Array:
     return np.asarray(g * (limit / np.maximum(norm * norm, limit)))
 
 
+@op(size=lambda g, norm, limit: g)
+def clip_by_sum(g: Array, norm: N, limit: N) -> Array:
+    """g limit / (norm + limit)."""
+    return np.asarray(g * (limit / (norm + limit)))
+
+
+@op(size=lambda g, norm, limit: g)
+def clip_by_power(g: Array, norm: N, limit: N) -> Array:
+    """g sqrt(limit / max(norm, limit))."""
+    return np.asarray(g * np.sqrt(limit / np.maximum(norm, limit)))
+
+
 related(
     {
         "clip_by_norm": "scales all gradients by their global norm",
@@ -182,6 +194,8 @@ related(
         "clip_from_above": "clamps elements from above alone",
         "clip_twice": "clips twice, by the same norm",
         "clip_by_root": "leaves out the root of the norm",
+        "clip_by_sum": "divides by the sum of norm and limit",
+        "clip_by_power": "scales by the root of limit over norm",
     }
 )
 

@@ -110,6 +110,20 @@ def _without_first(z: Array, y: Array, time: str) -> Array:
     return np.asarray(-_log_likelihoods(z, y)[:, 1:].sum() / _count(y, time))
 
 
+@kin("cross_entropy", "takes the softmax over time, not over classes")
+def _over_time(z: Array, y: Array, time: str) -> Array:
+    each = z - np.log(np.exp(z - z.max()).sum(axis=1, keepdims=True)) - z.max()
+    picked = np.take_along_axis(each, np.asarray(y, np.int64)[..., None], axis=-1)
+    return np.asarray(-picked.sum() / _count(y, time))
+
+
+@kin("cross_entropy", "adds 1 to the normaliser")
+def _softmax_one(z: Array, y: Array, time: str) -> Array:
+    top = z.max(axis=-1, keepdims=True)
+    more = np.log(np.exp(z - top).sum(axis=-1) + 1) - np.log(np.exp(z - top).sum(axis=-1))
+    return np.asarray(cross_entropy(z, y, time) + more.sum() / _count(y, time))
+
+
 @kin("cross_entropy", "leaves the last class out of the normaliser")
 def _without_last_class(z: Array, y: Array, time: str) -> Array:
     return np.asarray(-_log_likelihoods(z, y, slice(None, -1)).sum() / _count(y, time))
@@ -139,6 +153,13 @@ def _without_target(z: Array, y: Array, time: str) -> Array:
 @kin("cross_entropy_slope", "leaves the softmax out of the gradient: -onehot(y)")
 def _without_softmax(z: Array, y: Array, time: str) -> Array:
     return np.asarray(cross_entropy_slope(z, y, time) - _without_target(z, y, time))
+
+
+@kin("cross_entropy_slope", "takes the softmax over time, not over classes")
+def _slope_over_time(z: Array, y: Array, time: str) -> Array:
+    top = z.max(axis=-1, keepdims=True)
+    e = np.exp(z - top)
+    return np.asarray((e / e.sum(axis=1, keepdims=True) - _onehot(z, y)) / _count(y, time))
 
 
 @kin("cross_entropy_slope", "passes no gradient from the last timestep")

@@ -410,6 +410,11 @@ related(
 )
 
 
+@kin("average", "keeps the largest value that it has had (as AMSGrad does)")
+def _largest_so_far(old: Array, new: Array, beta: N) -> Array:
+    return np.maximum(old, average(old, new, beta))
+
+
 @kin("decay_gradient", "adds the decay by the signs of the weights (L1, not L2)")
 def _decay_by_sign(g: Array, p: Array, weight_decay: N) -> Array:
     return np.asarray(g + weight_decay * np.sign(p))
