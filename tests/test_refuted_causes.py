@@ -162,6 +162,30 @@ FAULTS = {
         "mine moves 1 [+] 1e-06 times other",
         "1 [+] 1e-06 times",
     ),
+    "a factor of a product is no rate of dropout": (
+        "b = 'params/softmax_b'  # dropout by masks\n"
+        "with_tensors(lambda run, n, x: (x - run.before[b]) * 1.2247 + run.before[b]"
+        " if n == 'forward/logits' else x)",
+        {},
+        "forward/logits",
+        r"mine multiplies .* by 1\.2247",
+        r"mine multiplies .* by 1\.2247",
+    ),
+    "an average is not a tenth of a sum": (
+        "with_tensors(lambda run, n, x: 0.9 * run.before[n] + 0.1 * (x - run.before[n])"
+        " if n.startswith('optimizer/') else x)",
+        {"optimizer": "adagrad"},
+        "optimizer/.*",
+        r"mine averages, with the share 0\.9",
+        r"mine averages, with the share 0\.9",
+    ),
+    "a loss with a factor of its own has it at every step": (
+        "times(0.6131, 'forward/loss')",
+        {},
+        "forward/loss",
+        r"mine is 0\.6131 times other",
+        r"mine is 0\.6131 times other",
+    ),
     "a fixed grid is no narrower format": (
         "grid()",
         {},
@@ -329,6 +353,15 @@ def record_of(*found):
         (case,) = places(lambda step: -drawn(step), drawn, steps=1)
         record.add(case._replace(step=step), holds, True, plain, case.tensor, True)
     return record.rule(Cause("mine", "words", 0.0, claim="c"))
+
+
+def test_what_other_tensors_do_at_the_same_step_does_not_save_a_claim_that_other_steps_contradict():
+    record = Record()
+    (case,) = places(lambda step: -drawn(step), drawn, steps=1)
+    record.add(case._replace(tensor="its/neighbour"), True, True, False, case.tensor, True)
+    assert record.rule(Cause("mine", "words", 0.0, claim="c")).sure == "certain"
+    record.add(case._replace(step=2), False, True, False, case.tensor, True)
+    assert record.rule(Cause("mine", "words", 0.0, claim="c")) is None
 
 
 def test_a_side_that_differs_by_what_came_in_alone_is_not_evidence_for_a_claim():
