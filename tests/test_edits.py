@@ -7,6 +7,7 @@ from causes_fixtures import SETTINGS, case_of, clean, graph_of_settings
 from harness.explain.alike import one_claim
 from harness.explain.causes import MOST, explain, same_bits
 from harness.explain.edits import edits
+from harness.explain.formats import TELLING
 from harness.explain.refute import transported
 from harness.explain.search import search
 from harness.explain.trial import Fit, Trial, own
@@ -102,6 +103,11 @@ def planted_edits(kind, tensor):
     case = clean_case(kind, tensor)
     stage = case.graph.value(tensor)
     for edit in edits(Trial(case).scene(stage)):
+        if edit.format and case.b.size < TELLING:
+            continue  # one number supports no claim about a format
+        own_name = [x for x in references(edit.value) if name_of(x) == tensor]
+        if any(not x.arg("time") and not x.arg("back") for x in own_name):
+            continue  # what is made of itself is no cause
         there = (
             None
             if "moved" in {x.op for x in below(edit.value)}

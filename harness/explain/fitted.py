@@ -269,7 +269,7 @@ def _weights(tensor: str) -> Node:
 
 
 def _factor(scene: Scene, factor: float, step: bool) -> Iterator[Edit]:
-    for number in near(factor, scene, 1.0):
+    for number in (*_one_too_many(factor, scene), *near(factor, scene, 1.0)):
         value = _by(scene.base, number)
         what = "is"
         if step:
@@ -348,7 +348,6 @@ def _fit(made: Callable[[float], Array | None], mine: Array, start: float) -> fl
 
 def near(found: float, scene: Scene, start: float) -> Iterator[Number]:
     """A fitted number as one of the run's own, as a short one, and as it is."""
-    yield from _one_too_many(found, scene)
     plain = float(f"{found:.2g}")
     if plain in (2.0, 0.5, -1.0) and abs(found / plain - 1) < ERROR and scene.shape:
         yield Number(plain, NAMED, figure(plain))

@@ -111,7 +111,7 @@ def _other_times(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
         yield made("shift", f"takes {say(new, scene.graph)} for {said}", new, 5)
     if first and time < 0:
         words = f"takes {first} at every timestep for {said}"
-        yield made("stale", words, node("held", ref(name_of(x), 0, back), ref(first)), 5.5)
+        yield made("stale", words, node("held", x, ref(first)), 5.5)
         words = f"takes zeros for {first} at the first timestep, in {said}"
         yield made("operand-missing", words, ref(name_of(x), time, back), 5)
 
