@@ -210,7 +210,11 @@ def _no_larger(x: Node, c: float | Number) -> Node:
 def _one_number(way: _Way, scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:
     """The edits with the number that brings the stage nearest, and with what it may stand for."""
     found = _fit(lambda c: value(way.make(c)), mine, way.start)
-    for number in simplest(found, scene, way.start) if found is not None else ():
+    numbers = list(simplest(found, scene, way.start)) if found is not None else []
+    own = [n.value for n in numbers if n.bits == NAMED and way.name == "argument"]
+    for number in numbers:
+        if number.bits != NAMED and any(math.isclose(number.value, v) for v in own):
+            continue  # 1 - rho for rho is nothing else as a number
         more = 6 if way.name == "operand-scaled" else 8 if way.name == "constant" else 3
         more = 1 if way.words.startswith("starts") else more
         if way.name == "argument":

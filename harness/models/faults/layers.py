@@ -64,7 +64,7 @@ GATED = (
         "gru-bias-outside",
         "does not reset the recurrent bias of a GRU's candidate",
         ("forward/layer*/n",),
-        (r"formula: SIDE resets the product of forward/layer\d/h and params/layer\d/w_h alone",),
+        (r"formula: SIDE adds gate n of params/layer\d/b_h after the product, not before it",),
         settings={"reset": "after"},
         also=("backward/layer*/r", "grads/layer*/b_h"),
         blocks=GRU,
