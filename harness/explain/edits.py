@@ -78,6 +78,7 @@ def _of_all(scene: Scene) -> Iterator[Edit]:
         for kin in find(op).kin if len(same) > 1 else ():
             value = rebuilt(base, {x: kin_of(x, kin) for x in same}.get)
             yield Edit("formula", kin.does, value, _bits(kin) + 0.5)
+    yield from _further(scene)
     yield from _coupled(scene)
     products = [x for x in below(base) if x.op in PRODUCTS]
     if len(products) > 1:
@@ -87,6 +88,23 @@ def _of_all(scene: Scene) -> Iterator[Edit]:
                 how = f"{to} (cut off, not rounded)" if cut else to
                 words = f"rounds the operands of all its products to {how}"
                 yield Edit("reduced-precision", words, value, 6.5, 0, to)
+
+
+def _further(scene: Scene) -> Iterator[Edit]:
+    """A change over two timesteps, not over one: every part that leaves one out leaves out two."""
+
+    def change(x: Node) -> Node | None:
+        if x.op not in ("part", "part_backward"):
+            return None
+        start, stop = x.arg("start"), x.arg("stop")
+        more = dict(start=start + (start > 0), stop=stop - (stop < 0))
+        inputs = (rebuilt(i, change) for i in x.inputs)
+        return node(x.op, *inputs, **more)
+
+    value = rebuilt(scene.base, change)
+    if value is not scene.base:
+        words = "takes the change over two timesteps, not over one"
+        yield Edit("argument", words, value, 6)
 
 
 def _coupled(scene: Scene) -> Iterator[Edit]:

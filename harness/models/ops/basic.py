@@ -324,6 +324,12 @@ def _of_the_input(x: Array) -> Array:
     return np.asarray(1 - x * x)
 
 
+@kin("tanh_slope", "takes y (1 - y) of the tanh y for its slope, 1 - y^2, as of a sigmoid")
+def _as_of_a_sigmoid(x: Array) -> Array:
+    y = np.tanh(x)
+    return np.asarray(y * (1 - y))
+
+
 @kin("tanh_slope", "multiplies with tanh where its slope, 1 - tanh^2, belongs")
 def _only_tanh(x: Array) -> Array:
     return np.asarray(np.tanh(x))
