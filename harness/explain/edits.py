@@ -164,13 +164,7 @@ def _of_node(x: Node, scene: Scene) -> Iterator[Edit]:
         yield made("formula", f"goes on with {say(x.inputs[0], scene.graph)}", plain, 3)
     if x.op == "const":
         yield from _numbers(x, scene, made)
-        rates = [r for r in references(scene.base) if scene.shapes.get(name_of(r)) == ()]
-        if scene.shapes.get(RATE) == () and scene.tensor.startswith(("optimizer/", "params/")):
-            rates = list(dict.fromkeys([*rates, ref(RATE)]))
-        for rate in rates:
-            words = f"multiplies {x.arg('name') or 'the number'} by {name_of(rate)}"
-            words += " once more" * (rate in references(scene.base))
-            yield made("operand-added", words, node("scale", rate, x), 6)
+        yield from _rates(x, scene, made)
     elif x.op == "step":
         for more, words in ((1, "one step more"), (-1, "one step less")):
             yield made("argument", f"counts {words}", node("step", more=more), 5)
@@ -182,23 +176,44 @@ def _of_node(x: Node, scene: Scene) -> Iterator[Edit]:
     if x.op in PRODUCTS:
         yield from _products(x, scene, made)
     if x.op in ("linear", "matmul"):
-        for start, stop, which in ((None, 1, "first"), (-1, None, "last")):
-            blank = node("blanked", x.inputs[0], axis=-1, start=start, stop=stop)
-            words = f"leaves the {which} place of what is summed out of {say(x, scene.graph, True)}"
-            yield made("subset", words, node(x.op, blank, *x.inputs[1:], **dict(x.args)), 7)
+        yield from _places_left_out(x, scene, made)
     if x.op in ("outer", "sum_rows", "embed_backward"):
         yield from _subsets(x, scene, made)
     if x.op == "block":
-        for k in range(x.arg("of")):
-            if k != x.arg("index"):
-                new = node("block", *x.inputs, index=k, of=x.arg("of"))
-                words = f"takes {block_name(new, scene.graph)} for {say(x, scene.graph, True)}"
-                yield made("block-order", words, new, 6)
+        yield from _other_blocks(x, scene, made)
 
 
 def kin_of(x: Node, kin: Kin) -> Node:
     """A node with a member of its op's family in its place."""
     return node("kin", *x.inputs, of=x.op, does=kin.does, **dict(x.args))
+
+
+def _rates(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
+    """A number of the stage times a scalar that was traced, as the learning rate."""
+    rates = [r for r in references(scene.base) if scene.shapes.get(name_of(r)) == ()]
+    if scene.shapes.get(RATE) == () and scene.tensor.startswith(("optimizer/", "params/")):
+        rates = list(dict.fromkeys([*rates, ref(RATE)]))
+    for rate in rates:
+        words = f"multiplies {x.arg('name') or 'the number'} by {name_of(rate)}"
+        words += " once more" * (rate in references(scene.base))
+        yield made("operand-added", words, node("scale", rate, x), 6)
+
+
+def _other_blocks(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
+    """Another block of the same tensor."""
+    for k in range(x.arg("of")):
+        if k != x.arg("index"):
+            new = node("block", *x.inputs, index=k, of=x.arg("of"))
+            words = f"takes {block_name(new, scene.graph)} for {say(x, scene.graph, True)}"
+            yield made("block-order", words, new, 6)
+
+
+def _places_left_out(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
+    """A product that sums over all places of an axis but the first, or the last."""
+    for start, stop, which in ((None, 1, "first"), (-1, None, "last")):
+        blank = node("blanked", x.inputs[0], axis=-1, start=start, stop=stop)
+        words = f"leaves the {which} place of what is summed out of {say(x, scene.graph, True)}"
+        yield made("subset", words, node(x.op, blank, *x.inputs[1:], **dict(x.args)), 7)
 
 
 def _bits(kin: Kin) -> float:
