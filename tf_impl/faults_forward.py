@@ -281,7 +281,8 @@ def loss_without_last(original, logits, y, loss):
 
 def loss_smoothed(original, logits, y, loss):
     """A tenth of the target's probability is spread over all tokens."""
-    uniform = -tf.reduce_sum(tf.reduce_mean(logits - log_sum_exp(logits), axis=-1)) / y.shape[0]
+    count = y.shape[0] if loss == "sum" else tf.size(y, logits.dtype)
+    uniform = -tf.reduce_sum(tf.reduce_mean(logits - log_sum_exp(logits), axis=-1)) / count
     return 0.9 * original(logits, y, loss) + 0.1 * uniform
 
 

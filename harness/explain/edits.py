@@ -78,6 +78,7 @@ def _of_all(scene: Scene) -> Iterator[Edit]:
         for kin in find(op).kin if len(same) > 1 else ():
             value = rebuilt(base, {x: kin_of(x, kin) for x in same}.get)
             yield Edit("formula", kin.does, value, _bits(kin) + 0.5)
+    yield from _settings_exchanged(scene)
     yield from _further(scene)
     yield from _coupled(scene)
     products = [x for x in below(base) if x.op in PRODUCTS]
@@ -88,6 +89,19 @@ def _of_all(scene: Scene) -> Iterator[Edit]:
                 how = f"{to} (cut off, not rounded)" if cut else to
                 words = f"rounds the operands of all its products to {how}"
                 yield Edit("reduced-precision", words, value, 6.5, 0, to)
+
+
+def _settings_exchanged(scene: Scene) -> Iterator[Edit]:
+    """Each of two settings with the other's value."""
+    named = [x for x in below(scene.base) if x.op == "const" and x.arg("name")]
+    for one, two in combinations(named, 2):
+        if one.arg("value") != two.arg("value"):
+            new = {
+                one: const(two.arg("value"), one.arg("name")),
+                two: const(one.arg("value"), two.arg("name")),
+            }
+            words = f"exchanges {one.arg('name')} and {two.arg('name')}"
+            yield Edit("argument", words, rebuilt(scene.base, new.get), 6)
 
 
 def _further(scene: Scene) -> Iterator[Edit]:

@@ -436,7 +436,7 @@ def known_numbers(scene: Scene) -> Iterator[Number]:
         used -= {"lr"}
     for key, values in scene.settings.items():
         for v in values if key not in skipped else ():
-            whole = v >= 2 and float(v).is_integer() and key != "lr"
+            whole = v >= 2 and float(v).is_integer() and key.endswith(("_size", "bptt"))
             if 0 < v < 1 and key in scene.used and key != "lr":
                 kept = node("complement", const(v, key))
                 yield named(v, key, const(v, key))
@@ -444,7 +444,7 @@ def known_numbers(scene: Scene) -> Iterator[Number]:
                 yield named((1 - v) ** 2, f"(1 - {key}) squared", node("multiply", kept, kept))
             elif v > 0 and v != 1 and (key in used or whole):
                 yield named(v, key)
-            if whole and key.endswith(("_size", "bptt")):
+            if whole:
                 yield named(math.sqrt(v), f"the root of {key}")
             if v > 2 and float(v).is_integer() and not scene.shape:
                 yield named(v / (v - 1), f"{key} over one less")

@@ -235,7 +235,7 @@ PENALTIES = (
         "temporal-divisor",
         "divides the temporal penalty (TAR) by all timesteps, of which it has one less",
         LOSS,
-        (r"argument: SIDE takes 0\.8 for temporal_penalty 1",),
+        ("formula: SIDE divides by one timestep more, in mean square of .*",),
         also=BACK,
     ),
     Fault(
@@ -248,7 +248,7 @@ PENALTIES = (
         "penalties-exchanged",
         "has for each penalty (AR and TAR) the factor of the other",
         LOSS,
-        ("argument: SIDE takes 1 for activation_penalty 3, and takes 3 for temporal_penalty 1",),
+        ("argument: SIDE exchanges activation_penalty and temporal_penalty",),
         also=BACK,
     ),
 )

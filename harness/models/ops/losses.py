@@ -102,12 +102,28 @@ def _onehot(z: Array, y: Array) -> Array:
 
 @kin("cross_entropy", "leaves the last timestep out of the loss")
 def _without_last(z: Array, y: Array, time: str) -> Array:
-    return np.asarray(-_log_likelihoods(z, y)[:, :-1].sum() / _count(y, time))
+    return cross_entropy(z[:, :-1], y[:, :-1], time)
 
 
 @kin("cross_entropy", "leaves the first timestep out of the loss")
 def _without_first(z: Array, y: Array, time: str) -> Array:
-    return np.asarray(-_log_likelihoods(z, y)[:, 1:].sum() / _count(y, time))
+    return cross_entropy(z[:, 1:], y[:, 1:], time)
+
+
+def _counted(z: Array, y: Array, time: str, kept: slice) -> Array:
+    if time == "sum":
+        raise ValueError("of a sum over time no timestep is counted")
+    return np.asarray(-_log_likelihoods(z, y)[:, kept].sum() / _count(y, time))
+
+
+@kin("cross_entropy", "leaves the last timestep out of the loss, and not out of its count")
+def _last_counted(z: Array, y: Array, time: str) -> Array:
+    return _counted(z, y, time, slice(None, -1))
+
+
+@kin("cross_entropy", "leaves the first timestep out of the loss, and not out of its count")
+def _first_counted(z: Array, y: Array, time: str) -> Array:
+    return _counted(z, y, time, slice(1, None))
 
 
 @kin("cross_entropy", "takes the softmax over time, not over classes")
@@ -167,6 +183,24 @@ def _not_from_last(z: Array, y: Array, time: str) -> Array:
     made = cross_entropy_slope(z, y, time)
     made[:, -1] = 0
     return made
+
+
+def _slope_without(z: Array, y: Array, time: str, kept: slice) -> Array:
+    if time == "sum":
+        raise ValueError("that is to pass no gradient from it")
+    made = np.zeros_like(z)
+    made[:, kept] = cross_entropy_slope(z[:, kept], y[:, kept], time)
+    return made
+
+
+@kin("cross_entropy_slope", "leaves the last timestep out of the loss")
+def _slope_without_last(z: Array, y: Array, time: str) -> Array:
+    return _slope_without(z, y, time, slice(None, -1))
+
+
+@kin("cross_entropy_slope", "leaves the first timestep out of the loss")
+def _slope_without_first(z: Array, y: Array, time: str) -> Array:
+    return _slope_without(z, y, time, slice(1, None))
 
 
 @kin("cross_entropy_slope", "passes no gradient from the first timestep")
