@@ -221,7 +221,7 @@ EXAMPLES = {
     **_each("descend ascend stay", ex(P, G, RATE)),
     **_each(
         "adam adam_keras adam_inside adam_keras_inside adam_largest adam_uncorrected"
-        " adam_v_corrected adam_m_corrected adam_no_root adam_unmoved",
+        " adam_v_corrected adam_m_corrected adam_m_later adam_v_later adam_no_root adam_unmoved",
         ex(P, a(4, 3), positive(4, 3), RATE, 0.8, 0.95, 0.5, 3),
     ),
     **_each(

@@ -166,6 +166,16 @@ def _of_node(x: Node, scene: Scene) -> Iterator[Edit]:
         yield from other_rows(x, axes, say(x, scene.graph, True), made)
     if x.op == "average":
         yield from _other_shares(x, scene, made)
+        if x.inputs[1].op == "square":
+            of = (x.inputs[0], node("absolute", x.inputs[1].inputs[0]), x.inputs[2])
+            words = "keeps the larger of the decayed value and |g| (as Adamax does)"
+            yield made("formula", words, node("decayed_largest", *of), 6)
+    if x.op == "over_root":
+        for v in scene.settings.get("rho", ()):
+            of = (x.inputs[2], const(v, "rho"), node("step"))
+            p, g, _, *rest = x.inputs
+            words = "corrects the bias of the squares (as Adam does)"
+            yield made("formula", words, node(x.op, p, g, node("corrected", *of), *rest), 6)
     if x.op in (*POINTWISE, "multiply", "scale"):
         yield from _added_later(x, scene, made)
     if x.op == "square":
@@ -345,6 +355,8 @@ def _of_what(x: Node, scene: Scene) -> str:
 def _operands(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
     """An operand of a sum or product dropped, doubled or negated."""
     product = x.op == "multiply"
+    if x.op == "add":
+        yield from _what_settings_scale(x, made)
     timed = scene.axes[:2] if scene.axes[1:2] == (TIME,) and not product else ()
     for k, operand in enumerate(x.inputs):
         said = _part_of(operand, scene) or say(operand, scene.graph, True)
@@ -356,7 +368,7 @@ def _operands(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
                 return Edit(name, words, put(scene, x, terms), bits)
 
             yield from other_rows(operand, timed, said, moved)
-        within = "the factor " if product else ""
+        within = "the factor " if product else "the term " * (operand.op in LEFT_OUT)
         if not (x.op == "bias" and k == 0):
             left = rest[0] if len(rest) == 1 else node(x.op, *rest)
             yield made("operand-missing", f"leaves out {within}{said}", left, 3)
@@ -369,6 +381,24 @@ def _operands(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
         yield made("operand-twice", f"counts {said} twice", again, 4)
         turned = node(x.op, *x.inputs[:k], node("negate", operand), *x.inputs[k + 1 :])
         yield made("sign", f"turns the sign of {said}", turned, 4)
+
+
+def _what_settings_scale(x: Node, made: Made) -> Iterator[Edit]:
+    """A sum without all that a setting scales, or two: penalties, in the loss or its gradient."""
+    by = [set(_scales(operand)) for operand in x.inputs]
+    names = sorted({name for found in by for name in found})
+    for some in (*combinations(names, 1), *combinations(names, 2)):
+        rest = [i for i, found in zip(x.inputs, by, strict=True) if not found & set(some)]
+        if 0 < len(rest) < len(x.inputs):
+            words = f"leaves out all that {' and '.join(some)} scale{'s' * (len(some) == 1)}"
+            yield made("operand-missing", words, total(rest), 2.5 + 0.4 * len(some))
+
+
+def _scales(x: Node) -> Iterator[str]:
+    """The settings that scale some part of an expression."""
+    for y in below(x):
+        if y.op == "scale" and y.inputs[1].op == "const" and y.inputs[1].arg("name"):
+            yield str(y.inputs[1].arg("name"))
 
 
 def _part_of(x: Node, scene: Scene) -> str:
@@ -451,4 +481,4 @@ def _subsets(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
         blank = node("blanked", source, axis=axis, start=start, stop=stop)
         new = node(x.op, *x.inputs[:-1], blank)
         said = say(x, scene.graph, True)
-        yield made("subset", f"leaves {words} out of {said}", new, 6)
+        yield made("subset", f"leaves {words} out of {said}", new, 4.9)

@@ -105,7 +105,12 @@ def _of_all(scene: Scene) -> Iterator[_Way]:
         rest = tensor.partition("/")[2]
         first = f"state/in/{rest}" if f"state/in/{rest}" in scene.shapes else "zeros"
         old = ref(tensor, -1, first=first)
-        words = "keeps the share {} of the timestep before"
+        beside, words = "before", "keeps the share {} of the timestep before"
+        if tensor.startswith("backward/"):
+            old, beside = ref(tensor, 1), "after"
+            words = "keeps the share {} of the timestep after"
+        more = f"adds {{}} times the timestep {beside} to the result"
+        yield _Way("operand-added", more, 0.0, lambda c: _with(base, old, c))
         yield _Way("argument", words, 0.0, lambda c: _mixed(old, base, c))
     elif scene.step > 1 and not tensor.startswith("params/"):
         before = ref(tensor, back=1)
@@ -115,6 +120,10 @@ def _of_all(scene: Scene) -> Iterator[_Way]:
         kept, *rest_of_it = sorted(base.inputs, key=lambda x: not x.arg("back"))
         words = "averages, with the share {} of the old value, where it should add up"
         yield _Way("argument", words, 0.5, lambda c: _mixed(kept, total(rest_of_it), c))
+
+
+def _with(base: Node, old: Node, c: float | Number) -> Node:
+    return node("add", base, node("times", old, by=_plain(c)))
 
 
 def _mixed(old: Node, new: Node, c: float | Number) -> Node:

@@ -124,8 +124,9 @@ class _Search:
     def _pairs(self) -> list[Fit]:
         """Two edits at once: one that brings the side nearer, and any second one on top of it."""
         start, most = self.probe.left(self.side, self.base), self._affordable()
-        good = sorted((left, i) for i, (left, _) in enumerate(self.near) if left < NEARER * start)
-        for first in [self.near[i][1] for _, i in good[:PARTNERS]]:
+        plain = [(left, edit) for left, edit in self.near if not edit.free]
+        good = sorted((left, i) for i, (left, _) in enumerate(plain) if left < NEARER * start)
+        for first in [plain[i][1] for _, i in good[:PARTNERS]]:
             seconds = islice(edits(self.trial.scene(first.value)), min(SECONDS, most))
             found = self.all(_both(first, second) for second in seconds)
             most -= SECONDS

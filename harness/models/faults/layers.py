@@ -120,8 +120,8 @@ TIES = (
         "has for the gradient of the embedding that of the softmax alone",
         EMBEDDED,
         (
-            "operand-missing: SIDE leaves out (dropout of )?the sum over a token's places "
-            "(of|with) params/embedding and inputs/.*",
+            "operand-missing: SIDE leaves out (the term )?(dropout of )?the sum over a token's "
+            "places (of|with) params/embedding and inputs/.*",
         ),
         settings=TIED,
     ),
@@ -192,10 +192,7 @@ PENALTIES = (
         "activation-missing",
         "has no activation penalty (AR)",
         LOSS,
-        (
-            "operand-missing: SIDE leaves out the factor of mean square of dropout of "
-            r"forward/layer\d/h .*",
-        ),
+        ("operand-missing: SIDE leaves out all that activation_penalty scales",),
         also=BACK,
     ),
     Fault(
@@ -209,27 +206,20 @@ PENALTIES = (
         "activation-detached",
         "has an activation penalty (AR) without a gradient",
         BACK,
-        (
-            "operand-missing: SIDE leaves out dropout of the factor with "
-            r"forward/layer\d/h and .*",
-            "argument: SIDE takes 0 for activation_penalty 3",
-        ),
+        ("operand-missing: SIDE leaves out all that activation_penalty scales",),
     ),
     Fault(
         "temporal-missing",
         "has no temporal penalty (TAR)",
         LOSS,
-        (
-            "operand-missing: SIDE leaves out the factor of mean square of the sum with "
-            r"forward/layer\d/h",
-        ),
+        ("operand-missing: SIDE leaves out all that temporal_penalty scales",),
         also=BACK,
     ),
     Fault(
         "temporal-detached",
         "has a temporal penalty (TAR) without a gradient",
         BACK,
-        ("argument: SIDE takes 0 for temporal_penalty 1",),
+        ("operand-missing: SIDE leaves out all that temporal_penalty scales",),
     ),
     Fault(
         "temporal-divisor",
@@ -242,7 +232,10 @@ PENALTIES = (
         "penalties-detached",
         "has penalties (AR and TAR) without a gradient",
         BACK,
-        (r"operand-missing: SIDE takes zeros for forward/layer\d/h",),
+        (
+            "operand-missing: SIDE leaves out all that activation_penalty and temporal_penalty "
+            "scale",
+        ),
     ),
     Fault(
         "penalties-exchanged",

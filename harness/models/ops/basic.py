@@ -399,6 +399,14 @@ def _one_mask(x: Array, mask: Array, rate: Any) -> Array:
     return np.asarray(x * kept[:, :1] / (1 - rate))
 
 
+@kin("dropout", "applies the mask of the first batch row to all of them")
+def _one_row(x: Array, mask: Array, rate: Any) -> Array:
+    kept = np.asarray(mask)
+    if kept.ndim != 3 or kept.shape[0] < 2:
+        raise ValueError("a mask that has no batch")
+    return np.asarray(x * kept[:1] / (1 - rate))
+
+
 @op(
     lambda n, dy: (node("part_backward", n.inputs[0], dy, **dict(n.args)),),
     size=lambda x: x,

@@ -164,6 +164,18 @@ def blended(old: Array, new: Array, beta: Array, share: Array) -> Array:
 
 
 @op()
+def decayed_largest(old: Array, new: Array, beta: Array) -> Array:
+    """The larger of beta old and new."""
+    return np.asarray(np.maximum(beta * old, new))
+
+
+@op()
+def corrected(x: Array, beta: Array, step: Array) -> Array:
+    """x / (1 - beta^step): an average that started from zeros."""
+    return np.asarray(x / (1 - beta**step))
+
+
+@op()
 def clamped(x: Array, limit: float) -> Array:
     """x, no element larger than a limit in absolute value."""
     return np.clip(x, -abs(limit), abs(limit))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.models.ops.op import OPS, Array, op, related
+from harness.models.ops.op import OPS, Array, kin, op, related
 
 N = Any  # a number: a Python float, or an array of no axes
 
@@ -198,6 +198,12 @@ related(
         "clip_by_power": "scales by the root of limit over norm",
     }
 )
+
+
+@kin("clip_by_norm", "scales to the limit, by norm + 1e-6, also where that is more", rare=True)
+def _torch_always(g: Array, norm: N, limit: N) -> Array:
+    return np.asarray(g * (limit / (norm + 1e-6)))
+
 
 # Clipping goes element by element, but where it takes a norm of its own.
 for _name in ("clip_by_norm", "clip_elements", "unclipped"):

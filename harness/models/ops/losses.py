@@ -94,6 +94,25 @@ def _smoothed_slope(z: Array, y: Array, time: str) -> Array:
     return np.asarray(made + 0.1 * (_onehot(z, y) - 1 / z.shape[-1]) / _count(y, time))
 
 
+def _spread_to_others(z: Array, y: Array) -> Array:
+    """What takes 0.1 of a target and gives it to the other classes: what is added to onehot(y)."""
+    hot = _onehot(z, y)
+    return np.asarray(0.1 * ((1 - hot) / (z.shape[-1] - 1) - hot))
+
+
+@kin("cross_entropy", "smooths the targets by 0.1, over the other classes alone")
+def _smoothed_to_others(z: Array, y: Array, time: str) -> Array:
+    top = z.max(axis=-1, keepdims=True)
+    each = z - top - np.log(np.exp(z - top).sum(axis=-1, keepdims=True))
+    more = (each * _spread_to_others(z, y)).sum() / _count(y, time)
+    return np.asarray(cross_entropy(z, y, time) - more)
+
+
+@kin("cross_entropy_slope", "smooths the targets by 0.1, over the other classes alone")
+def _slope_smoothed_to_others(z: Array, y: Array, time: str) -> Array:
+    return np.asarray(cross_entropy_slope(z, y, time) - _spread_to_others(z, y) / _count(y, time))
+
+
 def _onehot(z: Array, y: Array) -> Array:
     made = np.zeros_like(z)
     np.put_along_axis(made, np.asarray(y, np.int64)[..., None], 1.0, -1)

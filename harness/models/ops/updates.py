@@ -275,12 +275,14 @@ def _put_adam() -> None:
     moves the corrections into the learning rate (their section 2, last lines): epsilon-hat.
     """
 
-    def rule(m_corrected: bool, v_corrected: bool, root: Root, hat: bool) -> Callable[..., Array]:
+    def rule(
+        m_corrected: bool, v_corrected: bool, root: Root, hat: bool, more: tuple[int, int] = (0, 0)
+    ) -> Callable[..., Array]:
         def formula(
             p: Array, m: Array, v: Array, lr: N, beta1: N, beta2: N, epsilon: N, step: N
         ) -> Array:
-            of_m = 1 - beta1**step if m_corrected else 1.0
-            of_v = 1 - beta2**step if v_corrected else 1.0
+            of_m = 1 - beta1 ** (step + more[0]) if m_corrected else 1.0
+            of_v = 1 - beta2 ** (step + more[1]) if v_corrected else 1.0
             if hat:
                 return np.asarray(p - lr * (math.sqrt(of_v) / of_m) * m / root(v, epsilon))
             return np.asarray(p - lr * (m / of_m) / root(v / of_v, epsilon))
@@ -305,6 +307,14 @@ def _put_adam() -> None:
         "adam_uncorrected": (rule(False, False, _beside, False), "corrects no bias"),
         "adam_v_corrected": (rule(False, True, _beside, False), "corrects the bias of v alone"),
         "adam_m_corrected": (rule(True, False, _beside, False), "corrects the bias of m alone"),
+        "adam_m_later": (
+            rule(True, True, _beside, False, (1, 0)),
+            "counts one step more where it corrects the bias of m",
+        ),
+        "adam_v_later": (
+            rule(True, True, _beside, False, (0, 1)),
+            "counts one step more where it corrects the bias of v",
+        ),
         "adam_no_root": (rule(True, True, _no_root, False), "leaves out the root of v"),
         "adam_unmoved": (
             lambda p, m, v, lr, beta1, beta2, epsilon, step: np.asarray(p),
