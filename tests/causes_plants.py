@@ -4,6 +4,7 @@ import numpy as np
 from causes_fixtures import sigmoid
 from causes_plant import C0, DROP, GATES0, H0, Plant, blocks, exact, from_step, on_block
 from causes_plants_model import MODEL
+from causes_plants_unseen import UNSEEN
 from causes_plants_update import UPDATE
 
 FACTORS = [
@@ -255,4 +256,4 @@ def split(s, order):
     return sigmoid(f) * s.c_before + sigmoid(i) * np.tanh(g)
 
 
-PLANTS = [*FACTORS, *STRUCTURE, *MODEL, *UPDATE]
+PLANTS = [*FACTORS, *STRUCTURE, *MODEL, *UPDATE, *UNSEEN]
