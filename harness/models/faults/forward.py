@@ -345,7 +345,7 @@ VALUES = (
         LOGITS,
         (
             r"shift: SIDE is moved by \+1 timestep",
-            "shift: SIDE takes the timestep before of (dropout of )?forward/layer1/h.*, and its "
+            r"shift: SIDE takes the timestep before of (dropout of )?forward/layer\d/h.*, and its "
             "last for the first",
             "permuted-rows: SIDE has the timesteps in the order 4, 0, 1, 2, 3",
         ),
