@@ -201,6 +201,8 @@ def _of_node(x: Node, scene: Scene) -> Iterator[Edit]:
         yield from _products(x, scene, made)
     if x.op in ("linear", "matmul"):
         yield from _places_left_out(x, scene, made)
+    if x.op == "linear" and x.inputs[0].op == "multiply":
+        yield from _multiplied_later(x, scene, made)
     if x.op in ("outer", "sum_rows", "embed_backward"):
         yield from _subsets(x, scene, made)
     if x.op == "block":
@@ -238,6 +240,17 @@ def _places_left_out(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
         blank = node("blanked", x.inputs[0], axis=-1, start=start, stop=stop)
         words = f"leaves the {which} place of what is summed out of {say(x, scene.graph, True)}"
         yield made("subset", words, node(x.op, blank, *x.inputs[1:], **dict(x.args)), 7)
+
+
+def _multiplied_later(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
+    """A factor after a product, not before it: r (h W) for (r h) W."""
+    factors = x.inputs[0].inputs
+    for k, factor in enumerate(factors):
+        others = [*factors[:k], *factors[k + 1 :]]
+        rest = others[0] if len(others) == 1 else node("multiply", *others)
+        new = node("multiply", factor, node("linear", rest, *x.inputs[1:]))
+        said = say(factor, scene.graph, True)
+        yield made("formula", f"multiplies with {said} after the product, not before it", new, 5)
 
 
 def _bits(kin: Kin) -> float:
