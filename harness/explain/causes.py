@@ -192,13 +192,7 @@ def same_bits(trial: Trial, one: Fit, two: Fit) -> bool:
     a, b = one.edit.format, two.edit.format
     if a is None or b is None or FORMATS[a] != FORMATS[b]:
         return False
-
-    def change(x: Node) -> Node | None:
-        return (
-            node("rounded", *x.inputs, **{**dict(x.args), "to": b}) if x.op == "rounded" else None
-        )
-
-    renamed = one.edit._replace(value=rebuilt(one.edit.value, change))
+    renamed = one.edit._replace(value=_in_format(one.edit.value, b))
     return same_everywhere(trial, one._replace(edit=renamed), two)
 
 

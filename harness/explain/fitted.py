@@ -122,8 +122,9 @@ def _of_all(scene: Scene) -> Iterator[_Way]:
         yield _Way("argument", words, 0.5, lambda c: _mixed(kept, total(rest_of_it), c))
 
 
-def _with(base: Node, old: Node, c: float | Number) -> Node:
-    return node("add", base, node("times", old, by=_plain(c)))
+def _with(base: Node, term: Node, c: float | Number) -> Node:
+    """base + c term."""
+    return node("add", base, node("times", term, by=_plain(c)))
 
 
 def _mixed(old: Node, new: Node, c: float | Number) -> Node:
@@ -154,8 +155,7 @@ def _is_state(x: Node) -> bool:
 
 
 def _peeped(scene: Scene, x: Node, other: Node, c: float | Number) -> Node:
-    seen = node("add", x.inputs[0], node("times", other, by=_plain(c)))
-    return put(scene, x, node(x.op, seen))
+    return put(scene, x, node(x.op, _with(x.inputs[0], other, c)))
 
 
 def _share(scene: Scene, x: Node, c: float | Number) -> Node:
@@ -223,7 +223,7 @@ def _one_number(way: _Way, scene: Scene, mine: Array, value: Value) -> Iterator[
     own = [n.value for n in numbers if n.bits == NAMED and way.name == "argument"]
     for number in numbers:
         if number.bits != NAMED and any(math.isclose(number.value, v) for v in own):
-            continue  # 1 - rho for rho is nothing else as a number
+            continue  # 0.07 for rho says no more than 1 - rho for rho, which it is
         more = 6 if way.name == "operand-scaled" else 8 if way.name == "constant" else 3
         more = 1 if way.words.startswith("starts") else more
         if way.name == "argument":
@@ -329,7 +329,7 @@ def _term(
     if not square or not math.isfinite(square) or along**2 < 0.9 * length * square:
         return
     number = next(simplest(along / square, scene, 0.0))
-    made = node("add", scene.base, node("times", term, by=number.value))
+    made = _with(scene.base, term, number)
     yield Edit("operand-added", f"adds {number.words} times {words}", made, number.bits + 10, 1)
 
 
@@ -465,42 +465,3 @@ def known_numbers(scene: Scene) -> Iterator[Number]:
     yield named(math.log(2), "the natural logarithm of 2")
     for name in ("sqrt(2)", "pi"):
         yield named({"sqrt(2)": math.sqrt(2), "pi": math.pi}[name], name)
-
-
-def reordered(scene: Scene, mine: Array, value: Value) -> Iterator[Edit]:
-    """The rows along an axis in another order, found by what each row is."""
-    base = value(scene.base)
-    if base is None or base.shape != mine.shape:
-        return
-    for axis, word in enumerate(scene.axes):
-        if mine.shape[axis] < 3:
-            continue
-        order = row_order(mine, base, axis)
-        if order is not None:
-            name = word if isinstance(word, str) else word.word
-            some = ", ".join(map(str, order[:8])) + (", .." if len(order) > 8 else "")
-            made = node("reordered", scene.base, axis=axis, order=order)
-            bits = 10 + 0.5 * len(order)
-            yield Edit("permuted-rows", f"has the {name}s in the order {some}", made, bits, 0)
-
-
-def row_order(mine: Array, base: Array, axis: int) -> tuple[int, ...] | None:
-    """The order in which rows of `base` sort like those of `mine`, if only one fits.
-
-    Rows are told apart by their product with one random vector.
-    """
-    marks = []
-    for x in (mine, base):
-        flat = np.asarray(np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1), np.float64)
-        weights = np.random.default_rng(0).standard_normal(flat.shape[1])
-        with np.errstate(all="ignore"):
-            marks.append(flat @ weights)
-    if not all(np.isfinite(m).all() for m in marks):
-        return None
-    by_mine, by_base = np.argsort(marks[0]), np.argsort(marks[1])
-    gaps = np.abs(marks[0][by_mine] - marks[1][by_base])
-    if gaps.max() > 0.01 * max(float(np.abs(marks[1]).max()), math.ulp(1.0)):
-        return None
-    order = np.empty(len(by_mine), np.int64)
-    order[by_mine] = by_base
-    return None if np.array_equal(order, np.arange(len(order))) else tuple(map(int, order))

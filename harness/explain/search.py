@@ -17,9 +17,10 @@ import numpy as np
 from harness.explain.alike import told_apart
 from harness.explain.case import GAIN, Side
 from harness.explain.edits import edits, of_scalars
-from harness.explain.fitted import fitted_edits, reordered
+from harness.explain.fitted import fitted_edits
 from harness.explain.formats import left_by
 from harness.explain.parts import edits_of_parts
+from harness.explain.row_orders import reordered
 from harness.explain.scene import Edit
 from harness.explain.trial import Fit, Trial, bases, case_at, own
 from harness.models.graph import Node, is_ref, name_of, references
