@@ -364,6 +364,20 @@ def test_what_other_tensors_do_at_the_same_step_does_not_save_a_claim_that_other
     assert record.rule(Cause("mine", "words", 0.0, claim="c")) is None
 
 
+def test_the_same_two_numbers_at_every_step_are_evidence_once():
+    """A constant rate is off by some factor whatever is wrong with it."""
+
+    def certain(b_of):
+        first, *rest = places(
+            lambda step: np.array(0.6131 * b_of(step)), lambda step: np.array(b_of(step))
+        )
+        found = explain(first._replace(off="a"), [case._replace(off="a") for case in rest])
+        return [cause.claim for cause in found if cause.sure == "certain"]
+
+    assert certain(lambda step: 0.3 + 0.01 * step**2) == ["pt is 0.6131 times what it should"]
+    assert not certain(lambda step: 0.3)
+
+
 def test_a_side_that_differs_by_what_came_in_alone_is_not_evidence_for_a_claim():
     assert record_of((True, False)).sure == "certain"
     assert record_of((False, False)) is None

@@ -75,7 +75,7 @@ def _ruled(trial: Trial, others: Sequence[Case]) -> list[Cause]:
         record = None
         if places and (small or chance <= CHANCE):
             record = _tried_at(fit, trial, places)
-            chance += record.votes if small else 0.0
+            chance += record.votes
         cause = _weighed(fit, trial.case, chance)
         if cause is not None and record is not None and (small or cause.sure == "certain"):
             cause = record.rule(cause)
@@ -122,7 +122,7 @@ def _sentence(fit: Fit, case: Case, label: str, other: str) -> str:
 
 def _tried_at(fit: Fit, trial: Trial, places: Sequence[Trial]) -> Record:
     """What other places say of a fit: whether it holds there with the same numbers."""
-    record = Record()
+    record = Record(trial.case if trial.case.b.size <= SMALL else None)
     for place in places:
         there = _base_there(fit, trial.case, place.case)
         moved = None if there is None else _moved(fit, trial.case, place.case, there)

@@ -19,12 +19,13 @@ from harness.models.graph import Node, is_ref, name_of, node, rebuilt, reference
 class Record:
     """What other places say of one claim: it holds there, is absent, or is contradicted."""
 
-    def __init__(self) -> None:
-        """Nothing was tried."""
+    def __init__(self, of: Case | None = None) -> None:
+        """Nothing was tried; `of` is the case of few numbers of which other steps are evidence."""
         self.held: list[str] = []
         self.absent: list[str] = []
         self.against: list[str] = []
         self.votes = 0.0  # log10: the chance that an unrelated difference fits at the other steps
+        self._voted = None if of is None else {_numbers(of)}  # the same numbers again are none
 
     def add(
         self, case: Case, holds: bool, sound: bool, plain: bool, here: str, recomputed: bool
@@ -39,11 +40,17 @@ class Record:
         if case.gap() > case.level and not plain:
             if holds:
                 self.held.append(place)
-                self.votes += case.chance() if case.tensor == here else 0.0
+                if case.tensor == here:
+                    self._vote(case)
             elif sound and (case.fed or recomputed):  # else it may come from earlier differences
                 self.against.append(place)
         elif not holds and case.tensor == here:
             self.absent.append(place)
+
+    def _vote(self, case: Case) -> None:
+        if self._voted is not None and _numbers(case) not in self._voted:
+            self._voted.add(_numbers(case))
+            self.votes += case.chance()
 
     def rule(self, cause: Cause) -> Cause | None:
         """The cause as sure as it may be; None where it explains nothing elsewhere."""
@@ -63,6 +70,10 @@ class Record:
             cause,
             sentence=f"{cause.sentence}; so also where else it was tried: {listed(self.held)}",
         )
+
+
+def _numbers(case: Case) -> tuple[bytes, bytes]:
+    return case.a.tobytes(), case.b.tobytes()
 
 
 def _likely(cause: Cause, why: str) -> Cause:
