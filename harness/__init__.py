@@ -15,6 +15,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from harness.capture import Recorder as Recorder
+    from harness.capture import record as record
     from harness.compare import Comparison as Comparison
     from harness.compare import DiffResult as DiffResult
     from harness.compare import Tolerance as Tolerance
@@ -54,6 +56,7 @@ _HOMES = {
     "HarnessError": ("harness.errors", "HarnessError"),
     "ModelSpec": ("harness.spec", "ModelSpec"),
     "Observer": ("harness.observer", "Observer"),
+    "Recorder": ("harness.capture", "Recorder"),
     "RunResult": ("harness.runs.result", "RunResult"),
     "Tolerance": ("harness.compare", "Tolerance"),
     "Trace": ("harness.trace", "Trace"),
@@ -69,6 +72,7 @@ _HOMES = {
     "explain_traces": ("harness.explain", "explain_traces"),
     "load_weights": ("harness.data.weights", "load"),
     "open_trace": ("harness.trace", "open_trace"),
+    "record": ("harness.capture", "record"),
     "run_sides": ("harness.runs.run", "run_sides"),
     "save_weights": ("harness.data.weights", "save"),
     "stage": ("harness.models.entries", "stage"),

@@ -114,10 +114,28 @@ class Follow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Every step starts from the weights, optimizer slots and hidden state that `trace` holds of the
     step before. At level "stage", every stage of the step is also given that side's input.
+    `map` is the file that says which of its tensors are whose (None: names are the same).
     """
 
     trace: str
     level: Literal["step", "stage"] = "step"
+    map: str | None = None
+
+
+Handed = Literal["weights", "inputs", "masks"]
+
+
+class HandOver(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a script is handed: by `trace`, which may be of another side, as `map` says.
+
+    "weights": parameters and buffers before the first step; "inputs": those of each step; "masks":
+    what dropout keeps is drawn by `seed` (harness.data.randomness), the same on every side.
+    """
+
+    what: tuple[Handed, ...]
+    trace: str | None = None
+    map: str | None = None
+    seed: int = 1
 
 
 class Resume(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -168,6 +186,26 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     disturb: Disturbance | None = None
     faults: tuple[str, ...] = ()
     resume: Resume | None = None
+    queue: Positive = 1 << 30
+
+
+class ScriptSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One run of a script, as its process is told: which steps, in what dtype, from what, where to.
+
+    `argv` is the script and its arguments. `dtype` None is the script's own. `replay` is what it is
+    handed; a run that follows may leave the steps before `start` out.
+    """
+
+    label: str
+    argv: tuple[str, ...]
+    steps: Positive
+    trace: str
+    dtype: Dtype | None = None
+    capture: Capture = Capture()
+    threads: Positive = 1
+    start: Positive = 1
+    follow: Follow | None = None
+    replay: tuple[HandOver, ...] = ()
     queue: Positive = 1 << 30
 
 
@@ -241,14 +279,23 @@ def check_label(label: str) -> str:
     return label
 
 
-def save_run(run: RunSpec, path: Path) -> None:
+def save_run(run: RunSpec | ScriptSpec, path: Path) -> None:
     """Write `run` as JSON to `path`: what a side's process is started with."""
     path.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=2) + b"\n")
 
 
 def load_run(path: str | Path) -> RunSpec:
-    """Read what `save_run` wrote. Raises HarnessError that names the file and the fault."""
+    """The run of a twin that `save_run` wrote. Raises HarnessError that names file and fault."""
+    return _load(path, RunSpec)
+
+
+def load_script(path: str | Path) -> ScriptSpec:
+    """The run of a script that `save_run` wrote. Raises HarnessError that names file and fault."""
+    return _load(path, ScriptSpec)
+
+
+def _load(path: str | Path, kind: type[S]) -> S:
     try:
-        return msgspec.json.decode(Path(path).read_bytes(), type=RunSpec)
+        return msgspec.json.decode(Path(path).read_bytes(), type=kind)
     except (OSError, msgspec.MsgspecError, RecursionError) as error:
         raise HarnessError(f"{path}: not a run specification: {error}") from None

@@ -22,6 +22,7 @@ ORDER = (
     ("trace",),  # the format on disk
     ("data", "compare"),  # weights and texts (hashed and named as traces are); the diff
     ("side",),  # the process of a side: reads data, writes a trace
+    ("capture",),  # the same for anybody's own script
     ("explain", "faults"),  # verdict and causes; the catalogue of faults, which is a table
     ("runs",),  # starts sides, compares, has it explained, and knows the faults by name
     ("scoreboard", "bench"),  # make many runs and count
@@ -38,6 +39,8 @@ VALUES = {
 # The public names, of every row, are imported when they are first used.
 PUBLIC = "harness"
 FOREIGN = {"torch", "tensorflow", "keras", "jax", "flax", "pt_impl", "tf_impl", "np_impl"}
+# The modules that record one framework's scripts: imported where the script is of that framework.
+ADAPTERS = ("harness.capture.pytorch", "harness.capture.keras", "harness.capture.jax")
 
 
 def row_of(module):
@@ -181,12 +184,13 @@ def test_a_report_reads_values_of_what_runs_and_starts_nothing():
 
 
 def foreign(trees):
-    """Every import of a framework or a twin, in a function or not."""
+    """Every import of a framework or a twin, in a function or not; of what imports one, too."""
     return [
         f"{module} imports {name}"
         for module in trees
         for name in imports(module, trees)
-        if name.split(".")[0] in FOREIGN
+        if not module.startswith(ADAPTERS)
+        if name.split(".")[0] in FOREIGN or name.startswith(ADAPTERS)
     ]
 
 
@@ -196,7 +200,12 @@ def test_the_core_imports_no_framework_and_no_twin():
 
 @pytest.mark.parametrize(
     "line",
-    ["import torch.nn", "def f():\n    from pt_impl.cells import lstm", "import_module('jax')"],
+    [
+        "import torch.nn",
+        "def f():\n    from pt_impl.cells import lstm",
+        "import_module('jax')",
+        "from harness.capture.pytorch import adapter",
+    ],
 )
 def test_a_framework_in_the_core_is_seen(line):
     assert len(foreign({"harness.trace.extra": ast.parse(line)})) == 1

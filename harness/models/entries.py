@@ -30,6 +30,7 @@ from harness.models.graph import (
 from harness.models.ops import OPS, find, parameters
 
 LOSS = "forward/loss"
+OBJECTIVE = "forward/objective"  # what a script minimises, where that is not the loss
 STEP = "step"  # the number of the step: an op of no operands
 DEPTH, COUNT, TEXT, NUMBER, BACK = 16, 256, 600, 1 << 31, 1 << 10
 
@@ -250,7 +251,8 @@ def graph_from(entries: Iterable[Entry], derive: bool = False) -> Graph:
         value = _node(entry.op, entry.operands, entry.args) if entry.op is not None else None
         if value is not None:
             stages[entry.name] = Stage(Tensor(entry.name), value)
-    derived = {s.out.name: s for s in _derived(stages)} if derive else {}
+    names = [entry.name for entry in given]
+    derived = {s.out.name: s for s in _derived(stages, names)} if derive else {}
     return Graph({**stages, **{k: s for k, s in derived.items() if k not in stages}})
 
 
@@ -280,7 +282,7 @@ def _hashable(value: Json) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _derived(stages: Mapping[str, Stage]) -> list[Stage]:
+def _derived(stages: Mapping[str, Stage], known: Sequence[str]) -> list[Stage]:
     """Back-propagation through declared stages; nothing unless the loss is declared all through.
 
     A gradient is a sum over all that is made of a tensor. Where one forward tensor on the way to
@@ -288,7 +290,8 @@ def _derived(stages: Mapping[str, Stage]) -> list[Stage]:
     it may have a term more.
     """
     forward: dict[str, Stage] = {}
-    todo = [LOSS]
+    loss = OBJECTIVE if OBJECTIVE in known else LOSS
+    todo = [loss]
     while todo:
         name = todo.pop()
         if name in forward:
@@ -302,7 +305,7 @@ def _derived(stages: Mapping[str, Stage]) -> list[Stage]:
         name_of(x): None for s in ordered for x in references(s.value) if _is_param(name_of(x))
     }
     names = [Tensor(name.removeprefix("params/")) for name in params]
-    return backward(ordered, LOSS, names)
+    return backward(ordered, loss, names)
 
 
 def _is_forward(x: Node) -> bool:

@@ -192,8 +192,12 @@ class TraceWriter:
             threads=run.threads,
             program=twin(program) if program else None,
         )
-        trace._owns = True
+        trace.owns()
         return trace
+
+    def owns(self) -> None:
+        """From now on nothing that is written changes afterwards: it is not copied."""
+        self._owns = True
 
     def wants_step(self, step: int) -> bool:
         """Whether anything of this step is to be traced: the others cost nothing.

@@ -184,6 +184,40 @@ def _padding_too(table: Array, x: Array, dy: Array, padding: int) -> Array:
     return embed_backward(table, x, dy)
 
 
+@op(
+    lambda n, dy: (node("cut_backward", n.inputs[0], dy, **dict(n.args)),),
+    size=lambda x: x,
+    says="the part",
+)
+def cut(x: Array, axis: int, start: int, stop: int) -> Array:
+    """The elements from `start` up to `stop` along an axis."""
+    at = [slice(None)] * x.ndim
+    at[axis] = slice(start, stop)
+    return np.asarray(x[tuple(at)])
+
+
+@op(size=lambda x, dy: dy, says="the gradient of the part")
+def cut_backward(x: Array, dy: Array, axis: int, start: int, stop: int) -> Array:
+    """dy where `cut` took its part from, and zeros elsewhere; x gives the shape."""
+    made = np.zeros(x.shape, dy.dtype)
+    at = [slice(None)] * x.ndim
+    at[axis] = slice(start, stop)
+    made[tuple(at)] = dy
+    return made
+
+
+@kin("cut", "takes the part that comes after it")
+def _part_after(x: Array, axis: int, start: int, stop: int) -> Array:
+    return cut(x, axis, stop, 2 * stop - start)
+
+
+@kin("cut", "takes the part that comes before it")
+def _part_before(x: Array, axis: int, start: int, stop: int) -> Array:
+    if 2 * start < stop:
+        raise ValueError("nothing comes before the first part")
+    return cut(x, axis, 2 * start - stop, start)
+
+
 @op(lambda n, dy: (None,), size=lambda x: x, says="the tensor, out of the gradient's way")
 def stop_gradient(x: Array) -> Array:
     """x, through which no gradient flows (torch's detach, tf.stop_gradient)."""

@@ -1,0 +1,321 @@
+"""Recording PyTorch: what modules hand on, gradients, parameters, buffers, slots, and how made.
+
+Modules are seen by hooks, what lies between them by a mode that sees every call of the API
+(torch.overrides.TorchFunctionMode). Both change no number. A compiled function is run as if
+nobody watched: its inputs, outputs and gradients are seen, and nothing inside of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.capture.adapter import Adapter, Array, Tensors
+from harness.capture.pytorch_calls import Calls, compiled_regions
+from harness.capture.pytorch_optim import SLOTS, hyperparameters, update_of
+from harness.capture.step import Step
+from harness.errors import HarnessError
+from harness.models.entries import Made
+
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module")  # DDP, torch.compile, FSDP
+
+
+def adapter(objects: Sequence[Any]) -> Adapter:
+    """The adapter of a script in PyTorch."""
+    return PyTorch(objects)
+
+
+class PyTorch(Adapter):
+    """Recording of PyTorch modules and optimizers."""
+
+    def __init__(self, objects: Sequence[Any]) -> None:
+        """`objects`: modules, optimizers, gradient scalers. Raises HarnessError for all else."""
+        self.models = [x for x in objects if isinstance(x, nn.Module)]
+        self.optimizers = [x for x in objects if isinstance(x, torch.optim.Optimizer)]
+        self.scalers = [x for x in objects if hasattr(x, "unscale_") and hasattr(x, "get_scale")]
+        known = {id(x) for x in (*self.models, *self.optimizers, *self.scalers)}
+        for thing in objects:
+            if id(thing) not in known:
+                raise HarnessError(
+                    f"record: a {type(thing).__name__} is neither a module nor an optimizer: give "
+                    "the model, and the optimizer itself"
+                )
+        self._calls: Calls | None = None
+        self._undo: list[Callable[[], None]] = []
+        self._inputs: dict[str, Any] = {}
+
+    # What the model is.
+
+    def params(self) -> dict[str, Tensor]:
+        """The parameters by name; those that only an optimizer knows by their place in it."""
+        found = dict(self._named("named_parameters"))
+        known = {id(p) for p in found.values()}
+        for k, optimizer in enumerate(self.optimizers):
+            rest = [p for g in optimizer.param_groups for p in g["params"] if id(p) not in known]
+            head = f"optimizer{k}" if len(self.optimizers) > 1 else "optimizer"
+            found |= {f"{head}/{i}": p for i, p in enumerate(rest)}
+            known |= {id(p) for p in rest}
+        return found
+
+    def buffers(self) -> dict[str, Tensor]:
+        """The buffers by name, but for counters."""
+        return {n: b for n, b in self._named("named_buffers") if b.is_floating_point()}
+
+    def modules(self) -> dict[int, str]:
+        """The path of each module by its identity."""
+        return {id(m): name for name, m in self._named("named_modules")}
+
+    def _named(self, kind: str) -> Iterator[tuple[str, Any]]:
+        for k, model in enumerate(self.models):
+            head = f"model{k}." if len(self.models) > 1 else ""
+            for name, thing in getattr(model, kind)():
+                path = head + name if name else head.rstrip(".") or "model"
+                parts = [part for part in path.split(".") if part not in WRAPPERS]
+                yield "/".join(parts) or "model", thing
+
+    # The recorder's calls.
+
+    def begin(self, dtype: str | None) -> None:
+        """Bring the model to `dtype`, in place: the optimizer keeps its parameters."""
+        if dtype:
+            for model in self.models:
+                model.to(getattr(torch, dtype))
+
+    def end(self) -> None:
+        """Take every hook away."""
+        while self._undo:
+            self._undo.pop()()
+
+    def versions(self) -> dict[str, str]:
+        """PyTorch's."""
+        return {"torch": str(torch.__version__)}
+
+    def dtype(self) -> str:
+        """That of most parameters."""
+        kinds = [str(p.dtype).removeprefix("torch.") for p in self.params().values()]
+        return max(set(kinds), key=kinds.count) if kinds else "float32"
+
+    def settings(self) -> dict[str, Any]:
+        """The numbers of the optimizers, by the field's names."""
+        found: dict[str, Any] = {}
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                found = {**hyperparameters(optimizer, group), **found}
+        return found
+
+    def state(self) -> Tensors:
+        """Parameters, buffers and slots, copied."""
+        params = self.params()
+        found = {f"params/{n}": _copy(p) for n, p in params.items()}
+        found |= {f"buffers/{n}": _copy(b) for n, b in self.buffers().items()}
+        for name, slot, value in self._slots(params):
+            found[f"optimizer/{name}/{slot}"] = _copy(value)
+        return found
+
+    def _slots(self, params: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Tensor]]:
+        names = {id(p): name for name, p in params.items()}
+        for optimizer in self.optimizers:
+            for p, state in optimizer.state.items():
+                for slot, value in state.items():
+                    if isinstance(value, Tensor) and slot != "step" and id(p) in names:
+                        yield names[id(p)], SLOTS.get(slot, slot), value
+
+    def load(self, tensors: Mapping[str, Array], step: int) -> None:
+        """Put weights, buffers and slots in place; an optimizer is made to have done `step`."""
+        if not tensors:
+            return
+        with torch.no_grad():
+            params = self.params()
+            for prefix, own in (("params/", params), ("buffers/", self.buffers())):
+                for name, tensor in own.items():
+                    if prefix + name in tensors:
+                        _put(tensor, tensors[prefix + name], prefix + name)
+            for name, slot, value in self._slots(params):
+                if f"optimizer/{name}/{slot}" in tensors:
+                    _put(value, tensors[f"optimizer/{name}/{slot}"], f"optimizer/{name}/{slot}")
+
+    def given(self, name: str, value: Any, instead: Array | None, dtype: str | None) -> Any:
+        """An input, in the run's dtype where it is of floats."""
+        if instead is not None:
+            value = torch.as_tensor(instead).to(value) if isinstance(value, Tensor) else instead
+        if dtype and isinstance(value, Tensor) and value.is_floating_point():
+            value = value.to(getattr(torch, dtype))
+        elif dtype and getattr(getattr(value, "dtype", None), "kind", "") == "f":
+            value = value.astype(dtype)
+        self._inputs[name] = value
+        return value
+
+    def owned(self, value: Any) -> Any:
+        """A copy of a tensor that the script may go on to change."""
+        return _copy(value) if isinstance(value, Tensor) else value
+
+    def made(self, value: Any) -> Made | str | None:
+        """How a tensor, or the number that was taken from it, was made."""
+        return self._calls.origin(value) if self._calls else None
+
+    def call(self, value: Any, name: str) -> None:
+        """A logged tensor is known by this name to what is made of it."""
+        if self._calls:
+            self._calls.call(value, name)
+
+    def tap(self, step: Step | None, name: str, value: Any) -> Any:
+        """A tensor inside of the model, which may be fed."""
+        if step is None or self._calls is None or not isinstance(value, Tensor):
+            return value
+        return self._calls.point(name, value)
+
+    @contextmanager
+    def watch(self, step: Step) -> Iterator[None]:
+        """Hooks on modules, gradients and optimizers, and the mode, for one step."""
+        params = self.params()
+        names = {id(p): f"params/{n}" for n, p in params.items()}
+        names |= {id(b): f"buffers/{n}" for n, b in self.buffers().items()}
+        calls = self._calls = Calls(step, names, params)
+        calls.handed(self._inputs)
+        undo = [self._watch_modules(calls, step), self._watch_optimizers(calls, step, params)]
+        self._undo += undo
+        try:
+            with calls, compiled_regions(calls):
+                yield
+        finally:
+            calls.close()
+            for one in undo:
+                self._undo.remove(one)
+                one()
+
+    def _watch_modules(self, calls: Calls, step: Step) -> Callable[[], None]:
+        paths = self.modules()
+
+        def before(module: nn.Module, args: Any) -> None:
+            if id(module) in paths:
+                calls.scope.append(paths[id(module)])
+
+        def after(module: nn.Module, args: Any, output: Any) -> Any:
+            path = paths.get(id(module))
+            if path is None:
+                return None
+            if calls.scope and calls.scope[-1] == path:
+                calls.scope.pop()
+            changed, found = _each(output, f"forward/{path}", calls.point)
+            return found if changed else None
+
+        hooks = [
+            nn.modules.module.register_module_forward_pre_hook(before),
+            nn.modules.module.register_module_forward_hook(after),
+        ]
+        return partial(_remove, hooks)
+
+    def _watch_optimizers(
+        self, calls: Calls, step: Step, params: Mapping[str, Tensor]
+    ) -> Callable[[], None]:
+        names = {id(p): n for n, p in params.items()}
+
+        def before(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            calls.collect(feed=True)
+            calls.busy += 1
+            _see_clipped(calls, step, params)
+            for k, group in enumerate(optimizer.param_groups):
+                rate = "update/learning_rate" + (f"/{k}" if k else "")
+                step.see(rate, float(group["lr"]))
+                for p in group["params"]:
+                    if id(p) in names and p.grad is not None:
+                        clipped = f"update/clipped/{names[id(p)]}"
+                        source = clipped if clipped in step.points else f"grads/{names[id(p)]}"
+                        moved = update_of(optimizer, group, names[id(p)], source, rate)
+                        calls.made_later.update(moved)
+
+        def after(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            calls.busy -= 1
+
+        hooks = [o.register_step_pre_hook(before) for o in self.optimizers]
+        hooks += [o.register_step_post_hook(after) for o in self.optimizers]
+        for p in params.values():
+            if p.requires_grad and p.is_leaf:
+                hook: Any = p.register_post_accumulate_grad_hook
+                hooks.append(hook(calls.accumulated))
+        return partial(_remove, hooks)
+
+    def finish(self, step: Step) -> None:
+        """What the step left: slots, parameters and buffers, with how each was made."""
+        later = self._calls.made_later if self._calls else {}
+        for name, tensor in self.state().items():
+            step.see(name, tensor, later.get(name))
+        for scaler in self.scalers:
+            step.see("update/scale", float(scaler.get_scale()))
+        self._calls = None
+
+
+def _remove(hooks: Sequence[Any]) -> None:
+    for hook in hooks:
+        hook.remove()
+
+
+def _see_clipped(calls: Calls, step: Step, params: Mapping[str, Tensor]) -> None:
+    """The gradients that the optimizer gets, where they are no longer those that were made."""
+    with torch.no_grad():
+        now = {n: p.grad for n, p in params.items() if p.grad is not None}
+        changed = any(
+            f"grads/{n}" in step.points and not _same(step.points[f"grads/{n}"].array, g)
+            for n, g in now.items()
+        )
+        for name, g in now.items() if changed or step.fed else ():
+            point = f"update/clipped/{name}"
+            made = calls.origin(g)
+            if changed:
+                step.see(point, _copy(g), made if isinstance(made, Made) else None)
+            fed = step.onward(point, tuple(g.shape))
+            if fed is not None:
+                g.copy_(torch.as_tensor(fed).to(g))
+
+
+def _same(a: Any, b: Tensor) -> bool:
+    return isinstance(a, Tensor) and a.dtype == b.dtype and torch.equal(a, b.detach().to(a.device))
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """A tensor that nothing changes any more, on the CPU."""
+    tensor = tensor.detach()
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    return tensor.to("cpu", copy=True).contiguous()
+
+
+def _put(tensor: Tensor, array: Array, name: str) -> None:
+    """Write an array into a tensor. Raises HarnessError for another shape."""
+    if tuple(tensor.shape) != array.shape:
+        raise HarnessError(
+            f"{name}: handed over as {list(array.shape)}, and the script has "
+            f"{list(tensor.shape)}: the two models differ"
+        )
+    tensor.copy_(torch.as_tensor(array).to(tensor))
+
+
+def _each(tree: Any, name: str, point: Callable[[str, Tensor], Tensor]) -> tuple[bool, Any]:
+    """The tensors of what a module returns, each as a point; whether any was replaced."""
+    if isinstance(tree, Tensor):
+        onward = point(name, tree)
+        return onward is not tree, onward
+    if isinstance(tree, Mapping):
+        found = {k: _each(v, f"{name}/{k}", point) for k, v in tree.items()}
+        if not any(changed for changed, _ in found.values()):
+            return False, tree
+        return True, type(tree)(**{k: v for k, (_, v) in found.items()})
+    if isinstance(tree, tuple | list):
+        items = [_each(v, f"{name}/{i}", point) for i, v in enumerate(tree)]
+        if not any(changed for changed, _ in items):
+            return False, tree
+        values = [v for _, v in items]
+        return True, type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        fields = {f.name: getattr(tree, f.name) for f in dataclasses.fields(tree)}
+        found = {k: _each(v, f"{name}/{k}", point) for k, v in fields.items()}
+        if not any(changed for changed, _ in found.values()):
+            return False, tree
+        return True, dataclasses.replace(tree, **{k: v for k, (_, v) in found.items()})
+    return False, tree

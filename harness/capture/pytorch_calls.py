@@ -1,0 +1,392 @@
+"""The calls of PyTorch's API in one step: which tensor was made of which, and by what."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils.weak import WeakIdKeyDictionary
+
+from harness.capture.pytorch_ops import LOWERED, RULES, Call, Operand, plain_name
+from harness.capture.step import Step
+from harness.models.entries import Made
+
+NORM = "update/global_norm"
+SMALL = 1 << 20  # elements of a constant that is kept
+MOST_OPS, DEEPEST = 64, 10  # ops of an expression, and how deep they nest, before it gets a name
+COEFFICIENT = "clip_coefficient"  # min(1, limit / (norm + 1e-6)), of which the limit is kept
+UNKNOWN = Made("unknown", (), {})
+
+
+class Swap(torch.autograd.Function):
+    """Another tensor in a tensor's place; gradients pass as if it had been that."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, onward: Tensor) -> Tensor:
+        """The other one."""
+        return onward
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """The gradient, to what was there."""
+        return gradients[0], None
+
+
+class Calls(TorchFunctionMode):
+    """Watches one step: points, how they were made, gradients and what is put in place."""
+
+    def __init__(self, step: Step, names: Mapping[int, str], params: Mapping[str, Tensor]) -> None:
+        """`names` are those of parameters and buffers by identity; `params` the former by name."""
+        super().__init__()
+        self.step, self.busy = step, 0
+        self.scope: list[str] = []  # paths of the modules that are running
+        self.made_later: dict[str, Made] = {}  # by name: what the end of the step makes
+        self._names, self._params = names, params
+        self._known: Any = WeakIdKeyDictionary()  # tensor: its name, or how it was made
+        self._numbers: dict[float, Any] = {}  # taken out of tensors with item()
+        self._inputs: dict[str, Any] = {}
+        self._roots = 0
+        self._free: set[str] = set()  # points named for their length alone that nothing has read
+        self._dirty = False
+
+    def handed(self, inputs: Mapping[str, Any]) -> None:
+        """What the step was given, by name."""
+        self._inputs = dict(inputs)
+        for name, value in inputs.items():
+            if isinstance(value, Tensor):
+                self._known[value] = f"inputs/{name}"
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Let the call be made, and keep how its result was."""
+        kwargs = kwargs or {}
+        if self.busy:
+            return func(*args, **kwargs)
+        name = function_name(func)
+        self.busy += 1
+        try:
+            if name == "backward":
+                return self._backward(func, args, kwargs)
+            if self._dirty and name == "grad":
+                self._collect(feed=True)
+            result = func(*args, **kwargs)
+            if name == "item":
+                self._numbers[result] = self._known.get(args[0])
+            elif name != "grad":
+                self._note(name, func, args, kwargs, result)
+            return result
+        finally:
+            self.busy -= 1
+
+    def origin(self, value: Any) -> Made | str | None:
+        """How a tensor, or a number taken from one, was made; its name where it has one."""
+        if isinstance(value, Tensor):
+            found = self._known.get(value)
+            return self._names.get(id(value)) if found is None else found
+        return self._numbers.get(value) if isinstance(value, float) else None
+
+    def call(self, value: Any, name: str) -> None:
+        """From now on a tensor goes by this name."""
+        if isinstance(value, Tensor):
+            self._known[value] = name
+
+    def point(self, name: str, value: Tensor) -> Tensor:
+        """A tensor that is traced under a name of its own; what the step goes on with."""
+        known = self._known.get(value)
+        if self.busy or (isinstance(known, str) and known not in self._free):
+            return value  # handed on by a module that contains the one which made it
+        if torch._C._current_graph_task_id() != -1:
+            return value  # made once more on the way back (activation checkpointing)
+        self.busy += 1
+        try:
+            return self._point(name, value)
+        finally:
+            self.busy -= 1
+
+    def _point(self, wanted: str, value: Tensor) -> Tensor:
+        name, made = self.step.name(wanted), self._origin_made(value)
+        known = self._known.get(value)
+        if isinstance(known, str):
+            made = self.step.points.pop(known).made
+        self.step.see(name, _copy(value), made)
+        fed = self.step.onward(name, tuple(value.shape))
+        if fed is not None:
+            other = torch.as_tensor(fed).to(value)
+            swap: Any = Swap.apply
+            value = swap(value, other) if value.requires_grad else other
+        self._known[value] = name
+        if value.requires_grad:
+            back = name.replace("forward/", "backward/", 1)
+            value.register_hook(partial(self._gradient, back))  # type: ignore[no-untyped-call]
+        return value
+
+    def _origin_made(self, value: Tensor) -> Made | None:
+        found = self._known.get(value)
+        return found if isinstance(found, Made) else None
+
+    def _gradient(self, name: str, gradient: Tensor) -> Tensor | None:
+        if name == "backward/loss" or not self.step.whole:
+            return None
+        self.busy += 1
+        try:
+            self.step.see(name, _copy(gradient))
+            fed = self.step.onward(name, tuple(gradient.shape))
+            return None if fed is None else torch.as_tensor(fed).to(gradient)
+        finally:
+            self.busy -= 1
+
+    # How tensors are made.
+
+    def _note(self, name: str, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Keep how the tensors of a result were made."""
+        if name == "_foreach_mul" and _in_place(func):
+            self._scaled(args)
+        elif isinstance(result, Tensor):
+            if any(result is a for a in args) and not _in_place(func):
+                return  # handed back as it was
+            self._known[result] = self._bounded(self._rule(name, args, kwargs, result), result)
+        elif isinstance(result, tuple | list) and result and isinstance(result[0], Tensor):
+            found = self._rule(name, args, kwargs, result)
+            several = found if isinstance(found, list) else [found, *[UNKNOWN] * len(result)]
+            for tensor, made in zip(result, several, strict=False):
+                if isinstance(tensor, Tensor):
+                    self._known[tensor] = made or UNKNOWN
+
+    def _rule(self, name: str, args: Any, kwargs: Any, result: Any) -> Any:
+        """How the result of a call is made; an op of the call's name where none is known."""
+        special = _norm_of(self, name, args, result)
+        if special is not None:
+            return special
+        rule = RULES.get(name)
+        if rule is not None:
+            of = partial(self._operand, low=_lowered(name, args))
+            try:
+                made = rule(Call(args, kwargs, result, of, partial(self._keep, name)))
+            except (IndexError, TypeError, ValueError, AttributeError):
+                made = None  # called in a way that the rule does not know
+            if made is not None:
+                return made
+        return Made(f"torch_{name}" if name.isidentifier() else "unknown", (), {})
+
+    def _operand(self, value: Any, low: str | None = None) -> Operand:
+        if not isinstance(value, Tensor):
+            return value if isinstance(value, int | float) else UNKNOWN
+        found = self._known.get(value)
+        if found is None:
+            name = self._names.get(id(value))
+            found = f"{name}@step-1|inputs/{name}" if name else self._constant(value)
+        self._free.discard(found if isinstance(found, str) else "")
+        if low and value.dtype == torch.float32:
+            return Made("rounded", (found,), {"to": low})
+        return found  # type: ignore[no-any-return]
+
+    def _constant(self, value: Tensor) -> Operand:
+        """A tensor that the script made of nothing that was seen: an input of the step."""
+        if value.grad_fn is not None or value.numel() > SMALL:
+            return UNKNOWN
+        if value.numel() == 1 and value.dim() == 0 and not value.requires_grad:
+            return value.item()
+        for name, given in self._inputs.items():
+            if not isinstance(given, Tensor) and hasattr(given, "shape"):
+                array = torch.as_tensor(given)
+                if array.shape == value.shape and torch.equal(array.to(value), value):
+                    self._known[value] = f"inputs/{name}"
+                    return f"inputs/{name}"
+        name = self.step.name("inputs/constant")
+        self.step.see(name, _copy(value))
+        self._known[value] = name
+        return name
+
+    def _keep(self, function: str, kind: str, tensor: Tensor, made: Made | None) -> str:
+        """What a rule keeps beside its result: a mask, or how a buffer is made."""
+        if kind == "buffer":
+            self.made_later[self._names.get(id(tensor), "")] = made or UNKNOWN
+            return ""
+        where = self.scope[-1] if self.scope else function
+        name = self.step.name(f"inputs/mask/{where}")
+        self.step.see(name, _copy(tensor))
+        self._known[tensor] = name
+        return name
+
+    def _bounded(self, made: Made, value: Tensor) -> Made | str:
+        """The same, or the name of a point of its own where it has become long."""
+        count, depth = _size(made)
+        if count <= MOST_OPS and depth <= DEEPEST:
+            return made
+        where = self.scope[-1] if self.scope else "model"
+        name = self.step.name(f"forward/{where}/{made.op}")
+        self.step.see(name, _copy(value), made)
+        self._free.add(name)
+        return name
+
+    def _scaled(self, args: Any) -> None:
+        """Tensors that are multiplied in place, all by one number: what clipping does."""
+        tensors, by = args[0], args[1]
+        factor = self._known.get(by, UNKNOWN) if isinstance(by, Tensor) else by
+        for tensor in tensors:
+            old = self._known.get(tensor, UNKNOWN)
+            if isinstance(factor, Made) and factor.op == COEFFICIENT:
+                self._known[tensor] = Made("clip_torch", (old, NORM, *factor.operands), {})
+            else:
+                self._known[tensor] = Made("scale", (old, factor), {})
+
+    # Gradients.
+
+    def _backward(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A call of backward: what it is called on is what is minimised."""
+        root = args[0]
+        self._roots += 1
+        if self._known.get(root) != "forward/loss" and not isinstance(self._known.get(root), str):
+            name = self.step.name("forward/objective")
+            made = self._origin_made(root) if self._roots == 1 else None
+            self.step.see(name, _copy(root), made)
+            self._known[root] = name
+        return func(*args, **kwargs)
+
+    def accumulated(self, parameter: Tensor) -> None:
+        """A parameter has got a gradient; perhaps not its last."""
+        self._dirty = True
+
+    def collect(self, feed: bool = False) -> None:
+        """Keep the gradients that there are."""
+        if self._dirty:
+            self.busy += 1
+            try:
+                self._collect(feed)
+            finally:
+                self.busy -= 1
+
+    def _collect(self, feed: bool) -> None:
+        self._dirty = False
+        for name, p in self._params.items():
+            if p.grad is None:
+                continue
+            point = f"grads/{name}"
+            self.step.see(point, _copy(p.grad))
+            fed = self.step.onward(point, tuple(p.shape)) if feed else None
+            if fed is not None:
+                with torch.no_grad():
+                    p.grad.copy_(torch.as_tensor(fed).to(p.grad))
+            self._known[p.grad] = point
+
+    def close(self) -> None:
+        """The step is over: what was not collected is."""
+        self.collect()
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    return tensor.to("cpu", copy=True).contiguous()
+
+
+@cache
+def function_name(func: Any) -> str:
+    """What a function is called in the table of rules."""
+    found = resolve_name(func) or getattr(func, "__name__", "") or "unknown"
+    return plain_name(found)
+
+
+@cache
+def _in_place(func: Any) -> bool:
+    name = (resolve_name(func) or getattr(func, "__name__", "")).rpartition(".")[2]
+    inside = name.startswith("__i") and name.endswith("__")
+    return inside or (name.endswith("_") and not name.endswith("__"))
+
+
+def _lowered(name: str, args: Any) -> str | None:
+    """The format to which autocast brings the operands of a call."""
+    if name not in LOWERED or not args or not isinstance(args[0], Tensor):
+        return None
+    device = args[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return None
+    return str(torch.get_autocast_dtype(device)).removeprefix("torch.")
+
+
+def _size(made: Any) -> tuple[int, int]:
+    """How many ops an expression has, and how deep they nest."""
+    if not isinstance(made, Made):
+        return 0, 0
+    inner = [_size(x) for x in made.operands]
+    return 1 + sum(n for n, _ in inner), 1 + max((d for _, d in inner), default=0)
+
+
+def _norm_of(calls: Calls, name: str, args: Any, result: Any) -> Any:
+    """The calls of torch.nn.utils.clip_grad_norm_, which makes a norm of norms."""
+    of = calls._known.get
+    if name == "_foreach_norm" and isinstance(args[0], list | tuple):
+        return [Made("norm_of_one", (of(g, UNKNOWN),), {}) for g in args[0]]
+    if name == "stack" and isinstance(args[0], list | tuple):
+        parts = [of(x) for x in args[0] if isinstance(x, Tensor)]
+        if parts and all(isinstance(p, Made) and p.op == "norm_of_one" for p in parts):
+            return Made("norms", tuple(p.operands[0] for p in parts), {})
+    if name == "vector_norm" and isinstance(args[0], Tensor):
+        inner = of(args[0])
+        if isinstance(inner, Made) and inner.op == "norms":
+            made = Made("global_norm", inner.operands, {})
+            calls.step.see(NORM, _copy(result), made)
+            return NORM
+    if name == "clamp" and isinstance(args[0], Tensor):
+        match of(args[0]):
+            case Made("divide", (float() | int() as limit, Made(_, (norm, _), _)), _) if (
+                norm == NORM
+            ):
+                return Made(COEFFICIENT, (float(limit),), {})
+    return None
+
+
+@contextmanager
+def compiled_regions(calls: Calls) -> Iterator[None]:
+    """While this lasts, compiled functions run without the mode and without module hooks.
+
+    Either would be traced into them, and they would compute something else than unwatched. What
+    enters and leaves them goes through one function of torch._dynamo, which is not public.
+    """
+    frames = sys.modules.get("torch._dynamo.eval_frame")
+    enter = getattr(frames, "_maybe_set_eval_frame", None)
+    if frames is None or enter is None:
+        yield
+        return
+    inside: list[Any] = []
+
+    def watched(callback: Any) -> Any:
+        starts = callable(callback) or callback is False
+        if starts and not inside:
+            inside.append(_pause(calls))
+        elif not starts and inside:
+            inside.pop()()
+        return enter(callback)
+
+    frames._maybe_set_eval_frame = watched  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        frames._maybe_set_eval_frame = enter  # type: ignore[attr-defined]
+
+
+def _pause(calls: Calls) -> Callable[[], None]:
+    """Take the mode and the hooks on all modules away; what puts them back."""
+    hooks = torch.nn.modules.module
+    kept = dict(hooks._global_forward_hooks), dict(hooks._global_forward_pre_hooks)
+    hooks._global_forward_hooks.clear()
+    hooks._global_forward_pre_hooks.clear()
+    stack = []
+    while torch._C._len_torch_function_stack():
+        stack.append(torch.overrides._pop_mode())  # type: ignore[no-untyped-call]
+
+    def resume() -> None:
+        while stack:
+            torch.overrides._push_mode(stack.pop())  # type: ignore[no-untyped-call]
+        hooks._global_forward_hooks.update(kept[0])
+        hooks._global_forward_pre_hooks.update(kept[1])
+
+    return resume

@@ -1,0 +1,303 @@
+"""`harness.record`: the steps of a script, written as a trace while it trains."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from harness.capture.adapter import Adapter, adapter_for
+from harness.capture.replay import Replay
+from harness.capture.step import Step, logged
+from harness.capture.told import Told, told
+from harness.errors import HarnessError
+from harness.models.entries import Made
+from harness.spec import Capture, Level, ScriptSpec, build
+from harness.trace import TraceWriter
+
+QUEUE = 1 << 30  # bytes of tensors that may wait to be written
+DIRECTORY = "traces"
+LOSS, OBJECTIVE = "forward/loss", "forward/objective"
+
+
+def record(
+    *objects: Any,
+    out: str | Path | None = None,
+    label: str | None = None,
+    level: Level = "full",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    every: int = 1,
+    steps: tuple[int, int | None] = (1, None),
+) -> Recorder:
+    """Record the training steps of this script: inputs, activations, gradients, weights, slots.
+
+    Args:
+        objects: the model (or models) and its optimizers, of PyTorch, Keras or JAX.
+        out: the trace to write; "traces/SCRIPT.trace" by default.
+        label: what reports call this run; the script's name by default.
+        level: how much is kept of a tensor: "full", "stats" or "hash".
+        include, exclude, every, steps: which tensors (globs), and which steps.
+
+    Use the recorder as a context manager. Where `harness run` started the script, that decides
+    where to write, what, and when the script ends.
+
+    Raises HarnessError for what cannot be recorded.
+
+    Example:
+        with harness.record(model, optimizer) as rec:
+            for x, y in batches:
+                with rec.step(x=x, y=y) as (x, y):
+                    ...
+                    rec.log(loss=loss)
+
+    """
+    asked = told()
+    if asked:
+        return Recorder(adapter_for(objects), asked.run, asked)
+    name = label or _script()
+    first, last = steps
+    capture = build(
+        Capture,
+        level=level,
+        include=include,
+        exclude=exclude,
+        every=every,
+        first=first,
+        last=last,
+    )
+    path = str(out) if out is not None else str(Path(DIRECTORY) / f"{name}.trace")
+    run = build(
+        ScriptSpec, label=name, argv=tuple(sys.argv), steps=2**62, trace=path, capture=capture
+    )
+    return Recorder(adapter_for(objects), run)
+
+
+def _script() -> str:
+    """What the script is called; "interactive" where there is none."""
+    name = Path(sys.argv[0] if sys.argv else "").stem
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).lstrip("-_.") or (
+        "interactive"
+    )
+
+
+class Recorder:
+    """Writes the steps of a script as a trace; made by `record`."""
+
+    def __init__(self, adapter: Adapter, run: ScriptSpec, asked: Told | None = None) -> None:
+        """Nothing is written before the first step."""
+        self.run = run
+        self._adapter, self._asked = adapter, asked
+        self._writer: TraceWriter | None = None
+        self._replay = Replay(run)
+        self._now: Step | None = None
+        self._number = 0
+        self._process = os.getpid()
+        self._spent = self._started = 0.0
+        self._loss: float | None = None
+
+    def __enter__(self) -> Recorder:
+        """Return the recorder."""
+        if not Path(self.run.trace).parent.is_dir():
+            try:
+                Path(self.run.trace).parent.mkdir(parents=True)
+            except OSError as error:
+                raise HarnessError(f"{self.run.trace}: cannot be made: {error}") from None
+        self._started = time.perf_counter()
+        self._adapter.begin(self.run.dtype)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Take all hooks away and close the trace: whole, unless an exception ended the block."""
+        self._adapter.end()
+        if self._writer is None or self._forked:
+            return
+        self._writer.__exit__(kind if kind is not SystemExit else None, error, traceback)
+        if self._asked is None:
+            self._tell()
+
+    def step(self, **inputs: Any) -> _OneStep:
+        """A context manager for one optimizer step: hands the inputs back, in their order.
+
+        One input comes back as it is, several as a tuple; what the step is to go on with, which is
+        another's where `harness run` hands inputs over.
+        """
+        return _OneStep(self, inputs)
+
+    def log(self, **values: Any) -> None:
+        """Anything else worth comparing in this step: `loss`, or other tensors and numbers."""
+        if self._now is None:
+            if self._number == 0:
+                raise HarnessError("rec.log outside of a step: put it inside `with rec.step(..)`")
+            return  # a step that is not recorded
+        began = time.perf_counter()
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                self._log_tree(logged(name), value)
+            else:
+                self._log_one(logged(name), value)
+        self._spent += time.perf_counter() - began
+
+    def tap(self, name: str, value: Any) -> Any:
+        """Record a value inside of the model as forward/NAME; goes on with what comes back."""
+        return self._adapter.tap(self._now, f"forward/{name}", value)
+
+    def _log_tree(self, prefix: str, tree: Mapping[str, Any]) -> None:
+        for name, value in tree.items():
+            inner = f"{prefix}/{name}"
+            if isinstance(value, Mapping):
+                self._log_tree(inner, value)
+            else:
+                self._log_one(inner, value)
+
+    def _log_one(self, name: str, value: Any) -> None:
+        assert self._now is not None
+        known = self._adapter.made(value)
+        if known == name:
+            return
+        if known == OBJECTIVE and name == LOSS:  # what was minimised is the loss itself
+            self._now.rename(OBJECTIVE, LOSS)
+            self._adapter.call(value, LOSS)
+            return
+        made = Made("add", (known,), {}) if isinstance(known, str) else known
+        self._now.see(name, self._adapter.owned(value), made)
+        self._adapter.call(value, name)
+
+    @property
+    def _forked(self) -> bool:
+        """Whether this is a process that was forked off the one that records."""
+        return os.getpid() != self._process
+
+    def _open(self) -> TraceWriter:
+        run, adapter = self.run, self._adapter
+        writer = TraceWriter(
+            run.trace,
+            label=run.label,
+            dtype=adapter.dtype(),
+            framework=adapter.versions(),
+            spec={"script": adapter.settings()},
+            capture=run.capture,
+            queue=run.queue,
+            threads=run.threads,
+        )
+        writer.owns()
+        return writer
+
+    def _begin_step(self, inputs: Mapping[str, Any]) -> tuple[Step | None, list[Any]]:
+        """The step that begins, None where nothing of it is wanted; and its inputs."""
+        number = self._number = self._number + 1
+        if number == 1:
+            self._adapter.load(self._replay.weights(), 0)
+        if number >= self.run.start:
+            self._adapter.load(self._replay.restart(number), number - 1)
+        if self._writer is None:
+            self._writer = self._open()
+        handed = [
+            self._adapter.given(name, value, self._replay.input(number, name), self.run.dtype)
+            for name, value in inputs.items()
+        ]
+        wanted = number >= self.run.start and self._writer.wants_step(number)
+        if self._forked or not (wanted or self._replay.within(number)):
+            return None, handed
+        step = Step(number, self._replay.feed(number))
+        for name, value in zip(inputs, handed, strict=True):
+            step.see(f"inputs/{name}", self._adapter.owned(value))
+        if number == 1:
+            for name, tensor in self._adapter.state().items():
+                if not name.startswith("optimizer/"):
+                    step.see(f"inputs/{name}", tensor)
+        return step, handed
+
+    def _end_step(self, step: Step | None) -> None:
+        """Write what the step was, and say that it is done."""
+        if self._forked:
+            return
+        if step is not None and self._writer is not None:
+            self._adapter.finish(step)
+            self._loss = _number(step.points.get(LOSS) or step.points.get(OBJECTIVE))
+            if self._number >= self.run.start and self._writer.wants_step(self._number):
+                self._writer.write(self._number, step.tensors(), step.stages())
+        if self._asked is None or self._number < self.run.start:
+            return
+        loss = math.nan if self._loss is None else self._loss
+        if self._number <= self.run.steps:
+            self._asked.report(step=self._number, loss=loss)
+        if self._number >= self.run.steps:
+            self._leave()
+
+    def _leave(self) -> None:
+        """All steps that were asked for are done: the script ends here, well."""
+        assert self._asked is not None
+        self._adapter.end()
+        if self._writer:
+            self._writer.close()
+        self._asked.end()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        raise SystemExit(0)
+
+    def _tell(self) -> None:
+        """Say where the trace is, and what recording cost."""
+        whole = time.perf_counter() - self._started
+        share = f"{100 * self._spent / whole:.0f} %" if whole else "none"
+        steps = self._writer.steps if self._writer else 0
+        print(
+            f"harness: {self.run.trace}: {steps} steps; recording took {share} of the time",
+            file=sys.stderr,
+        )
+
+
+def _number(point: Any) -> float | None:
+    """A point as a number, where it is one."""
+    try:
+        return None if point is None else float(point.array)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+class _OneStep:
+    """One step of a recorder, as a context manager."""
+
+    def __init__(self, recorder: Recorder, inputs: Mapping[str, Any]) -> None:
+        self._recorder, self._inputs = recorder, inputs
+        self._watch: Any = None
+
+    def __enter__(self) -> Any:
+        recorder = self._recorder
+        if recorder._now is not None:
+            raise HarnessError("rec.step inside of rec.step: end one step before the next begins")
+        began = time.perf_counter()
+        step, handed = recorder._begin_step(self._inputs)
+        recorder._now = step
+        if step is not None:
+            self._watch = recorder._adapter.watch(step)
+            self._watch.__enter__()
+        recorder._spent += time.perf_counter() - began
+        return handed[0] if len(handed) == 1 else tuple(handed)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        recorder = self._recorder
+        began = time.perf_counter()
+        step, recorder._now = recorder._now, None
+        if self._watch is not None:
+            self._watch.__exit__(kind, error, traceback)
+        try:
+            if kind is None:
+                recorder._end_step(step)
+        finally:
+            recorder._spent += time.perf_counter() - began

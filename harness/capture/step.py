@@ -1,0 +1,92 @@
+"""One step of a script while it is recorded: its tensors by name, and how each was made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+
+from harness.models.entries import Made
+from harness.trace.roles import has_role
+
+Array = NDArray[Any]
+# What a step is made of, in the order in which it happens: first parts of names.
+PHASES = (
+    *("inputs/", "state/in/", "forward/", "log/", "buffers/", "backward/", "grads/"),
+    *("update/", "optimizer/", "params/", "state/out/"),
+)
+LOSS = ("forward/objective", "forward/loss")  # the last of the forward pass, in this order
+
+
+class Point(NamedTuple):
+    """A tensor, as an array of its own, and how it was made: an op with its operands, if known."""
+
+    array: Any
+    made: Made | None = None
+
+
+class Step:
+    """The points of one step. What is seen in it may be replaced by what `feed` holds.
+
+    `feed` gives, by name, what the step is to go on with in place of what it made itself (None: its
+    own); a run that follows another is fed so.
+    """
+
+    def __init__(
+        self, number: int, feed: Callable[[str], Array | None] | None = None, whole: bool = True
+    ) -> None:
+        """Nothing is seen yet. `whole`: anything of the step is wanted, and not what it is fed."""
+        self.number, self.whole = number, whole
+        self._feed = feed
+        self.points: dict[str, Point] = {}
+        self._calls: dict[str, int] = {}
+
+    @property
+    def fed(self) -> bool:
+        """Whether anything may be put in place."""
+        return self._feed is not None
+
+    def name(self, wanted: str) -> str:
+        """A name that no point of this step has: `wanted`, or with the number of the call."""
+        count = self._calls.get(wanted, 0) + 1
+        self._calls[wanted] = count
+        return wanted if count == 1 else f"{wanted}:{count}"
+
+    def see(self, name: str, array: Any, made: Made | None = None) -> None:
+        """Keep a point. A name that there is already is given the newer one."""
+        self.points.pop(name, None)
+        self.points[name] = Point(array, made)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a point that nothing was made of another name."""
+        self.points[new] = self.points.pop(old)
+
+    def onward(self, name: str, shape: tuple[int, ...]) -> Array | None:
+        """What the step goes on with in place of a point of this shape; None: its own."""
+        found = self._feed(name) if self._feed else None
+        return found if found is not None and found.shape == shape else None
+
+    def tensors(self) -> dict[str, Any]:
+        """The arrays by name, in the order in which a step goes."""
+        return {name: self.points[name].array for name in self._ordered()}
+
+    def stages(self) -> Mapping[str, Made]:
+        """How each is made, of those of which that is known; by name."""
+        return {name: made for name in self._ordered() if (made := self.points[name].made)}
+
+    def _ordered(self) -> list[str]:
+        return sorted(self.points, key=_place)  # of one phase as they came: the sort is stable
+
+
+def _place(name: str) -> tuple[int, int]:
+    """Where a point stands in a step."""
+    phase = next((i for i, phase in enumerate(PHASES) if name.startswith(phase)), len(PHASES))
+    return phase, LOSS.index(name) + 1 if name in LOSS else 0
+
+
+def logged(name: str) -> str:
+    """The name under which something that a script logs is kept."""
+    if name == "loss":
+        return "forward/loss"
+    return name if has_role(name) or name.startswith(PHASES) else f"log/{name}"
