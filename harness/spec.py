@@ -114,19 +114,21 @@ class Follow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Every step starts from the weights, optimizer slots and hidden state that `trace` holds of the
     step before. At level "stage", every stage of the step is also given that side's input.
-    `map` is the file that says which of its tensors are whose (None: names are the same).
+    `map` is the file that says which of its tensors are whose (None: names are the same); it leads
+    from that side to this one, or, `reverse`, from this one to that.
     """
 
     trace: str
     level: Literal["step", "stage"] = "step"
     map: str | None = None
+    reverse: bool = False
 
 
 Handed = Literal["weights", "inputs", "masks"]
 
 
 class HandOver(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a script is handed: by `trace`, which may be of another side, as `map` says.
+    """What a script is handed: by `trace`, which may be of another side (`map` as in Follow).
 
     "weights": parameters and buffers before the first step; "inputs": those of each step; "masks":
     what dropout keeps is drawn by `seed` (harness.data.randomness), the same on every side.
@@ -135,6 +137,7 @@ class HandOver(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     what: tuple[Handed, ...]
     trace: str | None = None
     map: str | None = None
+    reverse: bool = False
     seed: int = 1
 
 
@@ -209,6 +212,9 @@ class ScriptSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queue: Positive = 1 << 30
 
 
+AnyRun = RunSpec | ScriptSpec  # of a twin, or of a script
+
+
 def preset(name: str, vocab_size: int) -> tuple[ModelSpec, TrainSpec]:
     """The model and training of a published model over a vocabulary of `vocab_size` tokens."""
     if name not in PRESETS:
@@ -279,7 +285,7 @@ def check_label(label: str) -> str:
     return label
 
 
-def save_run(run: RunSpec | ScriptSpec, path: Path) -> None:
+def save_run(run: AnyRun, path: Path) -> None:
     """Write `run` as JSON to `path`: what a side's process is started with."""
     path.write_bytes(msgspec.json.format(msgspec.json.encode(run), indent=2) + b"\n")
 

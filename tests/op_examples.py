@@ -187,6 +187,8 @@ EXAMPLES = {
     "reshape_like": (ex(X, a(12, 5)),),
     "flatten": (ex(IMAGE), ex(IMAGE, start=2)),
     "permute": (ex(X, axes=(1, 2, 0)),),
+    "cut": (ex(X, axis=1, start=1, stop=2), ex(a(3, 6), axis=-1, start=2, stop=4)),
+    "cut_backward": (ex(X, a(*X.shape[:1], 1, *X.shape[2:]), axis=1, start=1, stop=2),),
     "concat": (ex(X, a(3, 4, 2), a(3, 4, 3)), ex(X, a(3, 1, 5), axis=1)),
     "concat_part": (ex(a(3, 4, 7), X, a(3, 4, 2), index=1),),
     "mean_over": (ex(X, axis=1), ex(IMAGE, axis=(2, 3))),

@@ -14,7 +14,7 @@ import pytest
 from twins import a_run
 
 from harness import HarnessError, Observer
-from harness.runs.processes import PATIENCE, TWINS, SideProcess, Twin
+from harness.runs.processes import PATIENCE, TWINS, SideProcess, Twin, program_of
 from harness.runs.session import Session, Side
 from harness.trace import open_trace
 
@@ -31,7 +31,7 @@ def fake(monkeypatch):
 
 @pytest.fixture
 def side(tmp_path):
-    process = SideProcess(TWINS["fake"], sys.executable, "fake", tmp_path)
+    process = SideProcess(program_of(TWINS["fake"]), sys.executable, "fake", tmp_path)
     yield process
     process.stop()
 
@@ -142,7 +142,7 @@ def test_a_note_that_raises_leaves_nobody_waiting(tmp_path):
     def note(text):
         raise BrokenPipeError("nobody reads")
 
-    side = SideProcess(TWINS["fake"], sys.executable, "fake", tmp_path, note)
+    side = SideProcess(program_of(TWINS["fake"]), sys.executable, "fake", tmp_path, note)
     jobs = [side.run(spec(tmp_path, kind)) for kind in ("raises", "steps")]
     assert "ValueError" in ended(jobs[0])
     ended(jobs[1])

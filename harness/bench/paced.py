@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from harness.errors import HarnessError
 from harness.runs.files import folder_bytes
-from harness.runs.processes import Job, SideProcess, Twin
+from harness.runs.processes import Job, SideProcess, Twin, program_of
 from harness.spec import RunSpec
 from harness.trace import remove_trace
 from harness.trace.schema import INDEX_FILE
@@ -39,7 +39,7 @@ class TimedSide(SideProcess):
 
     def __init__(self, twin: Twin, label: str, folder: Path, threads: int) -> None:
         """Start the process. Raises HarnessError as SideProcess does."""
-        super().__init__(twin, sys.executable, label, folder, threads=threads)
+        super().__init__(program_of(twin), sys.executable, label, folder, threads=threads)
         self._arrived: queue.SimpleQueue[float | str] = queue.SimpleQueue()
 
     def begin(self, run: RunSpec, warm: int) -> None:

@@ -76,7 +76,9 @@ class Calls(TorchFunctionMode):
                 return self._backward(func, args, kwargs)
             if self._dirty and name == "grad":
                 self._collect(feed=True)
-            result = func(*args, **kwargs)
+            result: Any = self._dropped(args, kwargs) if name == "dropout" else None
+            if result is None:
+                result = func(*args, **kwargs)
             if name == "item":
                 self._numbers[result] = self._known.get(args[0])
             elif name != "grad":
@@ -84,6 +86,19 @@ class Calls(TorchFunctionMode):
             return result
         finally:
             self.busy -= 1
+
+    def _dropped(self, args: Any, kwargs: Any) -> Tensor | None:
+        """Dropout by a mask that is handed over; None where the script draws its own."""
+        found = Call(args, kwargs, None, self._operand, lambda *_: "")
+        x, rate = found.arg(0, "input"), found.arg(1, "p", 0.5)
+        if not found.arg(2, "training", True) or not 0 < rate < 1 or found.arg(3, "inplace"):
+            return None
+        mask = self.step.mask(self._site("dropout"), tuple(x.shape), rate)
+        return None if mask is None else x * torch.as_tensor(mask).to(x) / (1 - rate)
+
+    def _site(self, function: str) -> str:
+        """What the mask of a dropout is called that runs now."""
+        return f"inputs/mask/{self.scope[-1] if self.scope else function}"
 
     def origin(self, value: Any) -> Made | str | None:
         """How a tensor, or a number taken from one, was made; its name where it has one."""
@@ -132,7 +147,7 @@ class Calls(TorchFunctionMode):
         return found if isinstance(found, Made) else None
 
     def _gradient(self, name: str, gradient: Tensor) -> Tensor | None:
-        if name == "backward/loss" or not self.step.whole:
+        if name == "backward/loss":
             return None
         self.busy += 1
         try:
@@ -209,8 +224,7 @@ class Calls(TorchFunctionMode):
         if kind == "buffer":
             self.made_later[self._names.get(id(tensor), "")] = made or UNKNOWN
             return ""
-        where = self.scope[-1] if self.scope else function
-        name = self.step.name(f"inputs/mask/{where}")
+        name = self.step.name(self._site(function))
         self.step.see(name, _copy(tensor))
         self._known[tensor] = name
         return name

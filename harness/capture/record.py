@@ -209,7 +209,7 @@ class Recorder:
         wanted = number >= self.run.start and self._writer.wants_step(number)
         if self._forked or not (wanted or self._replay.within(number)):
             return None, handed
-        step = Step(number, self._replay.feed(number))
+        step = Step(number, self._replay.feed(number), self._replay.seed)
         for name, value in zip(inputs, handed, strict=True):
             step.see(f"inputs/{name}", self._adapter.owned(value))
         if number == 1:

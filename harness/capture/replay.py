@@ -8,8 +8,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from harness.errors import HarnessError
-from harness.spec import CHECKPOINT, HandOver, ScriptSpec
-from harness.trace import Step, Trace, TraceError, open_trace
+from harness.spec import CHECKPOINT, Follow, Handed, ScriptSpec
+from harness.trace import Step, TensorEntry, Trace, TraceError, open_trace
 
 Array = NDArray[Any]
 STATE = (*CHECKPOINT, "buffers/")
@@ -24,14 +24,21 @@ class Replay:
         self._run = run
         self._handed = {what: hand for hand in run.replay for what in hand.what}
         self._traces: dict[tuple[str, str | None], Trace] = {}
-        self._step: tuple[str, Step] | None = None
+        self._step: tuple[Trace, Step] | None = None
+        self._entries: dict[str, TensorEntry] = {}
+
+    @property
+    def seed(self) -> int | None:
+        """By what the masks of dropout are drawn; None where the script draws its own."""
+        hand = self._handed.get("masks")
+        return hand.seed if hand else None
 
     def weights(self) -> dict[str, Array]:
         """Parameters and buffers before the first step; nothing where they are the script's own."""
-        hand = self._handed.get("weights")
-        if hand is None or hand.trace is None:
+        source = self._source("weights")
+        if source is None:
             return {}
-        step = self._opened(hand).step(1)
+        step = source.step(1)
         kept = ("inputs/params/", "inputs/buffers/")
         return {
             e.name.removeprefix(START): step.read(e)
@@ -41,27 +48,20 @@ class Replay:
 
     def restart(self, number: int) -> dict[str, Array]:
         """Parameters, buffers and slots as the side that is followed had them before a step."""
-        follow = self._run.follow
-        if follow is None or number == 1:
+        if self._run.follow is None or number == 1:
             return {}
-        trace = self._trace(follow.trace, follow.map)
+        trace = self._followed(self._run.follow)
         if number - 1 not in trace.steps:
             raise TraceError(
                 f"{trace.path}: no step {number - 1}: a trace to follow must hold every step"
             )
         step = trace.step(number - 1)
-        return {
-            e.name: step.read(e) for e in step.entries if e.name.startswith(STATE) and step.holds(e)
-        }
+        return {e.name: step.read(e) for e in step.entries if _is_state(e) and step.holds(e)}
 
     def input(self, number: int, name: str) -> Array | None:
         """An input of a step; None for the script's own."""
-        follow, hand = self._run.follow, self._handed.get("inputs")
-        if follow is not None:
-            return self._read(follow.trace, follow.map, number, START + name)
-        if hand is None or hand.trace is None:
-            return None
-        return self._read(hand.trace, hand.map, number, START + name)
+        source = self._source("inputs")
+        return None if source is None else self._read(source, number, START + name)
 
     def within(self, number: int) -> bool:
         """Whether something is put in place inside of a step."""
@@ -72,25 +72,35 @@ class Replay:
         follow = self._run.follow
         if follow is None or follow.level != "stage":
             return None
-        return lambda name: self._read(follow.trace, follow.map, number, name)
+        source = self._followed(follow)
+        return lambda name: self._read(source, number, name)
 
-    def _read(self, path: str, map_: str | None, number: int, name: str) -> Array | None:
-        trace = self._trace(path, map_)
+    def _source(self, what: Handed) -> Trace | None:
+        """The trace that weights, or inputs, come from; None for the script's own."""
+        if self._run.follow:
+            return self._followed(self._run.follow)
+        hand = self._handed.get(what)
+        return self._trace(hand.trace, hand.map, hand.reverse) if hand and hand.trace else None
+
+    def _followed(self, follow: Follow) -> Trace:
+        return self._trace(follow.trace, follow.map, follow.reverse)
+
+    def _read(self, trace: Trace, number: int, name: str) -> Array | None:
         if number not in trace.steps:
-            raise HarnessError(f"{path}: no step {number}, which is to be handed over")
-        key = f"{path} {number}"
-        if self._step is None or self._step[0] != key:
-            self._step = key, trace.step(number)
+            raise HarnessError(f"{trace.path}: no step {number}, which is to be handed over")
+        if self._step is None or (self._step[0], self._step[1].number) != (trace, number):
+            self._step = trace, trace.step(number)
             self._entries = {e.name: e for e in self._step[1].entries}
-        entry = self._entries.get(name)
-        return None if entry is None or entry.stored is None else self._step[1].read(entry)
+        entry, step = self._entries.get(name), self._step[1]
+        return step.read(entry) if entry is not None and step.holds(entry) else None
 
-    def _opened(self, hand: HandOver) -> Trace:
-        assert hand.trace is not None
-        return self._trace(hand.trace, hand.map)
-
-    def _trace(self, path: str, map_: str | None) -> Trace:
+    def _trace(self, path: str, map_: str | None, reverse: bool) -> Trace:
         key = path, map_
         if key not in self._traces:
-            self._traces[key] = open_trace(path)  # TODO map
+            self._traces[key] = open_trace(path)
         return self._traces[key]
+
+
+def _is_state(entry: TensorEntry) -> bool:
+    """Whether a tensor is part of what the next step starts from."""
+    return entry.name.startswith(STATE)

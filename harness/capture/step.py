@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from harness.data import randomness
 from harness.models.entries import Made
 from harness.trace.roles import has_role
 
@@ -34,11 +35,14 @@ class Step:
     """
 
     def __init__(
-        self, number: int, feed: Callable[[str], Array | None] | None = None, whole: bool = True
+        self,
+        number: int,
+        feed: Callable[[str], Array | None] | None = None,
+        seed: int | None = None,
     ) -> None:
-        """Nothing is seen yet. `whole`: anything of the step is wanted, and not what it is fed."""
-        self.number, self.whole = number, whole
-        self._feed = feed
+        """Nothing is seen yet. `seed`: masks of dropout are drawn here, the same on every side."""
+        self.number = number
+        self._feed, self._seed, self._sites = feed, seed, 0
         self.points: dict[str, Point] = {}
         self._calls: dict[str, int] = {}
 
@@ -57,6 +61,14 @@ class Step:
         """Keep a point. A name that there is already is given the newer one."""
         self.points.pop(name, None)
         self.points[name] = Point(array, made)
+
+    def mask(self, name: str, shape: tuple[int, ...], rate: float) -> Array | None:
+        """What the next dropout of the step keeps, where that is handed over; None: its own."""
+        site, self._sites = self._sites, self._sites + 1
+        fed = self.onward(name, shape)
+        if fed is None and self._seed is not None:
+            fed = randomness.mask(self._seed, site, self.number, shape, rate)
+        return fed
 
     def rename(self, old: str, new: str) -> None:
         """Give a point that nothing was made of another name."""

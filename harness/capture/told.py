@@ -7,10 +7,8 @@ import socket
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.side.serving import encode
+from harness.side.serving import CHANNEL_VARIABLE, RUN_VARIABLE, encode
 from harness.spec import ScriptSpec, load_script
-
-RUN, CHANNEL = "HARNESS_RUN", "HARNESS_CHANNEL"
 
 
 class Told:
@@ -36,7 +34,7 @@ def told() -> Told | None:
 
     Raises HarnessError for a channel that is not open.
     """
-    path, number = os.environ.pop(RUN, None), os.environ.pop(CHANNEL, None)
+    path, number = (os.environ.pop(name, None) for name in (RUN_VARIABLE, CHANNEL_VARIABLE))
     if path is None or number is None:
         return None
     try:

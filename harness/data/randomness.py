@@ -7,6 +7,8 @@ interpreters with different NumPy versions draw the same.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,13 +46,17 @@ def dropout_masks(model: ModelSpec, train: TrainSpec, step: int) -> dict[str, ND
     """
     masks = {}
     for draw in model_of(model).draws.values():
-        limit = np.uint64(round((1 - draw.rate) * 2**32))
         window = {BATCH: train.batch_size, TIME: train.bptt}
         axes = zip(draw.shape, draw.axes, strict=True)
         shape = [window[str(axis)] if size < 0 else size for size, axis in axes]
-        count = int(np.prod(shape))
-        raw = words(train.seed, STREAM_DROPOUT + draw.stream, step, (count + 1) // 2)
-        # Little-endian halves of each word, on any machine.
-        halves = raw.astype("<u8").view("<u4")[:count]
-        masks[draw.site] = (halves < limit).reshape(shape)
+        masks[draw.site] = mask(train.seed, draw.stream, step, shape, draw.rate)
     return masks
+
+
+def mask(seed: int, site: int, step: int, shape: Sequence[int], rate: float) -> NDArray[np.bool_]:
+    """The mask of the dropout number `site` of a step: True where kept, dropped with `rate`."""
+    limit, count = np.uint64(round((1 - rate) * 2**32)), int(np.prod(shape))
+    raw = words(seed, STREAM_DROPOUT + site, step, (count + 1) // 2)
+    # Little-endian halves of each word, on any machine.
+    halves = raw.astype("<u8").view("<u4")[:count]
+    return (halves < limit).reshape(shape)

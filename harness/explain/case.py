@@ -73,7 +73,7 @@ class Case(NamedTuple):
     is not that of the tensors. `graph` has the stages of the reference, where they are known, and
     `shapes` those of the tensors of this step by name; `variants` gives the stages of the same run
     with one choice of its settings made otherwise. `other_graph` are the stages of side a, where it
-    was told to do something else.
+    was told to do something else; `told_by` says by what.
     """
 
     step: int
@@ -94,6 +94,7 @@ class Case(NamedTuple):
     shapes: Mapping[str, tuple[int, ...]] = {}
     variants: Callable[[], Mapping[str, Graph]] = dict
     other_graph: Graph | None = None
+    told_by: str = "settings say"
 
     @property
     def eps(self) -> float:

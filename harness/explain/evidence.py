@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from harness.compare import Comparison, DiffResult, Tolerance, compare
 from harness.compare.diff import Difference
 from harness.explain.case import Case, Side
-from harness.trace import Step, TensorEntry, Trace, open_trace
+from harness.trace import Header, Step, TensorEntry, Trace, open_trace
 from harness.trace.dtypes import common, epsilon, is_float
 from harness.trace.graph import variants
 
@@ -264,6 +264,7 @@ class Pair:
             other_graph=self.traces["a"].graph,
             variants=lambda: variants(header_b.spec),
             shapes={e.name: e.shape for e in self._entries("b", step)[1].values()},
+            told_by="code says" if _is_script(header_a) else "settings say",
         )
 
     def elsewhere(self, case: Case, most: int) -> list[Case]:
@@ -309,6 +310,10 @@ class Pair:
             return self.read(side if own or side != self.follower else followed[side], step, name)
 
         return lookup
+
+
+def _is_script(header: Header) -> bool:
+    return header.program is not None and header.program.kind == "script"
 
 
 def same_stage(one: str, two: str) -> bool:

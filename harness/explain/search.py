@@ -22,9 +22,9 @@ from harness.explain.formats import left_by
 from harness.explain.parts import edits_of_parts
 from harness.explain.row_orders import reordered
 from harness.explain.scene import Edit
+from harness.explain.told import told_words
 from harness.explain.trial import Fit, Trial, bases, case_at, own
 from harness.models.graph import Node, is_ref, name_of, references
-from harness.models.ops import OPS
 
 PARTNERS = 12  # edits that bring a side nearer and are tried together with others
 NEARER = 0.7  # of the distance that is left by an edit worth a partner
@@ -111,7 +111,8 @@ class _Search:
     def _each(self) -> Iterator[Edit]:
         told = self.trial.case.as_told
         if told is not None and self.side == "a":
-            yield Edit("setting", f"{_does(self.base, told)}, as its settings say", told, TOLD)
+            words = told_words(self.base, told)
+            yield Edit("setting", f"{words}, as its {self.trial.case.told_by}", told, TOLD)
         yield from edits(self.scene)
         for choice, graph in self.trial.case.variants().items():
             other, stage = graph.value(self.scene.tensor), self.scene.graph
@@ -139,13 +140,6 @@ class _Search:
         """How many pairs are tried: fewer where each reads much."""
         read = [self.scene.shapes.get(name_of(x), ()) for x in references(self.base)]
         return int(PAIRED // (1 + sum(math.prod(shape) for shape in read)))
-
-
-def _does(base: Node, other: Node) -> str:
-    """What a program does that has another stage, where that is of one family."""
-    formula = OPS[other.op].formula if other.op in OPS else None
-    family = OPS[base.op].kin if base.op in OPS else ()
-    return next((kin.does for kin in family if kin.formula is formula), "computes another stage")
 
 
 def _both(first: Edit, second: Edit) -> Edit:

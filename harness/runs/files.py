@@ -5,25 +5,29 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from msgspec.structs import replace
 
 from harness.models.table import SLOTS, parameters
-from harness.spec import ModelSpec, RunSpec, TrainSpec
-from harness.trace import remove_trace
+from harness.spec import AnyRun, ModelSpec, RunSpec, TrainSpec
+from harness.trace import open_trace, remove_trace
+
+R = TypeVar("R", bound=AnyRun)
 
 
-def relabelled(run: RunSpec, label: str) -> RunSpec:
+def relabelled(run: R, label: str) -> R:
     """The run under another label: its trace and its weights get files of that name beside its."""
     folder = Path(run.trace).parent
-    trace, final = str(folder / f"{label}.trace"), str(folder / f"{label}.npz")
-    return replace(run, label=label, trace=trace, final=final)
+    again = replace(run, label=label, trace=str(folder / f"{label}.trace"))
+    return replace(again, final=str(folder / f"{label}.npz")) if isinstance(run, RunSpec) else again
 
 
-def remove_files(run: RunSpec) -> None:
+def remove_files(run: AnyRun) -> None:
     """Delete what a run left: its trace, its weights, and what its side was told to do."""
     remove_trace(run.trace)
-    for file in (Path(run.final), Path(run.trace).with_suffix(".json")):
+    final = [Path(run.final)] if isinstance(run, RunSpec) else []
+    for file in (*final, Path(run.trace).with_suffix(".json")):
         with suppress(OSError):
             file.unlink()
 
@@ -31,6 +35,14 @@ def remove_files(run: RunSpec) -> None:
 def folder_bytes(path: str | Path) -> int:
     """Bytes of the files of a trace folder."""
     return sum(file.stat().st_size for file in Path(path).iterdir())
+
+
+def run_bytes(run: AnyRun) -> int:
+    """How many bytes a step of a full float32 trace of a run takes, about."""
+    if isinstance(run, RunSpec):
+        return step_bytes(run.model, run.train)
+    steps = len(open_trace(run.trace).steps)
+    return folder_bytes(run.trace) // max(1, steps)
 
 
 def step_bytes(model: ModelSpec, train: TrainSpec) -> int:

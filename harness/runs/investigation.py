@@ -18,10 +18,11 @@ from harness.errors import HarnessError
 from harness.explain.case import Side, distance
 from harness.explain.evidence import Evidence, Following, Repeat, Vote
 from harness.explain.verdict import Verdict, judge
-from harness.runs.files import relabelled, step_bytes
+from harness.runs.files import run_bytes
 from harness.runs.repeats import find_repeats
 from harness.runs.session import Session
-from harness.spec import Capture, Dtype, Follow, Resume, RunSpec
+from harness.runs.variants import again, dtype_of, following, in_dtype, resumed
+from harness.spec import AnyRun, Capture, Dtype, Follow, Resume, RunSpec
 from harness.trace import open_trace, remove_trace
 from harness.trace.dtypes import epsilon
 
@@ -37,7 +38,7 @@ class Investigation:
     def __init__(
         self,
         session: Session,
-        runs: tuple[RunSpec, RunSpec],
+        runs: tuple[AnyRun, AnyRun],
         free: DiffResult,
         sides: tuple[str, str] | None = None,
     ) -> None:
@@ -54,7 +55,8 @@ class Investigation:
 
     def verdict(self) -> Verdict:
         """Run what is needed and judge; what could not be run is said in the evidence."""
-        if self.free.status == "structure" or self.runs[0].train.dtype != self.runs[1].train.dtype:
+        own = dtype_of(self.runs[0])
+        if self.free.status == "structure" or own != dtype_of(self.runs[1]):
             return judge(Evidence(self.free))
         first, last = self._window()
         if not last:
@@ -62,7 +64,7 @@ class Investigation:
         self._check_repeats()
         pairs = self._pairs(first, last)
         followed: dict[Dtype, tuple[Following, ...]] = {}
-        if any(run.train.compile for run in self.runs):
+        if any(isinstance(run, RunSpec) and run.train.compile for run in self.runs):
             self.lacking.append(
                 "not followed: a compiled step is one piece, and following goes stage by stage"
             )
@@ -71,7 +73,7 @@ class Investigation:
         free64 = None
         # From a later step than the first the runs in float64 set out together, and the free ones
         # with all that they had grown apart: those gaps are no measure of one another.
-        if first == 1 and self.runs[0].train.dtype == "float32" and "float64" in pairs:
+        if first == 1 and own == "float32" and "float64" in pairs:
             free64 = self._diff("float64 diff", *pairs["float64"])
         evidence = Evidence(
             self.free,
@@ -123,7 +125,7 @@ class Investigation:
         return first, last
 
     def _bytes(self, steps: int) -> int:
-        return step_bytes(self.runs[1].model, self.runs[1].train) * steps * TRACES
+        return run_bytes(self.runs[1]) * steps * TRACES
 
     def _pairs(self, first: int, last: int) -> dict[Dtype, tuple[str, str]]:
         """Traces of both sides that hold everything, in either precision that could be run.
@@ -131,24 +133,25 @@ class Investigation:
         From a later step than the first, the other precision sets out from what the reference's
         trace holds of that step.
         """
-        own: Dtype = self.runs[0].train.dtype
+        own = dtype_of(self.runs[0])
         other: Dtype = "float32" if own == "float64" else "float64"
         window = Capture(first=first, last=last)
         pairs: dict[Dtype, tuple[str, str]] = {}
         pair: tuple[str, str] | None = (self.runs[0].trace, self.runs[1].trace)
         # A run that followed another is not what its own trace would lead to.
         if not all(_whole(run.capture) and run.follow is None for run in self.runs):
-            again = [self._variant(run, own, f"{run.label}-{own}", last) for run in self.runs]
-            pair = self._traces([replace(run, capture=window) for run in again])
+            made = [self._variant(run, own, f"{run.label}-{own}", last) for run in self.runs]
+            pair = self._traces([replace(run, capture=window) for run in made])
         if pair is None:
             return {}
         pairs[own] = pair
         wide = [self._variant(run, other, f"{run.label}-{other}", last) for run in self.runs]
         if first > 1:
-            resume = Resume(pair[1], first)
-            wide = [replace(run, start=first + 1, resume=resume) for run in wide]
-        made = self._traces(wide)
-        return pairs | ({other: made} if made else {})
+            wide = [resumed(run, Resume(pair[1], first)) for run in wide]
+        others = self._traces(wide)
+        if others and other == "float64":
+            self.lacking += [line for path in others if (line := _narrower(path))]
+        return pairs | ({other: others} if others else {})
 
     def _follow(self, dtype: Dtype, pair: tuple[str, str], last: int) -> tuple[Following, ...]:
         """Each side given the other's inputs, and how far apart that leaves every stage."""
@@ -161,8 +164,7 @@ class Investigation:
         for run, other, trace in ((a, b, pair[1]), (b, a, pair[0])):
             label = f"{run.label}-follows-{other.label}-{dtype}"
             variant = self._variant(run, dtype, label, last)
-            follow = Follow(trace, "stage")
-            jobs.append(replace(variant, follow=follow, start=start, resume=None))
+            jobs.append(following(variant, Follow(trace, "stage"), start))
         made = self._traces(jobs)
         if not made:
             return ()
@@ -176,7 +178,7 @@ class Investigation:
             for i, (side, x, y) in enumerate(kinds, start=1)
         )
 
-    def _traces(self, runs: Sequence[RunSpec]) -> tuple[str, str] | None:
+    def _traces(self, runs: Sequence[AnyRun]) -> tuple[str, str] | None:
         """Run both sides; their traces, or None where a side failed."""
         for repeat in self.repeats:
             if repeat.fresh:
@@ -188,11 +190,9 @@ class Investigation:
             return None
         return runs[0].trace, runs[1].trace
 
-    def _variant(self, run: RunSpec, dtype: Dtype, label: str, last: int) -> RunSpec:
+    def _variant(self, run: AnyRun, dtype: Dtype, label: str, last: int) -> AnyRun:
         """The run again, in `dtype`, to step `last`, with everything traced."""
-        train = replace(run.train, dtype=dtype)
-        again = relabelled(run, label)
-        return replace(again, train=train, capture=Capture(), follow=None, steps=last)
+        return again(in_dtype(run, dtype), label, last)
 
     def _diff(self, what: str, a: str, b: str, start: int | None = None) -> DiffResult:
         """The diff of two runs; from step `start` on, of a follower and what it followed."""
@@ -205,15 +205,16 @@ class Investigation:
     def _vote(self, shown: Following, place: Difference) -> Vote | None:
         """How far each side is from the referee at one place, all three given the same inputs."""
         a, b = self.runs
+        if not isinstance(a, RunSpec) or not isinstance(b, RunSpec):
+            return None
         plain: dict[str, Any] = {"dtype": "float64", "compile": False, "autograd": False}
         if a.model != b.model or replace(a.train, **plain) != replace(b.train, **plain):
             return None  # told to do different things: no third can say which is right
         if place.tensor == "update/learning_rate" and b.train.schedule == "plateau":
             return None  # it starts at this step and does not know the losses before it
         followed = shown.found.b if shown.follower == "a" else shown.found.a
-        variant = self._variant(b, "float64", "referee", place.step)
         variant = replace(
-            variant,
+            again(b, "referee", place.step),
             train=replace(b.train, **plain),
             resume=None,
             follow=Follow(followed, "stage"),
@@ -237,6 +238,22 @@ class Investigation:
         eps = epsilon(place.dtype) or 2.0**-52
         near = (distance(x, judged, eps, scale), distance(y, judged, eps, scale))
         return Vote("NumPy, float64", *near)
+
+
+def _narrower(path: str) -> str | None:
+    """What stayed narrower in a float64 run, in words."""
+    trace = open_trace(path)
+    floats = ("float32", "float16", "bfloat16")
+    names = [e.name for step in trace.steps[:1] for e in trace.entry(step).tensors]
+    narrow = [
+        e.name for step in trace.steps[:1] for e in trace.entry(step).tensors if e.dtype in floats
+    ]
+    if not narrow:
+        return None
+    return (
+        f"in the float64 run of {trace.header.label} {len(narrow)} of {len(names)} tensors are "
+        f"narrower, such as {narrow[0]}: they convict nobody"
+    )
 
 
 def _whole(capture: Capture) -> bool:

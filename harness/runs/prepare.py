@@ -15,7 +15,17 @@ from harness.observer import Observer
 from harness.runs.checkpoints import restartable, with_checkpoints
 from harness.runs.processes import processors
 from harness.runs.request import Computation, Request, SideRequest, parse_shared_settings
-from harness.spec import ModelSpec, RunSpec, TrainSpec, build, override, preset, replace
+from harness.spec import (
+    AnyRun,
+    ModelSpec,
+    RunSpec,
+    ScriptSpec,
+    TrainSpec,
+    build,
+    override,
+    preset,
+    replace,
+)
 
 DEFAULT_MODEL = "zaremba-small"
 
@@ -23,7 +33,7 @@ DEFAULT_MODEL = "zaremba-small"
 class Prepared(NamedTuple):
     """What each side is to do, and the entropy of the corpus in nats per token, where known."""
 
-    runs: list[RunSpec]
+    runs: list[AnyRun]
     entropy: float | None
 
 
@@ -32,10 +42,47 @@ def prepare(request: Request, watcher: Observer) -> Prepared:
 
     Raises HarnessError for whatever of the request cannot be done.
     """
+    _make_folder(request.output.folder)
+    twins = [side for side in request.sides if not side.side.script]
+    found = _prepare_twins(request, twins, watcher) if twins else Prepared([], None)
+    by_label: dict[str, AnyRun] = {run.label: run for run in found.runs}
+    for side in request.sides:
+        if side.side.script:
+            by_label[side.side.label] = _script_spec(side, request)
+    return Prepared([by_label[side.side.label] for side in request.sides], found.entropy)
+
+
+def _script_spec(side: SideRequest, request: Request) -> ScriptSpec:
+    """What a script is to do."""
+    computation, output, judging = request.computation, request.output, request.judging
+    if computation.trace == "all":
+        raise HarnessError("--trace all: a script has no epochs that are known: give a number")
+    dtype = computation.settings.get("dtype")
+    return build(
+        ScriptSpec,
+        label=side.side.label,
+        argv=side.side.script,
+        steps=computation.trace,
+        trace=str(output.folder / f"{side.side.label}.trace"),
+        dtype=dtype,
+        capture=with_checkpoints(
+            output.capture, computation.trace, judging.zoom, judging.follow is not None
+        ),
+        queue=output.queue,
+        threads=_threads(request),
+    )
+
+
+def _threads(request: Request) -> int:
+    return request.execution.threads or max(1, processors() // len(request.sides))
+
+
+def _prepare_twins(request: Request, sides: Sequence[SideRequest], watcher: Observer) -> Prepared:
+    """The same of the twins among the sides."""
     computation, output, judging = request.computation, request.output, request.judging
     corpus = corpora.load(computation.data, computation.tokens)
     watcher.note(corpora.describe(corpus))
-    model, train = _specs(computation, corpus, _needed_settings(request.sides))
+    model, train = _specs(computation, corpus, _needed_settings(sides))
     steps = computation.trace
     if steps == "all":
         steps = corpora.Batches(corpus.train, train, corpus.eos).steps_per_epoch
@@ -45,17 +92,17 @@ def prepare(request: Request, watcher: Observer) -> Prepared:
         "capture": capture,
         "device": request.execution.device,
         "queue": output.queue,
-        "threads": request.execution.threads or max(1, processors() // len(request.sides)),
+        "threads": _threads(request),
         "eos": corpus.eos,
     }
-    _make_folder(output.folder)
     common["weights"] = str(
         _weights_file(computation.weights, model, train, output.folder, watcher)
     )
     common |= _text_files(corpus, output.folder)
-    runs = [_run_spec(side, model, train, output.folder, common) for side in request.sides]
+    runs = [_run_spec(side, model, train, output.folder, common) for side in sides]
     _check_lengths(runs, corpus)
-    return Prepared(restartable(runs, _restarting_option(request), watcher), corpus.entropy)
+    whole = restartable(runs, _restarting_option(request), watcher)
+    return Prepared(list(whole), corpus.entropy)
 
 
 def model_for(

@@ -10,14 +10,22 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from harness.errors import HarnessError
-from harness.side.serving import CHANNEL, LONGEST, Ended, Stepped, decode, encode
-from harness.spec import RunSpec, save_run
+from harness.side.serving import (
+    CHANNEL,
+    CHANNEL_VARIABLE,
+    LONGEST,
+    Ended,
+    Stepped,
+    decode,
+    encode,
+)
+from harness.spec import AnyRun, save_run
 from harness.trace.schema import quote, said
 
 
@@ -35,6 +43,20 @@ TWINS = {
     "np": Twin("np_impl", "NumPy", "all"),
 }
 
+
+class Program(NamedTuple):
+    """What a side's interpreter runs: its arguments, to which a twin's are added the channel's.
+
+    `needs` and `extra` say what is to be installed where a module is missing. A `served` program
+    takes runs until it is told to stop; any other has one run, and ends with it.
+    """
+
+    arguments: tuple[str, ...]
+    needs: str
+    extra: str
+    served: bool = True
+
+
 # The twin may run in an interpreter that does not have this project: its folder is then searched
 # last, so that nothing of that interpreter's own is shadowed.
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +64,13 @@ BOOT = (
     "import runpy, sys; sys.path.append(sys.argv.pop(1)); "
     "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
 )
+
+
+def program_of(twin: Twin) -> Program:
+    """The program of a twin."""
+    needs, extra = f"{twin.framework} is needed", f"'twin-harness[{twin.extra}]'"
+    return Program(("-P", "-c", BOOT, str(ROOT), twin.module), needs, extra)
+
 
 DEFAULT_ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",  # TensorFlow's start-up messages hide what matters in the log
@@ -69,7 +98,7 @@ def processors() -> int:
 class Job:
     """A run handed to a side. `losses` holds one a step, `valid` one an epoch (nats per token)."""
 
-    def __init__(self, side: SideProcess, run: RunSpec, observe: Callable[[int], None]) -> None:
+    def __init__(self, side: SideProcess, run: AnyRun, observe: Callable[[int], None]) -> None:
         """`observe` is told of every step."""
         self.side, self.run, self.observe = side, run, observe
         self.losses: list[float] = []
@@ -122,39 +151,43 @@ class SideProcess:
 
     def __init__(
         self,
-        twin: Twin,
+        program: Program,
         python: str,
         label: str,
         folder: Path,
         failed: Callable[[str], None] = lambda text: None,
         threads: int = 1,
         again: bool = False,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         """Start the process; `failed` is told at once of a run that fails.
 
         `threads` is for NumPy, which takes no number of threads once it is imported. `again` goes
-        on in the log of an earlier process.
+        on in the log of an earlier process. `environment` is added to that of this process; of a
+        program that is not served it says which run to do.
 
         Raises HarnessError if the interpreter cannot be started.
         """
-        self.twin, self.python, self.label = twin, python, label
+        self.program, self.python, self.label = program, python, label
         self.folder, self.log = folder, folder / f"{label}.log"
         self._failed, self._stopped, self._broken = failed, False, ""
         self._jobs: collections.deque[Job] = collections.deque()
         self._gone, self._lock = False, threading.Lock()
-        environment = {**DEFAULT_ENVIRONMENT, "OPENBLAS_NUM_THREADS": str(threads), **os.environ}
+        own = {**DEFAULT_ENVIRONMENT, "OPENBLAS_NUM_THREADS": str(threads), **os.environ}
         self._channel, theirs = socket.socketpair()
         with theirs, open(self.log, "ab" if again else "wb") as log:
             self._begun = log.tell()
-            number = theirs.fileno()
+            number = str(theirs.fileno())
+            served = (CHANNEL, number) if program.served else ()
+            own |= {**(environment or {}), CHANNEL_VARIABLE: number} if not program.served else {}
             try:
                 self._process = subprocess.Popen(
-                    [python, "-P", "-c", BOOT, str(ROOT), twin.module, CHANNEL, str(number)],
+                    [python, *program.arguments, *served],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env=environment,
-                    pass_fds=[number],
+                    env=own,
+                    pass_fds=[theirs.fileno()],
                 )
             except OSError as error:
                 self._channel.close()
@@ -170,7 +203,7 @@ class SideProcess:
         """Whether the process has ended, or can be told nothing more."""
         return self._gone
 
-    def run(self, run: RunSpec, observe: Callable[[int], None] = lambda step: None) -> Job:
+    def run(self, run: AnyRun, observe: Callable[[int], None] = lambda step: None) -> Job:
         """Hand over a run; it starts when those before it have ended."""
         job = Job(self, run, observe)
         save_run(run, Path(job.file))
@@ -266,7 +299,8 @@ class SideProcess:
         """The process is gone: every run that it still had has failed."""
         while self._jobs:
             with suppress(Exception):  # whoever is told of it may be what failed
-                self._end(self._jobs.popleft(), self._broken or self._death(self._process.wait()))
+                job = self._jobs.popleft()
+                self._end(job, self._broken or self._death(job, self._process.wait()))
 
     def _finish(self) -> None:
         """See to it that a process that says nothing more ends."""
@@ -305,20 +339,36 @@ class SideProcess:
             "".join(c if c.isprintable() else " " for c in line[:500]) for line in lines[-TAIL:]
         ]
 
-    def _death(self, code: int) -> str:
+    def _death(self, job: Job, code: int) -> str:
         """Why a process ended that should not have, in words."""
+        if code == 0 and not self.program.served:
+            return _too_soon(job)
         missing = re.search(r"No module named '([\w.]+)'", "\n".join(self._tail()))
         if missing:
             return (
-                f"{self.python} has no module {missing[1]!r} ({self.twin.framework} is needed): "
-                f"pip install 'twin-harness[{self.twin.extra}]' there, or name an interpreter that "
-                f"has it: --python {self.label}=PATH"
+                f"{self.python} has no module {missing[1]!r} ({self.program.needs}): pip install "
+                f"{self.program.extra} there, or name an interpreter that has it: --python "
+                f"{self.label}=PATH"
             )
         if code < 0:
             name = signal.Signals(-code).name
             memory = " (out of memory, perhaps)" if -code == signal.SIGKILL else ""
             return f"killed by {name}{memory}"
         return f"exit code {code}"
+
+
+def _too_soon(job: Job) -> str:
+    """What to do about a script that ended well and before its time."""
+    if not job.losses:
+        return (
+            "it ended and recorded no step: put `with harness.record(model, optimizer) as rec:` "
+            "around its training loop, and `with rec.step(x=x, y=y) as (x, y):` around each step"
+        )
+    done, asked = len(job.losses), job.run.steps - job.run.start + 1
+    return (
+        f"it ended after {done} of {asked} steps: run fewer (--trace {_last(job)}), or let it "
+        "train longer"
+    )
 
 
 def _last(job: Job) -> int:

@@ -16,7 +16,7 @@ from harness.explain.case import Side
 from harness.explain.evidence import Repeat
 from harness.runs.files import relabelled, remove_files
 from harness.runs.session import Session
-from harness.spec import Level, RunSpec
+from harness.spec import AnyRun, Level
 from harness.trace import open_trace
 
 MOST = 4  # steps that are run again
@@ -31,7 +31,7 @@ class Place(NamedTuple):
 
 
 def find_repeats(
-    session: Session, runs: tuple[RunSpec, RunSpec], sides: tuple[str, str], free: DiffResult
+    session: Session, runs: tuple[AnyRun, AnyRun], sides: tuple[str, str], free: DiffResult
 ) -> tuple[Repeat, ...]:
     """The sides that do not repeat themselves, with the first tensor that is not the same again.
 
@@ -40,7 +40,7 @@ def find_repeats(
     removed. Raises HarnessError for a side that fails.
     """
     last = free.first_divergence.step if free.first_divergence else max(r.steps for r in runs)
-    short: dict[str, RunSpec] = {}
+    short: dict[str, AnyRun] = {}
     for label, run in zip(sides, runs, strict=True):
         steps = min(run.steps, last, run.start + MOST - 1)
         # One that follows another side is told what to compute; one whose first traced step is far
@@ -63,7 +63,7 @@ def find_repeats(
     )
 
 
-def _again(run: RunSpec, steps: int) -> RunSpec:
+def _again(run: AnyRun, steps: int) -> AnyRun:
     """The run to `steps`, of which no tensors are kept: they would need room."""
     level: Level = "hash" if run.capture.level == "hash" else "stats"
     capture = replace(run.capture, level=level, checkpoint_every=None)
@@ -71,7 +71,7 @@ def _again(run: RunSpec, steps: int) -> RunSpec:
 
 
 def _differing(
-    session: Session, again: Mapping[str, RunSpec], before: Mapping[str, RunSpec]
+    session: Session, again: Mapping[str, AnyRun], before: Mapping[str, AnyRun]
 ) -> dict[str, Place]:
     """Run each side; those that are not the same again, with where they part from `before`."""
     try:

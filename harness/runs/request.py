@@ -12,6 +12,7 @@ from harness.compare import Tolerance
 from harness.errors import HarnessError
 from harness.models.faults import CATALOGUE
 from harness.runs.processes import TWINS
+from harness.runs.scripts import parse_script
 from harness.runs.session import Side
 from harness.spec import Capture, check_label
 
@@ -81,22 +82,29 @@ def parse_sides(
     faults: Sequence[str],
 ) -> list[SideRequest]:
     """The sides that texts ask for, as `run_sides` takes them. Raises HarnessError."""
-    twins = _parse_twins(sides)
-    own: dict[str, list[str]] = {label: [] for label in twins}
+    found = _parse_programs(sides)
+    own: dict[str, list[str]] = {label: [] for label in found}
     for label, text in _with_labels(settings):
-        _require_side(label, twins, f"--set {label}:{text}")
+        _require_side(label, found, f"--set {label}:{text}")
         own[label].append(text)
-    planted = _parse_faults(faults, twins)
+    planted = _parse_faults(faults, found)
     paths = parse_pythons(pythons)
     for label, path in paths.items():
-        _require_side(label, twins, f"--python {label}={path}")
+        _require_side(label, found, f"--python {label}={path}")
+    for label, side in found.items():
+        if side.script and (own[label] or planted[label]):
+            option = "--set" if own[label] else "--fault"
+            raise HarnessError(
+                f"{option} {label}:..: {label} is a script, which takes its own arguments: "
+                f'--side "{label}={side.script[0]} ..."'
+            )
     return [
         SideRequest(
-            Side(label, twin, paths.get(label, sys.executable)),
+            side._replace(python=paths.get(label, sys.executable)),
             _parse_settings(own[label]),
             tuple(planted[label]),
         )
-        for label, twin in twins.items()
+        for label, side in found.items()
     ]
 
 
@@ -116,28 +124,35 @@ def parse_pythons(texts: Iterable[str]) -> dict[str, str]:
     return paths
 
 
-def _parse_twins(texts: Sequence[str]) -> dict[str, str]:
-    """The twin of each side by its label, of "TWIN" or "LABEL=TWIN", in their order."""
-    twins: dict[str, str] = {}
+def _parse_programs(texts: Sequence[str]) -> dict[str, Side]:
+    """Each side by its label, of "TWIN", "SCRIPT.py ARGUMENTS", or those after "LABEL="."""
+    found: dict[str, Side] = {}
     for text in texts:
-        label, _, twin = text.rpartition("=")
-        label = check_label(label or twin)
-        if twin not in TWINS:
+        script = parse_script(text)
+        if script:
+            label, twin, words = script[0], "", script[1]
+        else:
+            label, _, twin = text.rpartition("=")
+            label, words = label or twin, ()
+        label = check_label(label)
+        if not script and twin not in TWINS:
             raise HarnessError(
-                f"--side {text}: no twin named {twin!r}; there are: {', '.join(TWINS)}"
+                f"--side {text}: no twin named {twin!r}; there are: {', '.join(TWINS)}; or give a "
+                "script: --side mine=train.py"
             )
-        if label in twins:
+        if label in found:
+            what = twin or words[0]
             raise HarnessError(
-                f"--side {text}: two sides named {label!r}; name them: --side old={twin} "
-                f"--side new={twin}"
+                f"--side {text}: two sides named {label!r}; name them: --side old={what} "
+                f"--side new={what}"
             )
-        twins[label] = twin
-    if not 1 <= len(twins) <= 3:
-        raise HarnessError(f"{len(twins)} sides: a run has one, two to compare, or three to vote")
-    return twins
+        found[label] = Side(label, twin, script=words)
+    if not 1 <= len(found) <= 3:
+        raise HarnessError(f"{len(found)} sides: a run has one, two to compare, or three to vote")
+    return found
 
 
-def _parse_faults(texts: Sequence[str], twins: Mapping[str, str]) -> dict[str, list[str]]:
+def _parse_faults(texts: Sequence[str], twins: Mapping[str, Side]) -> dict[str, list[str]]:
     """The names of faults by side, of "LABEL:NAME"."""
     planted: dict[str, list[str]] = {label: [] for label in twins}
     for text in texts:
@@ -172,6 +187,6 @@ def _parse_settings(texts: Iterable[str]) -> dict[str, str]:
     return settings
 
 
-def _require_side(label: str, twins: Mapping[str, str], option: str) -> None:
+def _require_side(label: str, twins: Mapping[str, Side], option: str) -> None:
     if label not in twins:
         raise HarnessError(f"{option}: no side named {label!r}; there are: {', '.join(twins)}")

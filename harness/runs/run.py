@@ -28,8 +28,9 @@ from harness.runs.request import (
 )
 from harness.runs.result import RunResult
 from harness.runs.session import Session
+from harness.runs.variants import dtype_of, following, require_twins
 from harness.runs.zoom import zoom as zoom_in
-from harness.spec import Capture, Follow, RunSpec
+from harness.spec import AnyRun, Capture, Follow
 
 QUEUE = 1 << 30  # bytes of a side's tensors that may wait to be written
 Diffs = Mapping[tuple[str, str], DiffResult]
@@ -100,7 +101,7 @@ def run(request: Request, watcher: Observer) -> RunResult:
     return replace(result, entropy=prepared.entropy)
 
 
-def _run_all(session: Session, runs: Sequence[RunSpec], request: Request) -> list[Job]:
+def _run_all(session: Session, runs: Sequence[AnyRun], request: Request) -> list[Job]:
     """Run every side to its end, the reference last in the list; what follows it runs after it."""
     level, sequential = request.judging.follow, request.execution.sequential
     if level is None:
@@ -109,7 +110,7 @@ def _run_all(session: Session, runs: Sequence[RunSpec], request: Request) -> lis
         *others, leader = runs
         follow = Follow(leader.trace, level)
         jobs = session.run_all([(leader.label, leader)])
-        followers = [(run.label, replace(run, follow=follow)) for run in others]
+        followers = [(run.label, following(run, follow, run.start)) for run in others]
         jobs |= session.run_all(followers, sequential)
     return [jobs[run.label] for run in runs]
 
@@ -122,7 +123,7 @@ def _conclude(session: Session, jobs: Sequence[Job], judging: Judging) -> RunRes
     chosen = parted or next(iter(diffs.values()), None)
     verdict, zoomed = None, None
     if chosen and judging.zoom:
-        zoomed = zoom_in(session, _pair(runs, chosen), chosen)
+        zoomed = zoom_in(session, require_twins(_pair(runs, chosen), "--zoom"), chosen)
     if zoomed:
         chosen, verdict = zoomed.diff, zoomed.verdict
     elif chosen and judging.verdict is not False:
@@ -139,7 +140,7 @@ def _conclude(session: Session, jobs: Sequence[Job], judging: Judging) -> RunRes
     )
 
 
-def _compare(runs: Sequence[RunSpec], judging: Judging, watcher: Observer) -> Diffs:
+def _compare(runs: Sequence[AnyRun], judging: Judging, watcher: Observer) -> Diffs:
     """The diff of every pair of sides by their labels, those with the reference first."""
     tolerance = judging.tolerance
     if judging.follow == "stage" and tolerance.rule == "default":
@@ -156,12 +157,12 @@ def _compare(runs: Sequence[RunSpec], judging: Judging, watcher: Observer) -> Di
 
 
 def _judge(
-    session: Session, runs: Sequence[RunSpec], result: DiffResult, judging: Judging
+    session: Session, runs: Sequence[AnyRun], result: DiffResult, judging: Judging
 ) -> Verdict:
     """The verdict on one pair, from what there is or from further runs."""
     if judging.follow == "stage":
         single = (Following("a", result),)
-        wide = runs[-1].train.dtype == "float64"
+        wide = dtype_of(runs[-1]) == "float64"
         return judge(Evidence(result, narrow=() if wide else single, wide=single if wide else ()))
     pair = _pair(runs, result)
     if pair[1].capture.level != "full":
@@ -176,7 +177,7 @@ def _judge(
     return Investigation(session, pair, result).verdict()
 
 
-def _pair(runs: Sequence[RunSpec], result: DiffResult) -> tuple[RunSpec, RunSpec]:
+def _pair(runs: Sequence[AnyRun], result: DiffResult) -> tuple[AnyRun, AnyRun]:
     """The runs that a diff is of."""
     by_label = {run.label: run for run in runs}
     return by_label[result.labels[0]], by_label[result.labels[1]]

@@ -12,19 +12,21 @@ from typing import NamedTuple
 
 from harness.errors import HarnessError
 from harness.observer import Observer
-from harness.runs.processes import TWINS, Job, SideProcess
-from harness.spec import RunSpec
+from harness.runs.processes import TWINS, Job, SideProcess, program_of
+from harness.runs.scripts import script_environment, script_program
+from harness.spec import AnyRun, ScriptSpec, save_run
 from harness.trace import remove_trace
 
 REFEREE = "np"
 
 
 class Side(NamedTuple):
-    """A side: its label, its twin, and the interpreter it lives in."""
+    """A side: its label, its twin or its script with arguments, and the interpreter it lives in."""
 
     label: str
     twin: str
     python: str = sys.executable
+    script: tuple[str, ...] = ()
 
 
 class Session:
@@ -59,13 +61,16 @@ class Session:
         """The twin of a side."""
         return self._sides[label].twin
 
-    def start(self, label: str, run: RunSpec, show: bool = True) -> Job:
+    def start(self, label: str, run: AnyRun, show: bool = True) -> Job:
         """Hand a run to the side `label`, after those it already has; its old trace is removed.
 
         `show` draws its progress under the run's own label.
         """
         remove_trace(run.trace)  # a side that fails must not leave an earlier run's
-        process = self._process(label, run.threads)
+        if isinstance(run, ScriptSpec):
+            process = self._script(label, run)
+        else:
+            process = self._process(label, run.threads)
         if not show:
             return process.run(run)
         total = run.steps - run.start + 1
@@ -74,13 +79,34 @@ class Session:
         advance = partial(self.watcher.advance, run.label)
         return process.run(run, lambda step: advance(step - skipped))
 
+    def _script(self, label: str, run: ScriptSpec) -> SideProcess:
+        """A process for one run of a script, once the one before it has ended."""
+        before = self._processes.get(label)
+        if before is not None:
+            before.stop()
+        save_run(run, self._job_file(run))  # it is read as soon as the process is there
+        self._processes[label] = SideProcess(
+            script_program(run),
+            self._sides[label].python,
+            label,
+            self.folder,
+            self.watcher.note,
+            run.threads,
+            again=before is not None,
+            environment=script_environment(run, self._job_file(run), self.folder),
+        )
+        return self._processes[label]
+
+    def _job_file(self, run: AnyRun) -> Path:
+        return (self.folder / f"{run.label}.json").resolve()
+
     def _process(self, label: str, threads: int) -> SideProcess:
         """The process of a side, started if there is none, or if the last one is gone."""
         before = self._processes.get(label)
         if before is None or before.gone:
             side = self._sides[label]
             self._processes[label] = SideProcess(
-                TWINS[side.twin],
+                program_of(TWINS[side.twin]),
                 side.python,
                 label,
                 self.folder,
@@ -121,7 +147,7 @@ class Session:
             raise HarnessError("\n".join(failures) + (f"\ntraces kept: {kept}" if kept else ""))
 
     def run_all(
-        self, runs: Mapping[str, RunSpec] | Sequence[tuple[str, RunSpec]], sequential: bool = False
+        self, runs: Mapping[str, AnyRun] | Sequence[tuple[str, AnyRun]], sequential: bool = False
     ) -> dict[str, Job]:
         """Run the given runs to their ends, side by side; the jobs by the runs' labels.
 

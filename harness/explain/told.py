@@ -1,0 +1,79 @@
+"""What a side was told to compute in a stage's place, in words: where the two expressions part."""
+
+from __future__ import annotations
+
+from harness.explain.say import figure, say
+from harness.models.graph import Node, is_ref
+from harness.models.ops import OPS
+
+MOST = 3  # differences that are told of
+LONGEST = 70  # characters of an expression in a sentence
+ARGUMENTS = {
+    ("reduce", "sum"): "sums the loss over all elements",
+    ("reduce", "mean"): "averages the loss over all elements",
+    ("reduce", "batch"): "averages the loss over the batch and sums it over all else",
+    ("causal", "False"): "attends without a causal mask",
+    ("causal", "True"): "attends with a causal mask",
+}
+
+
+def told_words(base: Node, other: Node) -> str:
+    """What a program does that computes `other` where `base` is the stage."""
+    found = list(dict.fromkeys(_words(x, y) for x, y in _parting(base, other)))
+    if len(found) > MOST:
+        return "computes another stage"
+    return ", and ".join(found)
+
+
+def _parting(x: Node, y: Node) -> list[tuple[Node, Node]]:
+    """The smallest parts in which two expressions differ."""
+    if x is y:
+        return []
+    same = x.op == y.op and x.args == y.args and len(x.inputs) == len(y.inputs)
+    if not same or not x.inputs:
+        return [(x, y)]
+    return [
+        pair for one, two in zip(x.inputs, y.inputs, strict=True) for pair in _parting(one, two)
+    ]
+
+
+def _words(x: Node, y: Node) -> str:
+    if x.op == "const" and y.op == "const":
+        name = x.arg("name") or y.arg("name") or "the number"
+        return f"takes {figure(float(y.arg('value')))} for {name} {figure(float(x.arg('value')))}"
+    if x.op == y.op and x.args != y.args and not is_ref(x):
+        return _arguments(x, y)
+    kin = next((k for k in OPS[x.op].kin if _is(k.formula, y)), None) if x.op in OPS else None
+    if kin is not None:
+        return kin.does
+    if y in x.inputs and x.op in OPS:
+        return f"leaves out {_named(x)}"
+    if y.op == "rounded" and y.inputs[0] is x:
+        return f"rounds {_short(x)} to {y.arg('to')}"
+    if x in y.inputs and y.op in OPS:
+        return f"has {_named(y)} of {_short(x)} in its place"
+    return f"computes {_short(y)} for {_short(x)}"
+
+
+def _is(formula: object, y: Node) -> bool:
+    return y.op in OPS and OPS[y.op].formula is formula
+
+
+def _arguments(x: Node, y: Node) -> str:
+    own, others = dict(y.args), dict(x.args)
+    parts = []
+    for name in sorted(own.keys() | others.keys()):
+        if own.get(name) == others.get(name):
+            continue
+        plain = f"has {name} {own.get(name)} for {others.get(name)} in {_named(x)}"
+        parts.append(ARGUMENTS.get((name, str(own.get(name))), plain))
+    return ", ".join(parts)
+
+
+def _named(x: Node) -> str:
+    return (OPS[x.op].says if x.op in OPS else "") or x.op.replace("_", " ")
+
+
+def _short(x: Node) -> str:
+    words = say(x, None, True)
+    return words if len(words) <= LONGEST else _named(x)
