@@ -238,7 +238,7 @@ def test_an_index_line_out_of_range_is_refused(trace, field, value):
     ("field", "value", "words"),
     [
         *(("format", bad, ["format"]) for bad in ("other", "\x1b[2J" * 999, 1, None)),
-        *(("version", bad, ["version"]) for bad in (0, 4, 2, -1, 10**4000, "2", 2.0, None)),
+        *(("version", bad, ["version"]) for bad in (0, 5, 2, -1, 10**4000, "2", 2.0, None)),
         *(("hash", bad, ["hash"]) for bad in ("md5", "\x1b[2J" * 999, None)),
         *(("level", bad, ["level"]) for bad in ("most", None, 1)),
         ("level", "\x1b[2J" * 999, []),

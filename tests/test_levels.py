@@ -56,7 +56,7 @@ def test_the_index_says_at_each_level_what_it_promises(tmp_path, level):
     steps = {1: step_of(1), 2: step_of(2)}
     path = write(tmp_path / "a.trace", steps, capture=Capture(level=level))
     trace = open_trace(path)
-    assert (trace.header.level, trace.header.version) == (level, 3)
+    assert (trace.header.level, trace.header.version) == (level, 4)
     for number, tensors in steps.items():
         step = trace.step(number)
         assert [entry.name for entry in step.entries] == list(tensors)

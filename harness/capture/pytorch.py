@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from harness.capture.adapter import Adapter, Array, Tensors
 from harness.capture.pytorch_calls import Calls, compiled_regions
 from harness.capture.pytorch_optim import SLOTS, hyperparameters, update_of
-from harness.capture.step import Step
+from harness.capture.step import Step, line
 from harness.errors import HarnessError
 from harness.models.entries import Made
 
@@ -219,6 +219,7 @@ class PyTorch(Adapter):
         def before(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
             calls.collect(feed=True)
             calls.busy += 1
+            calls.updated_in = line()
             _see_clipped(calls, step, params)
             for k, group in enumerate(optimizer.param_groups):
                 rate = "update/learning_rate" + (f"/{k}" if k else "")
@@ -245,7 +246,9 @@ class PyTorch(Adapter):
         """What the step left: slots, parameters and buffers, with how each was made."""
         later = self._calls.made_later if self._calls else {}
         for name, tensor in self.state().items():
-            step.see(name, tensor, later.get(name))
+            updated = name in later and not name.startswith("buffers/")
+            at = self._calls.updated_in if self._calls and updated else None
+            step.see(name, tensor, later.get(name), at)
         for scaler in self.scalers:
             step.see("update/scale", float(scaler.get_scale()))
         self._calls = None

@@ -14,10 +14,11 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakIdKeyDictionary
 
 from harness.capture.pytorch_ops import LOWERED, RULES, Call, Operand, plain_name
-from harness.capture.step import Step
+from harness.capture.step import Step, line
 from harness.models.entries import Made
 
 NORM = "update/global_norm"
+SAID = 2  # steps whose entries say in what line a tensor was made: a reader looks at those
 SMALL = 1 << 20  # elements of a constant that is kept
 MOST_OPS, DEEPEST = 64, 10  # ops of an expression, and how deep they nest, before it gets a name
 COEFFICIENT = "clip_coefficient"  # min(1, limit / (norm + 1e-6)), of which the limit is kept
@@ -46,6 +47,7 @@ class Calls(TorchFunctionMode):
         super().__init__()
         self.step, self.busy = step, 0
         self.scope: list[str] = []  # paths of the modules that are running
+        self.updated_in: str | None = None  # the line that called the optimizer
         self.made_later: dict[str, Made] = {}  # by name: what the end of the step makes
         self._names, self._params = names, params
         self._known: Any = WeakIdKeyDictionary()  # tensor: its name, or how it was made
@@ -130,7 +132,7 @@ class Calls(TorchFunctionMode):
         known = self._known.get(value)
         if isinstance(known, str):
             made = self.step.points.pop(known).made
-        self.step.see(name, _copy(value), made)
+        self.step.see(name, _copy(value), made, self._line())
         fed = self.step.onward(name, tuple(value.shape))
         if fed is not None:
             other = torch.as_tensor(fed).to(value)
@@ -141,6 +143,10 @@ class Calls(TorchFunctionMode):
             back = name.replace("forward/", "backward/", 1)
             value.register_hook(partial(self._gradient, back))  # type: ignore[no-untyped-call]
         return value
+
+    def _line(self) -> str | None:
+        """The line of the script that is running, in the steps of which a trace says how."""
+        return line() if self.step.number <= SAID else None
 
     def _origin_made(self, value: Tensor) -> Made | None:
         found = self._known.get(value)
@@ -236,7 +242,7 @@ class Calls(TorchFunctionMode):
             return made
         where = self.scope[-1] if self.scope else "model"
         name = self.step.name(f"forward/{where}/{made.op}")
-        self.step.see(name, _copy(value), made)
+        self.step.see(name, _copy(value), made, self._line())
         self._free.add(name)
         return name
 
@@ -260,7 +266,7 @@ class Calls(TorchFunctionMode):
         if self._known.get(root) != "forward/loss" and not isinstance(self._known.get(root), str):
             name = self.step.name("forward/objective")
             made = self._origin_made(root) if self._roots == 1 else None
-            self.step.see(name, _copy(root), made)
+            self.step.see(name, _copy(root), made, self._line())
             self._known[root] = name
         return func(*args, **kwargs)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.capture.adapter import Adapter, adapter_for
 from harness.capture.replay import Replay
-from harness.capture.step import Step, logged
+from harness.capture.step import Step, line, logged
 from harness.capture.told import Told, told
 from harness.errors import HarnessError
 from harness.models.entries import Made
@@ -170,7 +170,7 @@ class Recorder:
             self._adapter.call(value, LOSS)
             return
         made = Made("add", (known,), {}) if isinstance(known, str) else known
-        self._now.see(name, self._adapter.owned(value), made)
+        self._now.see(name, self._adapter.owned(value), made, line())
         self._adapter.call(value, name)
 
     @property
@@ -226,7 +226,7 @@ class Recorder:
             self._adapter.finish(step)
             self._loss = _number(step.points.get(LOSS) or step.points.get(OBJECTIVE))
             if self._number >= self.run.start and self._writer.wants_step(self._number):
-                self._writer.write(self._number, step.tensors(), step.stages())
+                self._writer.write(self._number, step.tensors(), step.stages(), step.sources())
         if self._asked is None or self._number < self.run.start:
             return
         loss = math.nan if self._loss is None else self._loss

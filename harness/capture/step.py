@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import sysconfig
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
@@ -17,6 +22,9 @@ PHASES = (
     *("inputs/", "state/in/", "forward/", "log/", "buffers/", "backward/", "grads/"),
     *("update/", "optimizer/", "params/", "state/out/"),
 )
+# Code that is no script's: this project's, Python's own, and what is installed.
+INSIDE = (str(Path(__file__).parents[1]), sysconfig.get_path("stdlib"), "<frozen", "<string")
+INSTALLED, LONGEST = f"{os.sep}site-packages{os.sep}", 100
 LOSS = ("forward/objective", "forward/loss")  # the last of the forward pass, in this order
 
 
@@ -25,6 +33,7 @@ class Point(NamedTuple):
 
     array: Any
     made: Made | None = None
+    source: str | None = None
 
 
 class Step:
@@ -57,10 +66,12 @@ class Step:
         self._calls[wanted] = count
         return wanted if count == 1 else f"{wanted}:{count}"
 
-    def see(self, name: str, array: Any, made: Made | None = None) -> None:
+    def see(
+        self, name: str, array: Any, made: Made | None = None, source: str | None = None
+    ) -> None:
         """Keep a point. A name that there is already is given the newer one."""
         self.points.pop(name, None)
-        self.points[name] = Point(array, made)
+        self.points[name] = Point(array, made, source)
 
     def mask(self, name: str, shape: tuple[int, ...], rate: float) -> Array | None:
         """What the next dropout of the step keeps, where that is handed over; None: its own."""
@@ -87,6 +98,10 @@ class Step:
         """How each is made, of those of which that is known; by name."""
         return {name: made for name in self._ordered() if (made := self.points[name].made)}
 
+    def sources(self) -> Mapping[str, str]:
+        """The line of the script that made each, where that is known; by name."""
+        return {name: at for name in self._ordered() if (at := self.points[name].source)}
+
     def _ordered(self) -> list[str]:
         return sorted(self.points, key=_place)  # of one phase as they came: the sort is stable
 
@@ -95,6 +110,19 @@ def _place(name: str) -> tuple[int, int]:
     """Where a point stands in a step."""
     phase = next((i for i, phase in enumerate(PHASES) if name.startswith(phase)), len(PHASES))
     return phase, LOSS.index(name) + 1 if name in LOSS else 0
+
+
+def line(libraries: tuple[str, ...] = ()) -> str | None:
+    """The line of the script that is running: the innermost outside of libraries and this one."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith((*INSIDE, *libraries)) and INSTALLED not in file:
+            name = os.path.relpath(file) if file.startswith(os.getcwd() + os.sep) else file
+            found = f"{name if len(name) < LONGEST else os.path.basename(file)}:{frame.f_lineno}"
+            return found if found.isprintable() else None
+        frame = frame.f_back
+    return None
 
 
 def logged(name: str) -> str:

@@ -394,7 +394,8 @@ def _next(label: Label, finding: Finding, evidence: Evidence, side: str | None) 
     if label in ("bug", "precision") and place:
         trace = found.a if side == free.labels[0] else found.b
         return (
-            f"read what makes {place.tensor}{f' in {side}' * bool(side)}; its values: harness show "
+            f"read what makes {place.tensor}{f' in {side}' * bool(side)}"
+            f"{_lines(found, place.tensor, free.labels, side)}; its values: harness show "
             f"{trace} {place.tensor} --step {place.step}"
         )
     if label == "rounding":
@@ -414,6 +415,14 @@ def _next(label: Label, finding: Finding, evidence: Evidence, side: str | None) 
             "from the other's trace; for the twins harness run --follow=stage does that"
         )
     return "nothing"
+
+
+def _lines(found: DiffResult, tensor: str, labels: tuple[str, str], side: str | None) -> str:
+    """The lines of the programs that make a tensor, in brackets; "" where the traces say none."""
+    paths = zip(labels, (found.a, found.b), found.roles, strict=True)
+    lines = {label: open_trace(path, roles).sources.get(tensor) for label, path, roles in paths}
+    said = [f"{label}: {at}" for label, at in lines.items() if at and side in (None, label)]
+    return f" ({', '.join(said)})" if said else ""
 
 
 def _eps(value: float | None) -> str:

@@ -64,13 +64,14 @@ class Declared(NamedTuple):
     op: str | None = None
     operands: tuple[Json, ...] = ()
     args: dict[str, Json] = {}  # noqa: RUF012
+    source: str | None = None
 
     @classmethod
-    def of(cls, name: str, made: Any) -> Declared:
-        """A tensor's, from what `stage` made, if anything."""
+    def of(cls, name: str, made: Any, source: str | None = None) -> Declared:
+        """A tensor's, from what `stage` made, if anything, and the line that made it."""
         if not isinstance(made, Made):
-            return cls(name)
-        return cls(name, made.op, tuple(made.written().get("from", [])), made.args)
+            return cls(name, source=source)
+        return cls(name, made.op, tuple(made.written().get("from", [])), made.args, source)
 
 
 class Made(NamedTuple):
@@ -204,12 +205,15 @@ def misplaced(entries: Iterable[Entry]) -> str | None:
     return None
 
 
-def declared(names: Iterable[str], stages: Mapping[str, Made]) -> dict[str, Declared]:
-    """What the entries of tensors, in execution order, say of how they are made.
+def declared(
+    names: Iterable[str], stages: Mapping[str, Made], sources: Mapping[str, str] | None = None
+) -> dict[str, Declared]:
+    """What the entries of tensors, in execution order, say of how they are made, and where.
 
     Raises HarnessError for a stage of none of them, or of what comes after it.
     """
-    found = {name: Declared.of(name, stages.get(name)) for name in names}
+    lines = sources or {}
+    found = {name: Declared.of(name, stages.get(name), lines.get(name)) for name in names}
     for name, made in stages.items():
         if name not in found or not isinstance(made, Made):
             what = "no tensor of the step" if name not in found else "no harness.stage(..)"

@@ -13,6 +13,7 @@ from harness.trace.dtypes import is_float
 from harness.trace.schema import (
     AXES_LIMIT,
     DTYPES,
+    NAME_LIMIT,
     ROWS_LIMIT,
     SKETCH_BYTES,
     StepEntry,
@@ -68,11 +69,17 @@ def _wrong(tensor: TensorEntry, level: Level) -> str | None:
         wrong = why_not(tensor.op, tensor.operands, tensor.args)
         if wrong:
             return wrong
+    if tensor.source is not None and not _is_line(tensor.source):
+        return f"{quote(tensor.source)} is no line of a program"
     if tensor.stored == "rows":
         large = tensor.size * np.dtype(dtype).itemsize > ROWS_LIMIT
         if large or len(shape) != 2 or not is_float(dtype):
             return f"{dtype} {quote(list(shape))} is not stored as rows"
     return None
+
+
+def _is_line(source: str) -> bool:
+    return 0 < len(source) <= NAME_LIMIT and source.isprintable()
 
 
 def _misplaced(

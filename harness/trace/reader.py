@@ -116,6 +116,14 @@ class Trace:
                 return declared.renamed(names) if self._roles else declared
         return None
 
+    @cached_property
+    def sources(self) -> dict[str, str]:
+        """The line of the program that makes each tensor, where the trace says so."""
+        found: dict[str, str] = {}
+        for step in reversed(self.steps[:2]):
+            found |= {e.name: e.source for e in self.entry(step).tensors if e.source}
+        return found
+
     def entry(self, step: int) -> StepEntry:
         """What the index says of `step`. Raises TraceError if it or the step's file is damaged."""
         plain = self.plain_entry(step)

@@ -1,4 +1,4 @@
-"""The schema of a trace, version 3: file names, records, and what counts as a valid name."""
+"""The schema of a trace, version 4: file names, records, and what counts as a valid name."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from harness.errors import HarnessError
 from harness.spec import Capture, Level
 
 FORMAT = "twin-harness-trace"
-VERSION = 3
-VERSIONS = (1, 2, VERSION)  # those that are read
+VERSION = 4
+VERSIONS = (1, 2, 3, VERSION)  # those that are read
 HASH = "xxh3_128"
 HEADER_FILE = "trace.json"
 INDEX_FILE = "index.jsonl"
@@ -63,7 +63,7 @@ class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     are None; `sketch` (harness.trace.sketch, as bytes) is there at level "stats" alone.
 
     `op`, `operands` ("from" on disk) and `args` say how the tensor is made, where that is known
-    (harness.models.entries).
+    (harness.models.entries); `source` is the line of the program that made it: "net.py:31".
 
     `stored` says how the elements are kept: "whole", as "rows" (a matrix without its rows of
     zeros), or not at all (None). `same_as` is the place where they lie if not under this step and
@@ -87,6 +87,7 @@ class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     op: str | None = None
     operands: tuple[Any, ...] = msgspec.field(default=(), name="from")
     args: dict[str, Any] = {}
+    source: str | None = None
 
     @property
     def own(self) -> bool:

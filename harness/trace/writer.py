@@ -213,12 +213,16 @@ class TraceWriter:
 
     @standard_floats()
     def write(
-        self, step: int, tensors: Mapping[str, Any], stages: Mapping[str, Made] | None = None
+        self,
+        step: int,
+        tensors: Mapping[str, Any],
+        stages: Mapping[str, Made] | None = None,
+        sources: Mapping[str, str] | None = None,
     ) -> None:
         """Write the tensors of one step, in execution order: all of them, or, on failure, none.
 
         `stages` say of tensors, by name, how they are made (`harness.stage`), so that each can be
-        computed again from the trace alone.
+        computed again from the trace alone; `sources` in what line of the program: "net.py:31".
 
         A tensor is an array of NumPy, PyTorch (on any device, of any layout, in the graph or not),
         TensorFlow or JAX, Timesteps, Rows, a list, or a number: Python's own are given the trace's
@@ -240,7 +244,7 @@ class TraceWriter:
             return
         self._raise_once()
         try:
-            made = declared(tensors, stages or {})
+            made = declared(tensors, stages or {}, sources)
         except HarnessError as error:
             raise TraceError(f"{self.path}: step {step}: {error}") from None
         whole = self.capture.wants_step(step)
