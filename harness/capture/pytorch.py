@@ -8,6 +8,8 @@ nobody watched: its inputs, outputs and gradients are seen, and nothing inside o
 from __future__ import annotations
 
 import dataclasses
+import gc
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.capture.adapter import Adapter, Array, Tensors
-from harness.capture.pytorch_calls import Calls, compiled_regions
+from harness.capture.pytorch_calls import Calls, Hooks, compiled_regions
 from harness.capture.pytorch_optim import SLOTS, hyperparameters, update_of
 from harness.capture.step import Step, line
 from harness.errors import HarnessError
@@ -49,6 +51,7 @@ class PyTorch(Adapter):
         self._calls: Calls | None = None
         self._undo: list[Callable[[], None]] = []
         self._inputs: dict[str, Any] = {}
+        self._wrappers: dict[int, nn.Module] = {}
 
     # What the model is.
 
@@ -67,10 +70,6 @@ class PyTorch(Adapter):
         """The buffers by name, but for counters."""
         return {n: b for n, b in self._named("named_buffers") if b.is_floating_point()}
 
-    def modules(self) -> dict[int, str]:
-        """The path of each module by its identity."""
-        return {id(m): name for name, m in self._named("named_modules")}
-
     def _named(self, kind: str) -> Iterator[tuple[str, Any]]:
         for k, model in enumerate(self.models):
             head = f"model{k}." if len(self.models) > 1 else ""
@@ -83,6 +82,7 @@ class PyTorch(Adapter):
 
     def begin(self, dtype: str | None) -> None:
         """Bring the model to `dtype`, in place: the optimizer keeps its parameters."""
+        self._wrappers = _compiled(self.models)
         if dtype:
             for model in self.models:
                 model.to(getattr(torch, dtype))
@@ -178,10 +178,12 @@ class PyTorch(Adapter):
         names |= {id(b): f"buffers/{n}" for n, b in self.buffers().items()}
         calls = self._calls = Calls(step, names, params)
         calls.handed(self._inputs)
-        undo = [self._watch_modules(calls, step), self._watch_optimizers(calls, step, params)]
+        modules = self._module_hooks(calls)
+        undo = [modules.remove, self._watch_optimizers(calls, step, params)]
+        modules.add()
         self._undo += undo
         try:
-            with calls, compiled_regions(calls):
+            with calls, compiled_regions(modules):
                 yield
         finally:
             calls.close()
@@ -189,27 +191,24 @@ class PyTorch(Adapter):
                 self._undo.remove(one)
                 one()
 
-    def _watch_modules(self, calls: Calls, step: Step) -> Callable[[], None]:
-        paths = self.modules()
+    def _module_hooks(self, calls: Calls) -> Hooks:
+        """Those of every module of the models, which make points of what it hands on."""
+        paths = {id(m): (name, m) for name, m in self._named("named_modules")}
 
         def before(module: nn.Module, args: Any) -> None:
-            if id(module) in paths:
-                calls.scope.append(paths[id(module)])
+            calls.scope.append(paths[id(module)][0])
 
         def after(module: nn.Module, args: Any, output: Any) -> Any:
-            path = paths.get(id(module))
-            if path is None:
-                return None
+            path = paths[id(module)][0]
             if calls.scope and calls.scope[-1] == path:
                 calls.scope.pop()
             changed, found = _each(output, f"forward/{path}", calls.point)
             return found if changed else None
 
-        hooks = [
-            nn.modules.module.register_module_forward_pre_hook(before),
-            nn.modules.module.register_module_forward_hook(after),
-        ]
-        return partial(_remove, hooks)
+        for inner, wrapper in self._wrappers.items():
+            if inner in paths:
+                paths[id(wrapper)] = paths[inner][0], wrapper
+        return Hooks([module for _, module in paths.values()], before, after)
 
     def _watch_optimizers(
         self, calls: Calls, step: Step, params: Mapping[str, Tensor]
@@ -218,7 +217,7 @@ class PyTorch(Adapter):
 
         def before(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
             calls.collect(feed=True)
-            calls.busy += 1
+            calls.asleep(True)
             calls.updated_in = line()
             _see_clipped(calls, step, params)
             for k, group in enumerate(optimizer.param_groups):
@@ -232,7 +231,7 @@ class PyTorch(Adapter):
                         calls.made_later.update(moved)
 
         def after(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            calls.busy -= 1
+            calls.asleep(False)
 
         hooks = [o.register_step_pre_hook(before) for o in self.optimizers]
         hooks += [o.register_step_post_hook(after) for o in self.optimizers]
@@ -252,6 +251,20 @@ class PyTorch(Adapter):
         for scaler in self.scalers:
             step.see("update/scale", float(scaler.get_scale()))
         self._calls = None
+
+
+def _compiled(models: Sequence[nn.Module]) -> dict[int, nn.Module]:
+    """What torch.compile made of modules of these models, by the identity of the module.
+
+    Nothing leads from a module to what was made of it; the script calls that, and it has hooks.
+    """
+    frames = sys.modules.get("torch._dynamo.eval_frame")
+    kind = getattr(frames, "OptimizedModule", None)
+    if kind is None:
+        return {}
+    known = {id(module) for model in models for module in model.modules()}
+    made = [x for x in gc.get_objects() if type(x) is kind]
+    return {id(x._orig_mod): x for x in made if id(x._orig_mod) in known and id(x) not in known}
 
 
 def _remove(hooks: Sequence[Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
@@ -56,6 +56,21 @@ class Calls(TorchFunctionMode):
         self._roots = 0
         self._free: set[str] = set()  # points named for their length alone that nothing has read
         self._dirty = False
+        self._slept = False
+
+    def asleep(self, asleep: bool) -> None:
+        """Be off the stack of modes, or on it again: an optimizer makes thousands of calls."""
+        if asleep and _top() is self:
+            torch.overrides._pop_mode()  # type: ignore[no-untyped-call]
+            self._slept = True
+        elif not asleep and self._slept:
+            torch.overrides._push_mode(self)  # type: ignore[no-untyped-call]
+            self._slept = False
+
+    def __exit__(self, *error: Any) -> None:
+        """Leave the stack of modes, also where an optimizer failed."""
+        self.asleep(False)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def handed(self, inputs: Mapping[str, Any]) -> None:
         """What the step was given, by name."""
@@ -78,12 +93,13 @@ class Calls(TorchFunctionMode):
                 return self._backward(func, args, kwargs)
             if self._dirty and name == "grad":
                 self._collect(feed=True)
+            before = _version(args)
             result: Any = self._dropped(args, kwargs) if name == "dropout" else None
             if result is None:
                 result = func(*args, **kwargs)
             if name == "item":
                 self._numbers[result] = self._known.get(args[0])
-            elif name != "grad":
+            elif name != "grad" and not (result is not None and _same(result, args, before)):
                 self._note(name, func, args, kwargs, result)
             return result
         finally:
@@ -169,9 +185,9 @@ class Calls(TorchFunctionMode):
         """Keep how the tensors of a result were made."""
         if name == "_foreach_mul" and _in_place(func):
             self._scaled(args)
+        elif self._of_nothing(args, kwargs, RULES.get(name) is None):
+            return  # made of numbers, or by no rule of what is: what reads it keeps it as it is
         elif isinstance(result, Tensor):
-            if any(result is a for a in args) and not _in_place(func):
-                return  # handed back as it was
             self._known[result] = self._bounded(self._rule(name, args, kwargs, result), result)
         elif isinstance(result, tuple | list) and result and isinstance(result[0], Tensor):
             found = self._rule(name, args, kwargs, result)
@@ -179,6 +195,17 @@ class Calls(TorchFunctionMode):
             for tensor, made in zip(result, several, strict=False):
                 if isinstance(tensor, Tensor):
                     self._known[tensor] = made or UNKNOWN
+
+    def _of_nothing(self, args: Any, kwargs: Any, all_of_them: bool) -> bool:
+        """Whether no operand was seen: there is none, or (`all_of_them`) none that is known."""
+        flat = [*args, *kwargs.values()]
+        flat += [x for some in flat if isinstance(some, tuple | list) for x in some]
+        tensors = [x for x in flat if isinstance(x, Tensor)]
+        if not all_of_them:
+            return not tensors
+        return all(
+            x not in self._known and id(x) not in self._names and x.grad_fn is None for x in tensors
+        )
 
     def _rule(self, name: str, args: Any, kwargs: Any, result: Any) -> Any:
         """How the result of a call is made; an op of the call's name where none is known."""
@@ -308,6 +335,12 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.to("cpu", copy=True).contiguous()
 
 
+def _top() -> Any:
+    """The mode that sees calls first, if there is one."""
+    count = torch._C._len_torch_function_stack()
+    return torch._C._get_function_stack_at(count - 1) if count else None
+
+
 @cache
 def function_name(func: Any) -> str:
     """What a function is called in the table of rules."""
@@ -320,6 +353,17 @@ def _in_place(func: Any) -> bool:
     name = (resolve_name(func) or getattr(func, "__name__", "")).rpartition(".")[2]
     inside = name.startswith("__i") and name.endswith("__")
     return inside or (name.endswith("_") and not name.endswith("__"))
+
+
+def _version(args: Any) -> int | None:
+    """How often the first operand was changed in place; None where nothing counts that."""
+    x = args[0] if args else None
+    return x._version if isinstance(x, Tensor) and not x.is_inference() else None
+
+
+def _same(result: Any, args: Any, before: int | None) -> bool:
+    """Whether a call handed its first operand back as it was."""
+    return bool(args) and result is args[0] and _version(args) == before
 
 
 def _lowered(name: str, args: Any) -> str | None:
@@ -365,25 +409,26 @@ def _norm_of(calls: Calls, name: str, args: Any, result: Any) -> Any:
 
 
 @contextmanager
-def compiled_regions(calls: Calls) -> Iterator[None]:
+def compiled_regions(hooks: Hooks) -> Iterator[None]:
     """While this lasts, compiled functions run without the mode and without module hooks.
 
     Either would be traced into them, and they would compute something else than unwatched. What
-    enters and leaves them goes through one function of torch._dynamo, which is not public.
+    enters and leaves them goes through one function of torch._dynamo, which is not public: the
+    frame that calls it first enters the outermost of them, and leaves it with its second call.
     """
     frames = sys.modules.get("torch._dynamo.eval_frame")
     enter = getattr(frames, "_maybe_set_eval_frame", None)
     if frames is None or enter is None:
         yield
         return
-    inside: list[Any] = []
+    inside: list[tuple[Any, Callable[[], None]]] = []
 
     def watched(callback: Any) -> Any:
-        starts = callable(callback) or callback is False
-        if starts and not inside:
-            inside.append(_pause(calls))
-        elif not starts and inside:
-            inside.pop()()
+        frame = sys._getframe(1)
+        if not inside and callable(callback):
+            inside.append((frame, _pause(hooks)))
+        elif inside and inside[0][0] is frame:
+            inside.pop()[1]()
         return enter(callback)
 
     frames._maybe_set_eval_frame = watched  # type: ignore[attr-defined]
@@ -393,12 +438,31 @@ def compiled_regions(calls: Calls) -> Iterator[None]:
         frames._maybe_set_eval_frame = enter  # type: ignore[attr-defined]
 
 
-def _pause(calls: Calls) -> Callable[[], None]:
-    """Take the mode and the hooks on all modules away; what puts them back."""
-    hooks = torch.nn.modules.module
-    kept = dict(hooks._global_forward_hooks), dict(hooks._global_forward_pre_hooks)
-    hooks._global_forward_hooks.clear()
-    hooks._global_forward_pre_hooks.clear()
+class Hooks:
+    """Hooks on some modules, which can be taken away and put back."""
+
+    def __init__(
+        self, modules: Sequence[Any], before: Callable[..., None], after: Callable[..., Any]
+    ) -> None:
+        """None is there yet."""
+        self._modules, self._before, self._after = modules, before, after
+        self._handles: list[Any] = []
+
+    def add(self) -> None:
+        """Put them on."""
+        for module in self._modules:
+            self._handles.append(module.register_forward_pre_hook(self._before))
+            self._handles.append(module.register_forward_hook(self._after))
+
+    def remove(self) -> None:
+        """Take them away."""
+        while self._handles:
+            self._handles.pop().remove()
+
+
+def _pause(hooks: Hooks) -> Callable[[], None]:
+    """Take the mode and the hooks away; what puts them back."""
+    hooks.remove()
     stack = []
     while torch._C._len_torch_function_stack():
         stack.append(torch.overrides._pop_mode())  # type: ignore[no-untyped-call]
@@ -406,7 +470,6 @@ def _pause(calls: Calls) -> Callable[[], None]:
     def resume() -> None:
         while stack:
             torch.overrides._push_mode(stack.pop())  # type: ignore[no-untyped-call]
-        hooks._global_forward_hooks.update(kept[0])
-        hooks._global_forward_pre_hooks.update(kept[1])
+        hooks.add()
 
     return resume

@@ -22,6 +22,7 @@ from harness.trace import TraceWriter
 
 QUEUE = 1 << 30  # bytes of tensors that may wait to be written
 DIRECTORY = "traces"
+SAID = 2  # traced steps of which it is said how their tensors are made
 LOSS, OBJECTIVE = "forward/loss", "forward/objective"
 
 
@@ -226,7 +227,9 @@ class Recorder:
             self._adapter.finish(step)
             self._loss = _number(step.points.get(LOSS) or step.points.get(OBJECTIVE))
             if self._number >= self.run.start and self._writer.wants_step(self._number):
-                self._writer.write(self._number, step.tensors(), step.stages(), step.sources())
+                said = self._writer.steps_given < SAID  # a reader looks at the first ones alone
+                how = (step.stages(), step.sources()) if said else ()
+                self._writer.write(self._number, step.tensors(), *how)
         if self._asked is None or self._number < self.run.start:
             return
         loss = math.nan if self._loss is None else self._loss

@@ -218,7 +218,7 @@ def declared(
         if name not in found or not isinstance(made, Made):
             what = "no tensor of the step" if name not in found else "no harness.stage(..)"
             raise HarnessError(f"stages: {name!r} is {what}")
-    wrong = misplaced(found.values())
+    wrong = misplaced(found.values()) if stages else None
     if wrong:
         raise HarnessError(f"{wrong}: give tensors in the order in which they run")
     return found

@@ -121,7 +121,7 @@ class TraceWriter:
                 f"{', '.join(FLOATS)}"
             )
         self.capture = capture or Capture()
-        self.steps = 0
+        self.steps = self.steps_given = 0  # written, and handed over
         self._last = 0
         self._closed = self._raised = False
         self._owns = queue is None  # what is handed over, or else it is copied
@@ -243,6 +243,7 @@ class TraceWriter:
         if not self.wants_step(step):
             return
         self._raise_once()
+        self.steps_given += 1
         try:
             made = declared(tensors, stages or {}, sources)
         except HarnessError as error:
