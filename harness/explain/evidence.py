@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from harness.compare import Comparison, DiffResult, Tolerance, compare
 from harness.compare.diff import Difference
 from harness.explain.case import Case, Side
-from harness.trace import Step, TensorEntry, Trace, open_trace
+from harness.trace import Step, TensorEntry, Trace
 from harness.trace.dtypes import common, epsilon, is_float
 from harness.trace.graph import variants
 
@@ -144,10 +144,9 @@ class Pair:
         self, found: DiffResult, labels: tuple[str, str], follower: Side | None = None
     ) -> None:
         """Open both; `follower` names the side that was fed by the other, if one was."""
-        self.traces: dict[Side, Trace] = {
-            "a": open_trace(found.a, found.roles[0]),
-            "b": open_trace(found.b, found.roles[1]),
-        }
+        first, second = found.opened()
+        self.traces: dict[Side, Trace] = {"a": first, "b": second}
+        self.aligned = found.alignment is not None
         self.labels, self.follower = labels, follower
         self._steps: dict[tuple[Side, int], tuple[Step | None, dict[str, TensorEntry]]] = {}
 

@@ -36,7 +36,6 @@ from harness.explain.precisions import FAR, Walk, unheard
 from harness.explain.trial import SIDES, Trial
 from harness.models.graph import name_of
 from harness.models.ops import OPS
-from harness.trace import open_trace
 from harness.trace.dtypes import epsilon
 
 ELSEWHERE = 8  # other places at which a cause is tried before it is called certain
@@ -224,8 +223,7 @@ def _place(found: DiffResult, step: int, tensor: str) -> Difference | None:
     first = found.first_divergence
     if first and (first.step, first.tensor) == (step, tensor):
         return first
-    traces = open_trace(found.a, found.roles[0]), open_trace(found.b, found.roles[1])
-    again = diff(*traces, include=(glob_escape(tensor),), steps=(step, step))
+    again = diff(*found.opened(), include=(glob_escape(tensor),), steps=(step, step))
     return again.first_divergence or again.onset
 
 
