@@ -65,7 +65,9 @@ class AlignedTrace(Trace):
         super().__init__(path, roles)
         self.alignment, self.side = alignment, side
         alignment.check()
-        traced = {entry.name for step in _some(self.steps) for entry in self.own_entry(step).tensors}
+        traced = {
+            entry.name for step in _some(self.steps) for entry in self.own_entry(step).tensors
+        }
         if self.steps:
             alignment.check_names(side, traced, str(path))
         self._made: dict[int, tuple[StepEntry, dict[str, Recipe]]] = {}
@@ -201,13 +203,13 @@ class AlignedStep(Step):
         if recipe is None:
             return super().view(entry)
         parts = [super(AlignedStep, self).view(source) for source in recipe.sources]
-        return np.ascontiguousarray(recipe.chain.arrays(parts, recipe.same)[recipe.place])
+        return np.asarray(recipe.chain.arrays(parts, recipe.same)[recipe.place], order="C")
 
 
 def carried(step: Step, recipe: Recipe) -> NDArray[Any]:
     """A tensor that lies otherwise, from the step in which its parts are."""
     parts = [step.view(entry) for entry in recipe.sources]
-    return np.ascontiguousarray(recipe.chain.arrays(parts, recipe.same)[recipe.place])
+    return np.asarray(recipe.chain.arrays(parts, recipe.same)[recipe.place], order="C")
 
 
 def free_names(names: Iterable[str], rules: Sequence[Rule]) -> dict[str, str]:
