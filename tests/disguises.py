@@ -254,10 +254,13 @@ def disguised(seed, folder):
         a = tuple(names[0].of(piece, n) for n in piece.a)
         b = tuple(names[1].of(piece, n) for n in piece.b)
         truths.append(Truth(piece.section, a, b, piece.turn, piece.shapes))
+        spoil = draw.uniform() < o.perturbed
         for step in (1, 2):
-            facets = drawn(piece, o, draw, step)
+            facets, starts = drawn(piece, o, draw, step)
             right = {k: laid_out(piece, k, xs) for k, xs in facets.items()}
-            if draw.uniform() < o.perturbed:
+            if piece.summed and "params/" in facets:  # one bias moves once
+                right["params/"] = piece.turn([facets["params/"][0], starts[1]])
+            if spoil and facets:
                 changed = [
                     spoilt(draw, {k: xs[i] for k, xs in facets.items()}) for i in range(len(a))
                 ]
@@ -282,11 +285,11 @@ def drawn(piece, o, draw, step):
         return [draw_like(draw, s, how) for s, how in zip(piece.shapes, starts, strict=True)]
 
     if piece.section == "others":
-        return {"": each()}
+        return {"": each()}, []
     if piece.section == "points":
-        return {"forward/": each()} | ({"backward/": each()} if o.backward else {})
+        return {"forward/": each()} | ({"backward/": each()} if o.backward else {}), []
     if piece.section == "buffers":
-        return {"buffers/": each()}
+        return {"buffers/": each()}, []
     start = each()
     grads = each("normal")
     if piece.summed:
@@ -300,7 +303,7 @@ def drawn(piece, o, draw, step):
         found["optimizer/"] = [0.1 * g for g in grads]
     if o.after:
         found["params/"] = [w - RATE * g for w, g in zip(start, grads, strict=True)]
-    return found
+    return found, start
 
 
 def laid_out(piece, prefix, arrays):

@@ -15,7 +15,7 @@ from harness.trace.chain import Chain, MisfitError
 
 PROOF = 40.0  # bits: what is found by numbers that say less is not certain
 SAMPLED = 4096
-UNANIMOUS = 0.8  # of the siblings
+UNANIMOUS = 0.75  # of the siblings
 
 
 class Found(NamedTuple):
@@ -75,11 +75,15 @@ class Rules:
             for key in _keys(found.a[0], found.b[0]):
                 self._chains[key][found.chain] += 1
 
-    def chains(self, x: Unit, y: Unit) -> list[tuple[Chain, int]]:
-        """How siblings of a pair lie that fit its shapes, and how many do; the nearest first."""
+    def chains(self, x: Unit, y: Unit, own: Chain | None = None) -> list[tuple[Chain, int]]:
+        """How siblings of a pair lie that fit its shapes, and how many do; the nearest first.
+
+        `own` is the pair's own chain, where it was learned from too.
+        """
         made: dict[Chain, int] = {}
         for key in _keys(x, y):
-            fitting = {c: n for c, n in self._chains[key].items() if fits(c, [x], [y])}
+            seen = self._chains[key] - Counter([own] if own is not None else [])
+            fitting = {c: n for c, n in seen.items() if fits(c, [x], [y])}
             total = sum(fitting.values())
             for chain, count in sorted(fitting.items(), key=lambda pair: -pair[1]):
                 if count >= UNANIMOUS * total:

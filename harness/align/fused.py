@@ -188,12 +188,14 @@ def sums(a: Sequence[Unit], b: Sequence[Unit], rules: Rules) -> Iterator[Found]:
 
 
 def _same_gradient(units: Sequence[Unit]) -> list[tuple[list[Unit], Facet]]:
-    """Groups of two or more parameters whose gradients are the same bits, or nearly."""
+    """Groups of two or more parameters with one gradient, or, from one start, one next value."""
     made: dict[tuple[Facet, tuple[int, ...], str], list[Unit]] = defaultdict(list)
     for unit in units:
+        if len(unit.shape) != 1:
+            continue
         for facet in unit.facets():
             entry = unit.entry(facet)
-            if facet[1] == "grads/" and entry is not None and informs(entry):
+            if entry is not None and informs(entry) and not facet[1].startswith("inputs/"):
                 norm = entry.hash if entry.l2 is None else f"{entry.l2:.4e} {entry.min:.4e}"
                 made[facet, entry.shape, norm].append(unit)
                 break

@@ -10,11 +10,11 @@ import numpy as np
 
 from harness.align.found import PROOF, Found, Rules, bits, fits
 from harness.align.layouts import agreement, axis_chains, layouts
-from harness.align.units import Array, Facet, Unit, tolerance
+from harness.align.units import Array, Facet, Unit, informs, tolerance
 from harness.align.values import Fit
 from harness.models.habits import alike, kind, likeness, parent
 from harness.trace.alignment import Sure
-from harness.trace.chain import Chain, MisfitError, Move
+from harness.trace.chain import Chain, MisfitError
 
 DEEP = 1 << 16  # elements up to which a pair that is not equal is searched for any layout
 MOST_DEEP = 400  # such pairs
@@ -92,7 +92,9 @@ def placed(
         if rivals and place.score < TIED:  # nothing tells them apart
             continue
         done |= {place.x, place.y}
-        yield Found((place.x,), (place.y,), place.chain, place.sure, place.by, "", False)
+        near_by = [o for o in scored if (o.x is place.x) != (o.y is place.y) and o.score >= EQUAL]
+        sure: Sure = "likely" if near_by else place.sure
+        yield Found((place.x,), (place.y,), place.chain, sure, place.by, "", False)
 
 
 def _scored(
@@ -149,7 +151,9 @@ def _seen_at(x: Unit, y: Unit, facet: Facet, chains: Sequence[Chain], deep: bool
     fitting = layouts(left, right, tol, chains, deep)
     if fitting and told * fitting[0][0] >= PROOF:
         share, chain = fitting[0]
-        sure: Sure = "certain" if share >= MOSTLY and len(fitting) == 1 else "likely"
+        # The gradient of a vector, or what it became, is that of each of several that add up.
+        tells = len(y.shape) > 1 or facet[1] not in ("grads/", "params/", "update/clipped/")
+        sure: Sure = "certain" if share >= MOSTLY and len(fitting) == 1 and tells else "likely"
         return Place(EQUAL + share, x, y, chain, ("values",), sure)
     found = [(cosine(chain, left, right), chain) for chain in dict.fromkeys(chains)]
     cos, chain = max(found, key=lambda pair: pair[0], default=(0.0, Chain()))
@@ -237,31 +241,72 @@ def _like(pattern: Sequence[Unit], units: Sequence[Unit]) -> Iterator[tuple[Unit
             yield tuple(back)
 
 
-def as_siblings_lie(found: Found, rules: Rules, facets: Sequence[Facet]) -> Found:
-    """A match whose numbers lie otherwise than all its siblings: then as they do, with a note.
+def confirmed(found: Found) -> bool | None:
+    """Whether what the step made of it agrees under its chain; None where nothing was traced.
+
+    What was given to a program may be wrong to begin with; what it computed tells how it read it.
+    """
+    units = (*found.a, *found.b)
+    seen = None
+    for facet in found.a[0].facets():
+        if facet[1].startswith("inputs/") or not all(unit.holds(facet) for unit in units):
+            continue
+        if not all(informs(unit.entry(facet)) for unit in units):
+            continue
+        tol = tolerance(units[0].entries[facet][1], units[-1].entries[facet][1], facet[1])
+        chain = found.chain
+        given, wanted = ([u.read(facet) for u in side] for side in (found.a, found.b))
+        if chain.summed or chain.unsummed:
+            return None
+        if agreement(chain, given, wanted, tol) >= MOSTLY:
+            return True
+        seen = False
+    return seen
+
+
+def _could_lie_otherwise(found: Found) -> bool:
+    """Whether the shapes allow another order of axes: a square matrix."""
+    return any(len(set(u.shape)) < len(u.shape) for u in (*found.a, *found.b))
+
+
+def as_siblings_lie(found: Found, rules: Rules) -> Found:
+    """A match by what was given alone: its layout is proven where shapes or siblings say the same.
 
     A square matrix that one program holds transposed fits once it is turned; but turned it is not
-    what the step computed with, as the gradients of the same step tell.
+    what the step computed with. It then lies as all its siblings do, with a note.
     """
-    if len(found.a) != 1 or len(found.b) != 1 or "values" not in found.by:
+    if "values" not in found.by or not _could_lie_otherwise(found) or confirmed(found):
         return found
-    x, y = found.a[0], found.b[0]
-    usual = rules.chains(x, y)
-    if not usual or usual[0][0] == found.chain or usual[0][1] < 2:
+    if found.a[0].section not in ("params", "buffers"):
         return found
-    for facet in facets:
-        if facet[1].startswith("inputs/") or not (x.holds(facet) and y.holds(facet)):
-            continue
-        tol = tolerance(x.entries[facet][1], y.entries[facet][1], facet[1])
-        if agreement(found.chain, [x.read(facet)], [y.read(facet)], tol) >= MOSTLY:
-            return found
-    told = "in another layout"
-    if len(x.shape) == 2 and found.chain.moves in ((), (Move("axes", (1, 0)),)):
-        told = "when transposed"
+    if len(found.a) > 1 or len(found.b) > 1:
+        return found._replace(sure="likely", layout_known=False)
+    usual = rules.chains(found.a[0], found.b[0], found.chain if found.layout_known else None)
+    if not usual:
+        return found._replace(sure="likely", layout_known=False)
+    chain, count = usual[0]
+    if chain == found.chain:
+        return found._replace(by=tuple(dict.fromkeys(("siblings", *found.by))))
+    if count < 2:
+        return found._replace(sure="likely", layout_known=False)
+    two = len(found.a[0].shape) == 2 and len(found.b[0].shape) == 2
+    told = "when transposed" if two else "in another layout"
+    note = f"weights differ before training; equal {told}"
     return found._replace(
-        chain=usual[0][0],
-        sure="likely",
-        by=("siblings", "values"),
-        note=f"weights differ before training; equal {told}",
-        layout_known=False,
+        chain=chain, sure="likely", by=("siblings", "values"), note=note, layout_known=False
     )
+
+
+def doubtful(found: Found, left: tuple[Sequence[Unit], Sequence[Unit]]) -> bool:
+    """Whether a vector may be a part of a sum: another of its size has no partner, on one side.
+
+    Its gradient is then that of the sum as well, so gradients prove nothing.
+    """
+    x, y = found.a[0], found.b[0]
+    if len(found.a) != 1 or len(found.b) != 1 or len(x.shape) != 1 or x.section != "params":
+        return False
+    given = [f for f in x.facets() if f[1].startswith("inputs/") and y.entry(f) is not None]
+    if any(informs(x.entry(f)) and informs(y.entry(f)) for f in given):
+        return False
+    counts = [sum(u.shape == x.shape for u in units) for units in left]
+    return counts[0] != counts[1]

@@ -10,7 +10,7 @@ from typing import Any
 from harness.align.found import Found, Rules
 from harness.align.fused import fused, sums, sums_of_values
 from harness.align.layouts import without_batch
-from harness.align.places import Order, as_siblings_lie, grouped, placed
+from harness.align.places import Order, as_siblings_lie, doubtful, grouped, placed
 from harness.align.units import Unit, slots_of, units
 from harness.align.values import Fit, by_values
 from harness.errors import HarnessError
@@ -101,8 +101,11 @@ class _Search:
 
     def place(self, section: str) -> None:
         """Match the rest as its siblings and neighbours are."""
+        self.found[section] = [as_siblings_lie(found, self.rules) for found in self.found[section]]
+        left = self.left(section)
         self.found[section] = [
-            as_siblings_lie(f, self.rules, f.a[0].facets()) for f in self.found[section]
+            found._replace(sure="likely") if doubtful(found, left) else found
+            for found in self.found[section]
         ]
         order = Order(self.a[section], self.b[section], self.found[section])
         self.take(section, list(grouped(*self.left(section), self.found[section], order)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -40,10 +40,15 @@ def by_values(a: Sequence[Unit], b: Sequence[Unit], rules: Rules) -> tuple[list[
     fits = [fit for x, y, facets in candidates(a, b) if (fit := fit_of(x, y, facets, rules))]
     best_a, best_b = _best(fits, "x"), _best(fits, "y")
     proven, tied = [], []
+    rivals = Counter((fit.x, len(fit.facets)) for fit in fits)
+    rivals.update((fit.y, len(fit.facets)) for fit in fits)
     for fit in fits:
         alone = best_a[fit.x] == [fit] and best_b[fit.y] == [fit]
         if alone and fit.bits >= PROOF:
-            proven.append(found_of(fit, rules))
+            found = found_of(fit, rules)
+            if max(rivals[fit.x, len(fit.facets)], rivals[fit.y, len(fit.facets)]) > 1:
+                found = found._replace(sure="likely")  # names alone told it from another
+            proven.append(found)
         elif fit in best_a[fit.x] or fit in best_b[fit.y]:
             tied.append(fit)
     done = {unit for found in proven for unit in (*found.a, *found.b)}
