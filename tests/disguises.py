@@ -65,7 +65,7 @@ class Options:
         self.shuffled = pick(True, False, False)
         self.swapped = pick(True, False)
         self.dtype = pick("float32", "float64")
-        self.perturbed = float(draw.uniform(0, 0.1))
+        self.perturbed = 0.1 if pick(True, False) else float(draw.uniform(0, 0.1))
         self.slots = pick(("exp_avg", "m"), ("momentum_buffer", "velocity"), None)
 
 
