@@ -1,4 +1,4 @@
-"""Whether a map is right, against the truth of a disguise: names, and the layout on other numbers."""
+"""Whether a map is right, against the truth of a disguise: names, and layouts on other numbers."""
 
 from typing import NamedTuple
 
