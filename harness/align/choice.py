@@ -44,7 +44,7 @@ def chosen(
         "so the traces were aligned: harness align A B shows how, -o writes the map, and "
         "--map none compares by name"
     )
-    return replace(made, notes=(note,))
+    return replace(made, notes=(note, *made.notes))
 
 
 def _names(a: Trace, b: Trace) -> tuple[set[str], set[str]]:

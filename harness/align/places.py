@@ -15,13 +15,14 @@ from harness.align.values import Fit
 from harness.models.habits import alike, kind, likeness, parent
 from harness.trace.alignment import Sure
 from harness.trace.chain import Chain, MisfitError
+from harness.trace.roles import SINGLE
 
 DEEP = 1 << 16  # elements up to which a pair that is not equal is searched for any layout
 MOST_DEEP = 400  # such pairs
 MOSTLY = 0.8  # of the elements equal: the pair is proven, and differs elsewhere
 LIKE = 0.9  # the cosine from which two tensors are taken for one that was changed
-LEAST = 1.5  # a score under which two units have too little in common
-TIED, EQUAL, SIMILAR = 9.0, 8.0, 6.0
+LEAST, LEAST_OF_LAYERS = 1.5, 3.0  # a score under which two units have too little in common
+TIED, EQUAL, SIMILAR, NAMED = 9.0, 8.0, 6.0, 20.0
 
 
 class Place(NamedTuple):
@@ -76,11 +77,17 @@ def placed(
     rules: Rules,
 ) -> Iterator[Found]:
     """Pairs of what is left, the surest first; no unit twice."""
-    scored = list(_scored(a, b, tied, order, rules))
+    scored = [
+        place._replace(score=place.score + NAMED)
+        if place.x.name == place.y.name and place.x.whole_name in SINGLE
+        else place
+        for place in _scored(a, b, tied, order, rules)
+    ]
     scored.sort(key=lambda place: -place.score)
     done: set[Unit] = set()
     for place in scored:
-        if place.score < LEAST or {place.x, place.y} & done:
+        least = LEAST_OF_LAYERS if place.x.section == "points" else LEAST
+        if place.score < least or {place.x, place.y} & done:
             continue
         rivals = [
             other
@@ -94,6 +101,8 @@ def placed(
         done |= {place.x, place.y}
         near_by = [o for o in scored if (o.x is place.x) != (o.y is place.y) and o.score >= EQUAL]
         sure: Sure = "likely" if near_by else place.sure
+        if place.x.name == place.y.name and place.x.whole_name in SINGLE:
+            sure = "certain"  # names that mean one thing in every trace
         yield Found((place.x,), (place.y,), place.chain, sure, place.by, "", False)
 
 
@@ -134,6 +143,8 @@ def _resembling(x: Unit, y: Unit, rules: Rules, deep: bool) -> Place | None:
         best = best._replace(score=1.0, by=("siblings",))
     for facet in x.facets():
         if not (x.holds(facet) and y.holds(facet)):
+            continue
+        if facet[1] == "backward/":  # what is added to a stream has the stream's gradient too
             continue
         seen = _seen_at(x, y, facet, chains, deep)
         if seen is not None and (best is None or seen.score > best.score):

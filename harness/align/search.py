@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,16 @@ from harness.align.found import Found, Rules
 from harness.align.fused import fused, sums, sums_of_values
 from harness.align.layouts import without_batch
 from harness.align.places import Order, as_siblings_lie, doubtful, grouped, placed
-from harness.align.units import Unit, slots_of, units
+from harness.align.slots import paired_slots
+from harness.align.units import Unit, units
 from harness.align.values import Fit, by_values
 from harness.errors import HarnessError
 from harness.kernels.floats import standard_floats
-from harness.models.habits import slots_alike
-from harness.trace import Alignment, Match, TensorEntry, Trace, open_trace
+from harness.trace import Alignment, Match, Trace, open_trace
 from harness.trace.alignment import SECTIONS
 from harness.trace.chain import Chain
 
 STEPS = 2  # the first ones, by which tensors are told apart
-CLOSE = 1e-3  # relative: norms of two slots that may be one
 
 Units = dict[str, list[Unit]]
 
@@ -56,8 +54,8 @@ def align(
         part(section)
         if progress:
             progress(done, len(parts))
-    slots = _slots(search.found["params"], trace_a, trace_b, steps)
-    return search.result(slots)
+    slots = paired_slots(search.found["params"], trace_a, trace_b, steps)
+    return search.result(*slots)
 
 
 class _Search:
@@ -112,7 +110,7 @@ class _Search:
         a, b = self.left(section)
         self.take(section, list(placed(a, b, self.tied[section], order, self.rules)))
 
-    def result(self, slots: tuple[Match, ...]) -> Alignment:
+    def result(self, slots: tuple[Match, ...], notes: tuple[str, ...]) -> Alignment:
         """All that was found, as a map."""
         sections: dict[str, Any] = {}
         alone: tuple[list[str], list[str]] = [], []
@@ -121,7 +119,13 @@ class _Search:
             sections[section] = tuple(_match(f, section) for f in found)
             for names, left in zip(alone, self.left(section), strict=True):
                 names += [unit.whole_name for unit in left]
-        return Alignment(**sections, slots=slots, only_a=tuple(alone[0]), only_b=tuple(alone[1]))
+        return Alignment(
+            **sections,
+            slots=slots,
+            only_a=tuple(alone[0]),
+            only_b=tuple(alone[1]),
+            notes=notes,
+        )
 
 
 def _turned(found: Found) -> Chain:
@@ -138,40 +142,3 @@ def _match(found: Found, section: str) -> Match:
         found.by,
         found.note,
     )
-
-
-def _slots(found: Sequence[Found], a: Trace, b: Trace, steps: Sequence[int]) -> tuple[Match, ...]:
-    """Which slot of a's optimizer is which of b's: by their norms, else by their names."""
-    votes: Counter[tuple[str, str]] = Counter()
-    names: tuple[dict[str, None], dict[str, None]] = {}, {}
-    for number in steps:
-        first, second = a.step(number), b.step(number)
-        for match in found:
-            xs = slots_of(first, match.a[0].name)
-            ys = slots_of(second, match.b[0].name)
-            names[0].update(dict.fromkeys(xs))
-            names[1].update(dict.fromkeys(ys))
-            single = len(match.a) == len(match.b) == 1
-            for x, entry in xs.items():
-                for y, other in ys.items():
-                    votes[x, y] += single and _equal_norms(entry, other)
-    pairs: list[Match] = []
-    ranked = sorted(
-        ((x, y) for x in names[0] for y in names[1]),
-        key=lambda pair: (-votes[pair], not slots_alike(*pair), pair[0] != pair[1]),
-    )
-    used: set[tuple[str, str]] = set()
-    for x, y in ranked:
-        by = ("values",) if votes[x, y] else ("name",) if slots_alike(x, y) else ()
-        if not by or ("a", x) in used or ("b", y) in used:
-            continue
-        used |= {("a", x), ("b", y)}
-        pairs.append(Match((x,), (y,), (), "certain" if votes[x, y] else "likely", by))
-    return tuple(pairs)
-
-
-def _equal_norms(x: TensorEntry, y: TensorEntry) -> bool:
-    """Whether two slots have one norm, which is not that of zeros."""
-    if x.l2 is None or y.l2 is None or not x.l2 or x.size != y.size:
-        return False
-    return abs(x.l2 - y.l2) <= CLOSE * max(x.l2, y.l2)

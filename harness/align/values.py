@@ -138,6 +138,8 @@ def fit_of(x: Unit, y: Unit, facets: Sequence[Facet], rules: Rules) -> Fit | Non
     against = False
     for facet in x.facets():
         if facet not in facets:
+            if facet[1] == "forward/" and _speaks_against(x, y, facet):
+                return None  # what is added to a stream has the stream's gradient, and is another
             against |= facet[1].startswith("inputs/") and _speaks_against(x, y, facet)
             continue
         if not (x.holds(facet) and y.holds(facet)):

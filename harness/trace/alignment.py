@@ -117,18 +117,22 @@ class Alignment(msgspec.Struct, frozen=True, dict=True, forbid_unknown_fields=Tr
 
     def check_names(self, side: Side, traced: Collection[str], where: str) -> None:
         """Raise HarnessError for a name that trace `where` has not, with the nearest it has."""
-        for section, match in self.matches():
-            known = {
+        known_of = {
+            section: {
                 name.removeprefix(prefix): None
                 for name in traced
-                for prefix, _ in FAMILIES[section]
+                for prefix, _ in families
                 if name.startswith(prefix)
             }
+            for section, families in FAMILIES.items()
+        }
+        for section, match in self.matches():
+            known = known_of[section]
             for name in match.a if side == "a" else match.b:
-                slots = section == "params" and any(
-                    other.startswith(f"{SLOTS}{name}/") for other in traced
-                )
-                if name in known or slots:
+                first = f"{SLOTS}{name}/"
+                if name in known or (
+                    section == "params" and any(other.startswith(first) for other in traced)
+                ):
                     continue
                 near = difflib.get_close_matches(name, known, 3, 0.4) or list(known)[:3]
                 raise HarnessError(
@@ -160,7 +164,9 @@ class Alignment(msgspec.Struct, frozen=True, dict=True, forbid_unknown_fields=Tr
             rule = _rule(match, "params", SLOTS, True, side)
             sources = tuple(f"{source}/{slot}" for source in rule.sources)
             if all(source in given for source in sources):
-                other = self.slot_names.get(slot, slot) if side == "a" else slot
+                other = slot if side == "b" else self.slot_names.get(slot)
+                if other is None:
+                    continue
                 targets = tuple(f"{target}/{other}" for target in rule.targets)
                 yield rule._replace(sources=sources, targets=targets)
 
