@@ -286,7 +286,8 @@ def as_siblings_lie(found: Found, rules: Rules) -> Found:
     A square matrix that one program holds transposed fits once it is turned; but turned it is not
     what the step computed with. It then lies as all its siblings do, with a note.
     """
-    if "values" not in found.by or not _could_lie_otherwise(found) or confirmed(found):
+    told_by_step = confirmed(found)
+    if "values" not in found.by or not _could_lie_otherwise(found) or told_by_step:
         return found
     if found.a[0].section not in ("params", "buffers"):
         return found
@@ -298,7 +299,7 @@ def as_siblings_lie(found: Found, rules: Rules) -> Found:
     chain, count = usual[0]
     if chain == found.chain:
         return found._replace(by=tuple(dict.fromkeys(("siblings", *found.by))))
-    if count < 2:
+    if count < 2 and told_by_step is None:
         return found._replace(sure="likely", layout_known=False)
     two = len(found.a[0].shape) == 2 and len(found.b[0].shape) == 2
     told = "when transposed" if two else "in another layout"
