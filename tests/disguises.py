@@ -220,9 +220,8 @@ def draw_like(draw, shape, start):
     return np.zeros(shape) if start == "zeros" else np.ones(shape)
 
 
-def spoilt(draw, facets):
+def spoilt(draw, how, facets):
     """The numbers of one tensor of side a, changed: all facets in a way."""
-    how = draw.integers(5)
     first = next(iter(facets.values()))
     square = first.ndim == 2 and first.shape[0] == first.shape[1]
     if how == 0:
@@ -250,20 +249,24 @@ def disguised(seed, folder):
     names = [Names(style, np.random.default_rng((seed, k))) for k, style in enumerate(o.names)]
     sides: tuple[dict, dict] = ({1: {}, 2: {}}, {1: {}, 2: {}})
     truths, entries = [], ([], [])
+    misread: set[str] = set()  # layers with a weight that a program holds transposed
     for piece in given:
         a = tuple(names[0].of(piece, n) for n in piece.a)
         b = tuple(names[1].of(piece, n) for n in piece.b)
         truths.append(Truth(piece.section, a, b, piece.turn, piece.shapes))
         spoil = draw.uniform() < o.perturbed
+        turned = piece.section == "points" and piece.layer in misread
         for step in (1, 2):
             facets, starts = drawn(piece, o, draw, step)
             right = {k: laid_out(piece, k, xs) for k, xs in facets.items()}
             if piece.summed and "params/" in facets:  # one bias moves once
                 right["params/"] = piece.turn([facets["params/"][0], starts[1]])
-            if spoil and facets:
-                changed = [
-                    spoilt(draw, {k: xs[i] for k, xs in facets.items()}) for i in range(len(a))
-                ]
+            if (spoil or turned) and facets:
+                changed = []
+                for i in range(len(a)):
+                    how = 1 if turned else draw.integers(5)
+                    changed.append(spoilt(draw, how, {k: xs[i] for k, xs in facets.items()}))
+                    misread |= {piece.layer} if how == 3 else set()
                 facets = {k: [c[k] for c in changed] for k in facets}
             for prefix in facets:
                 for side, own, arrays in ((0, a, facets[prefix]), (1, b, right[prefix])):

@@ -165,12 +165,13 @@ def _seen_at(x: Unit, y: Unit, facet: Facet, chains: Sequence[Chain], deep: bool
         # The gradient of a vector, or what it became, is that of each of several that add up.
         tells = len(y.shape) > 1 or facet[1] not in ("grads/", "params/", "update/clipped/")
         sure: Sure = "certain" if share >= MOSTLY and len(fitting) == 1 and tells else "likely"
-        return Place(EQUAL + share, x, y, chain, ("values",), sure)
+        by = ("values",) if share >= MOSTLY else ("likeness",)
+        return Place(EQUAL + share, x, y, chain, by, sure)
     found = [(cosine(chain, left, right), chain) for chain in dict.fromkeys(chains)]
     cos, chain = max(found, key=lambda pair: pair[0], default=(0.0, Chain()))
     if cos < LIKE or right.size < 4 or told < PROOF / 2:
         return None
-    return Place(SIMILAR * cos, x, y, chain, ("values",))
+    return Place(SIMILAR * cos, x, y, chain, ("likeness",))
 
 
 def cosine(chain: Chain, x: Array, y: Array) -> float:
@@ -280,16 +281,39 @@ def _could_lie_otherwise(found: Found) -> bool:
     return any(len(set(u.shape)) < len(u.shape) for u in (*found.a, *found.b))
 
 
-def as_siblings_lie(found: Found, rules: Rules) -> Found:
+def layer_agrees(found: Found, layers: Sequence[Found]) -> bool | None:
+    """Whether what a parameter's layer made agrees; False where it is the first that does not.
+
+    None where its layer is not known, or where what that was given differs already.
+    """
+    by_name = {(f.a[0].name, f.b[0].name): f for f in layers if len(f.a) == len(f.b) == 1}
+    parted = [f for f in by_name.values() if "values" not in f.by and f.a[0].name != "loss"]
+    first = min(parted, key=lambda f: f.a[0].place, default=None)
+    for path in _ancestors(found.a[0].name):
+        for other in _ancestors(found.b[0].name):
+            layer = by_name.get((path, other))
+            if layer is not None:
+                return True if layer not in parted else False if layer is first else None
+    return None
+
+
+def _ancestors(name: str) -> Iterator[str]:
+    while name := parent(name):
+        yield name
+
+
+def as_siblings_lie(found: Found, rules: Rules, layers: Sequence[Found]) -> Found:
     """A match by what was given alone: its layout is proven where shapes or siblings say the same.
 
     A square matrix that one program holds transposed fits once it is turned; but turned it is not
     what the step computed with. It then lies as all its siblings do, with a note.
     """
-    told_by_step = confirmed(found)
-    if "values" not in found.by or not _could_lie_otherwise(found) or told_by_step:
-        return found
     if found.a[0].section not in ("params", "buffers"):
+        return found
+    if "values" not in found.by or not _could_lie_otherwise(found) or confirmed(found):
+        return found
+    agrees = layer_agrees(found, layers)
+    if agrees:
         return found
     if len(found.a) > 1 or len(found.b) > 1:
         return found._replace(sure="likely", layout_known=False)
@@ -299,9 +323,9 @@ def as_siblings_lie(found: Found, rules: Rules) -> Found:
     chain, count = usual[0]
     if chain == found.chain:
         return found._replace(by=tuple(dict.fromkeys(("siblings", *found.by))))
-    if count < 2 and told_by_step is None:
+    if count < 2 and agrees is None:
         return found._replace(sure="likely", layout_known=False)
-    two = len(found.a[0].shape) == 2 and len(found.b[0].shape) == 2
+    two = len(found.a[0].shape) == 2
     told = "when transposed" if two else "in another layout"
     note = f"weights differ before training; equal {told}"
     return found._replace(

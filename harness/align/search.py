@@ -19,6 +19,7 @@ from harness.trace import Alignment, Match, Trace, open_trace
 from harness.trace.alignment import SECTIONS
 from harness.trace.chain import Chain
 
+PLACED = ("points", "params", "buffers", "others")  # which layer parts first says of its weights
 STEPS = 2  # the first ones, by which tensors are told apart
 
 Units = dict[str, list[Unit]]
@@ -49,7 +50,7 @@ def align(
             "is which: trace the same steps"
         )
     search = _Search(units(trace_a, steps), units(trace_b, steps))
-    parts = [*((search.prove, s) for s in SECTIONS), *((search.place, s) for s in SECTIONS)]
+    parts = [*((search.prove, s) for s in SECTIONS), *((search.place, s) for s in PLACED)]
     for done, (part, section) in enumerate(parts, start=1):
         part(section)
         if progress:
@@ -99,7 +100,10 @@ class _Search:
 
     def place(self, section: str) -> None:
         """Match the rest as its siblings and neighbours are."""
-        self.found[section] = [as_siblings_lie(found, self.rules) for found in self.found[section]]
+        self.found[section] = [
+            as_siblings_lie(found, self.rules, self.found["points"])
+            for found in self.found[section]
+        ]
         left = self.left(section)
         self.found[section] = [
             found._replace(sure="likely") if doubtful(found, left) else found

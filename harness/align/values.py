@@ -132,14 +132,15 @@ def _statistics(unit: Unit, facet: Facet) -> tuple[float, float, float, float]:
 
 def fit_of(x: Unit, y: Unit, facets: Sequence[Facet], rules: Rules) -> Fit | None:
     """How a pair fits by its elements; None where no layout makes them equal."""
+    forwards = [f for f in x.facets() if f[1] == "forward/" and _speaks_against(x, y, f)]
+    if forwards and not any(f[1] == "forward/" for f in facets):
+        return None  # what is added to a stream has the stream's gradient, and is another tensor
     chains: list[Chain] | None = None
     held: list[Facet] = []
     told = 0.0
     against = False
     for facet in x.facets():
         if facet not in facets:
-            if facet[1] == "forward/" and _speaks_against(x, y, facet):
-                return None  # what is added to a stream has the stream's gradient, and is another
             against |= facet[1].startswith("inputs/") and _speaks_against(x, y, facet)
             continue
         if not (x.holds(facet) and y.holds(facet)):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from harness.models.evaluate import FILL
 from harness.models.graph import Graph, Node, Stage, Tensor, below, is_ref, name_of, node, ref
 from harness.trace.alignment import Rule
-from harness.trace.chain import MisfitError, turned_back
+from harness.trace.chain import MisfitError, turned_after, turned_back
 
 BATCH_AND_TIME = 2  # axes that a reference to another timestep leaves where they are
 
@@ -59,7 +59,7 @@ def _through(root: Node, rules: Mapping[str, tuple[Rule, int]], free: Mapping[st
         else:
             inputs = tuple(made[i] for i in x.inputs)
             new = x if inputs == x.inputs else node(x.op, *inputs, **dict(x.args))
-            made[x] = turned_back(new) or new
+            made[x] = turned_back(new) or turned_after(new) or new
     return made[root]
 
 

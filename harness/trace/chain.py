@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import HarnessError
-from harness.models.graph import Node, node
+from harness.models.graph import Node, is_ref, name_of, node
 from harness.models.ops import find
 
 Array = NDArray[Any]
@@ -39,7 +39,15 @@ ALLOWED = (
     "split AXIS SIZES, join AXIS SIZES, sum COUNT, unsum COUNT"
 )
 MOST = 1 << 24  # numbers of one step: an order of places has as many as there are places
-PARTED = ("split", "join", "sum", "unsum")
+# Ops that treat each element by itself: tensors of one shape, and numbers.
+_ONE_BY_ONE = """
+    relu leaky_relu elu silu gelu gelu_tanh sigmoid tanh exp log softplus square absolute identity
+    add multiply divide negate complement scale relu_slope leaky_relu_slope elu_slope silu_slope
+    gelu_slope gelu_tanh_slope sigmoid_slope tanh_slope average velocity velocity_keras descend
+    along_velocity along_velocity_keras along_gradient nesterov nesterov_keras adam adam_keras
+    over_root decay_gradient decay_weights clip_elements stop_gradient
+"""
+ONE_BY_ONE = frozenset(_ONE_BY_ONE.split())
 
 
 class MisfitError(HarnessError):
@@ -323,3 +331,21 @@ def turned_back(x: Node) -> Node | None:
         if len(inner.arg("axes")) == 2:
             return _turned(inner.inputs[0], tuple(inner.arg("axes")[1 - k] for k in (0, 1)))
     return None
+
+
+def turned_after(x: Node) -> Node | None:
+    """What is made of turned tensors element by element, as the turned result; None for others.
+
+    So that turning back what was turned leaves the stage as the other program would write it.
+    """
+    turned = [i for i in x.inputs if i.op == "permute"]
+    if x.op not in ONE_BY_ONE or len({i.arg("axes") for i in turned}) != 1:
+        return None
+    if any(i.op not in ("permute", "const", "step") and not _is_scalar(i) for i in x.inputs):
+        return None
+    inputs = (i.inputs[0] if i.op == "permute" else i for i in x.inputs)
+    return node("permute", node(x.op, *inputs, **dict(x.args)), axes=turned[0].arg("axes"))
+
+
+def _is_scalar(x: Node) -> bool:
+    return is_ref(x) and name_of(x) in ("update/learning_rate", "update/global_norm")
