@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from harness.align import align as align
     from harness.capture import Recorder as Recorder
     from harness.capture import record as record
     from harness.compare import Comparison as Comparison
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from harness.spec import Capture as Capture
     from harness.spec import ModelSpec as ModelSpec
     from harness.spec import TrainSpec as TrainSpec
+    from harness.trace import Alignment as Alignment
     from harness.trace import CheckResult as CheckResult
     from harness.trace import Trace as Trace
     from harness.trace import TraceWriter as TraceWriter
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
 
 # Public name: where it is defined, and its name there.
 _HOMES = {
+    "Alignment": ("harness.trace", "Alignment"),
+    "align": ("harness.align", "align"),
     "Cause": ("harness.explain", "Cause"),
     "Capture": ("harness.spec", "Capture"),
     "CheckResult": ("harness.trace", "CheckResult"),

@@ -23,6 +23,7 @@ ORDER = (
     ("data", "compare"),  # weights and texts (hashed and named as traces are); the diff
     ("side",),  # the process of a side: reads data, writes a trace
     ("capture",),  # the same for anybody's own script
+    ("align",),  # which tensor of one trace is which of another's
     ("explain", "faults"),  # verdict and causes; the catalogue of faults, which is a table
     ("runs",),  # starts sides, compares, has it explained, and knows the faults by name
     ("scoreboard", "bench"),  # make many runs and count

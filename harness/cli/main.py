@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import click
 
+from harness.cli.align import align_command
 from harness.cli.bench import bench_command
 from harness.cli.faults import faults_group
 from harness.cli.files import corpus_command, weights_group
@@ -81,6 +82,7 @@ COMMANDS = (
     run_command,
     diff_command,
     explain_command,
+    align_command,
     show_command,
     trace_group,
     weights_group,

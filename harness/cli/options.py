@@ -76,6 +76,13 @@ ROLE = click.option(
     help="What tensors with names of their own are: 'GRAD/*=grads', 'W/*=params', "
     "loss=forward/loss.",
 )
+MAP = click.option(
+    "--map",
+    "map_",
+    metavar="FILE",
+    help="Which tensors of A are which of B (harness align A B -o FILE); none: compare by name. "
+    "[default: searched for where names differ]",
+)
 STEPS = click.option("--steps", metavar="A:B", default=":", help="Steps A to B, both included.")
 
 

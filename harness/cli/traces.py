@@ -15,6 +15,7 @@ from harness.cli.options import (
     FACTOR,
     INCLUDE,
     JSON,
+    MAP,
     PLOT,
     ROLE,
     RTOL,
@@ -40,21 +41,32 @@ from harness.cli.options import (
 @EXCLUDE
 @STEPS
 @ROLE
+@MAP
 @JSON
 def diff_command(
-    a: str, b: str, steps: str, all_: bool, plot: str | None, as_json: bool, **options: Any
+    a: str,
+    b: str,
+    steps: str,
+    all_: bool,
+    plot: str | None,
+    map_: str | None,
+    as_json: bool,
+    **options: Any,
 ) -> int:
     """Compare trace A with trace B, the reference: where do they first part?
 
     The default tolerance scales with each tensor and its dtype (see the README); --factor changes
     its K, and --rtol and --atol compare exactly as numpy.allclose does.
     """
+    from harness.align import chosen
     from harness.compare import diff
     from harness.report import terminal
     from harness.report.progress import LiveObserver
 
     with LiveObserver() as observer:
         every = all_ or plot is not None
+        searched = observer.part("align")
+        options["alignment"] = chosen(a, b, map_, options["roles"], searched)
         progress = observer.part("diff")
         result = diff(a, b, steps=parse_steps(steps), all=every, progress=progress, **options)
     if as_json:
@@ -86,6 +98,7 @@ def diff_command(
 @EXCLUDE
 @STEPS
 @ROLE
+@MAP
 @JSON
 def explain_command(
     a: str,
@@ -93,6 +106,7 @@ def explain_command(
     steps: str,
     all_: bool,
     plot: str | None,
+    map_: str | None,
     strict: bool,
     as_json: bool,
     **options: Any,
@@ -101,6 +115,7 @@ def explain_command(
 
     Every further trace makes the answer surer; what would decide is said where one is missing.
     """
+    from harness.align import chosen
     from harness.explain import explain_traces
     from harness.report import terminal
     from harness.report.progress import LiveObserver
@@ -108,6 +123,8 @@ def explain_command(
 
     with LiveObserver() as observer:
         every = all_ or plot is not None
+        searched = observer.part("align")
+        options["alignment"] = chosen(a, b, map_, options["roles"], searched)
         options |= {"steps": parse_steps(steps), "all": every, "observer": observer}
         result, verdict = explain_traces(a, b, **options)
     if as_json:

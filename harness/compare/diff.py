@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from harness.compare.metrics import differs
 from harness.compare.nonfinite import nonfinite_notes
+from harness.compare.pairing import Pairing, pairing
 from harness.compare.pairs import Found, Side, compare_pair
 from harness.compare.result import (
     Difference,
@@ -33,7 +34,8 @@ from harness.kernels import PIECE, advice, distrust, in_use
 from harness.kernels.floats import standard_floats
 from harness.models.graph import Graph
 from harness.spec import Capture, build
-from harness.trace import Header, Step, TensorEntry, Trace, open_trace
+from harness.trace import Alignment, Header, Step, TensorEntry, Trace, open_trace
+from harness.trace.aligned import AlignedTrace
 from harness.trace.dtypes import BETWEEN, is_float
 from harness.trace.sketch import GREATEST_ERROR, LIKELY_ERROR, ROUNDING
 
@@ -56,6 +58,7 @@ def diff(
     steps: tuple[int, int | None] = (1, None),
     tolerance: Tolerance | None = None,
     roles: Sequence[str] = (),
+    alignment: Alignment | str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> DiffResult:
     """Compare trace `a` with the reference `b`, step by step in execution order.
@@ -66,7 +69,9 @@ def diff(
     default (harness.compare.tolerance), with `factor` as the K of all tensors but `inputs/*`, and
     `tolerance` any other. `include` and `exclude` are globs of tensor names, `steps` the first and
     last step to compare. `roles` say what tensors with names of their own are: "GRAD/*=grads"
-    (harness.trace.roles). `progress` is called with steps done and steps in all.
+    (harness.trace.roles). `alignment` is a map, or its file, from the names and layouts of `a` to
+    those of `b` (harness.align makes one): what has no partner in it is told of in a note.
+    `progress` is called with steps done and steps in all.
 
     Floats of two dtypes are compared in the wider with the eps of the narrower, and a note says so.
     The first tensor that is not close is compared once more without compiled code.
@@ -78,10 +83,10 @@ def diff(
         raise HarnessError("tolerance beside rtol, atol or factor: give the one or the others")
     first, last = steps
     wanted = build(Capture, include=include, exclude=exclude, first=first, last=last)
-    trace_a = a if isinstance(a, Trace) else open_trace(a, roles)
-    trace_b = b if isinstance(b, Trace) else open_trace(b, roles)
+    trace_a = a if isinstance(a, Trace) else open_trace(a, roles, alignment)
+    trace_b = b if isinstance(b, Trace) else open_trace(b, roles, alignment, "b")
     rule = tolerance or Tolerance.given(rtol, atol, factor)
-    walk = _Walk(rule, wanted, all, trace_b.graph)
+    walk = _Walk(rule, wanted, all, trace_b.graph, pairing(trace_a, trace_b))
     in_range = [[s for s in trace.steps if wanted.wants_step(s)] for trace in (trace_a, trace_b)]
     common = sorted(set(in_range[0]).intersection(in_range[1]))
     walk.missing_steps(*in_range)
@@ -128,9 +133,15 @@ class _Walk:
     """The state of one diff while it goes through the steps."""
 
     def __init__(
-        self, tolerance: Tolerance, wanted: Capture, all: bool, graph: Graph | None
+        self,
+        tolerance: Tolerance,
+        wanted: Capture,
+        all: bool,
+        graph: Graph | None,
+        pairing: Pairing | None,
     ) -> None:
         self.tolerance, self.wanted, self.all, self.graph = tolerance, wanted, all, graph
+        self.pairing = pairing
         self.steps = self.tensors = 0
         self.divergences: list[Difference] = []
         self.onset: Difference | None = None
@@ -157,7 +168,7 @@ class _Walk:
 
     def plan(self, a: Step, b: Step, pool: Executor) -> _Plan:
         """The comparison of one step; that of large tensors is begun."""
-        entries_a, entries_b = self._entries(a), self._entries(b)
+        entries_a, entries_b = self._entries(a, b)
         tasks: dict[str, tuple[Callable[[], Found], Callable[[], Found]]] = {}
         for name, entry in entries_b.items():
             other = entries_a.get(name)
@@ -263,9 +274,11 @@ class _Walk:
         axes = self.graph.axes(b.name) if self.graph else ()
         return difference(step, a, b, found, at, axes)
 
-    def _entries(self, step: Step) -> dict[str, TensorEntry]:
-        """The entries of a step that the globs want, by name, in execution order."""
-        return {entry.name: entry for entry in step.entries if self.wanted.wants(entry.name)}
+    def _entries(self, a: Step, b: Step) -> tuple[dict[str, TensorEntry], dict[str, TensorEntry]]:
+        """The entries of a step that are compared, by name, in execution order."""
+        wanted = self.wanted.wants
+        first, second = ({e.name: e for e in step.entries if wanted(e.name)} for step in (a, b))
+        return self.pairing.partners(b.number, first, second) if self.pairing else (first, second)
 
     def _differ(self, kind: Kind, step: int, tensor: str | None, a: str, b: str) -> None:
         self.structure.setdefault((kind, tensor, a, b), []).append(step)
@@ -280,12 +293,14 @@ class _Walk:
             status = "structure"
         elif self.divergences:
             status = "diverged"
+        labels = _labels(a.header.label, b.header.label)
         return DiffResult(
             status=status,
             a=str(a.path),
             b=str(b.path),
-            labels=_labels(a.header.label, b.header.label),
+            labels=labels,
             roles=(a.given_roles, b.given_roles),
+            alignment=a.alignment if isinstance(a, AlignedTrace) else None,
             steps_compared=self.steps,
             tensors_compared=self.tensors,
             tolerance=self.tolerance,
@@ -302,6 +317,7 @@ class _Walk:
                 if row.worst_rel_l2_eps is not None and math.isfinite(row.worst_rel_l2_eps)
             ),
             notes=(
+                *(self.pairing.notes(labels) if self.pairing else ()),
                 *self._how(),
                 *_accuracy(self.estimated, self.unknown),
                 *_notes(a, b, self.nan_equal),
@@ -333,7 +349,7 @@ class _Walk:
         rows = []
         for step in common[max(0, centre - CONTEXT) : centre + CONTEXT + 1]:
             if step not in self.summaries:
-                x, y = (self._entries(trace.step(step)) for trace in (a, b))
+                x, y = self._entries(a.step(step), b.step(step))
                 self.summaries[step] = summary(step, x, y, None, None)
             rows.append(self.summaries[step])
         return tuple(rows)

@@ -84,6 +84,10 @@ def compare_pair(
     known_a, known_b = a.known(), b.known()
     allowed = tolerance.allowance(known_b or b.entry, step, a.entry.dtype, graph)
     if known_a is None or known_b is None:
+        counted = known_a or a.entry, known_b or b.entry
+        if all(entry.nan is not None for entry in counted):
+            return _by_statistics(*counted, allowed)
+    if known_a is None or known_b is None:
         return _estimated(a.entry, b.entry, False, 0, None, None, allowed)
     return _by_sketch(known_a, known_b, allowed)
 
@@ -162,6 +166,26 @@ def _by_sketch(a: TensorEntry, b: TensorEntry, allowed: Allowance) -> Found:
         return _estimated(a, b, False, odd, None, math.inf, allowed)
     rel_l2 = ratio(apart, norm) if math.isfinite(norm) else None
     return _estimated(a, b, allowed.factor != 0 and used <= 1, 0, rel_l2, used, allowed)
+
+
+def _by_statistics(a: TensorEntry, b: TensorEntry, allowed: Allowance) -> Found:
+    """Compare by what does not depend on where an element lies: no distance can be told.
+
+    Norms, extremes and means of tensors of which every element is close are close; counts of NaN
+    and infinities are equal.
+    """
+    shares = []
+    room = allowed.atol * math.sqrt(max(b.size, 1))
+    if a.l2 is not None and b.l2 is not None:
+        shares.append(_share(abs(a.l2 - b.l2), room + allowed.rtol * b.l2))
+    for x, y in ((a.min, b.min), (a.max, b.max), (a.mean, b.mean)):
+        if x is not None and y is not None:
+            ends = max(abs(b.min or 0.0), abs(b.max or 0.0))
+            shares.append(_share(abs(x - y), allowed.atol + allowed.rtol * ends))
+    odd = max(abs((a.nan or 0) - (b.nan or 0)), abs((a.inf or 0) - (b.inf or 0)))
+    used = math.inf if odd else max(shares, default=0.0)
+    close = used <= 1 if allowed.factor != 0 else used == 0
+    return _estimated(a, b, close, odd, None, used, allowed)
 
 
 def _share(value: float, room: float) -> float:

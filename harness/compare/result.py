@@ -12,7 +12,7 @@ from harness.compare.metrics import Comparison
 from harness.compare.pairs import Found
 from harness.compare.tolerance import Tolerance
 from harness.models.graph import Axis
-from harness.trace import TensorEntry
+from harness.trace import Alignment, TensorEntry, Trace, open_trace
 from harness.trace.dtypes import BETWEEN
 
 Status = Literal["identical", "close", "diverged", "structure"]
@@ -113,7 +113,7 @@ class DiffResult(msgspec.Struct, frozen=True):
     """What a diff found. `b` is the reference. Encodes to the JSON of `harness diff --json`.
 
     `distances` has every step that was compared to its end, with the worst rel_l2_eps of it;
-    `roles` are those that the traces were opened with.
+    `roles` and `alignment` are those that the traces were opened with.
     """
 
     status: Status
@@ -133,11 +133,19 @@ class DiffResult(msgspec.Struct, frozen=True):
     distances: tuple[tuple[int, float], ...]
     notes: tuple[str, ...]
     roles: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    alignment: Alignment | None = None
 
     @property
     def equivalent(self) -> bool:
         """Whether the traces are identical or close."""
         return self.status in ("identical", "close")
+
+    def opened(self) -> tuple[Trace, Trace]:
+        """Both traces as they were compared. Raises HarnessError where they cannot be opened."""
+        return (
+            open_trace(self.a, self.roles[0], self.alignment),
+            open_trace(self.b, self.roles[1], self.alignment, "b"),
+        )
 
 
 def difference(

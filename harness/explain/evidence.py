@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from harness.compare import Comparison, DiffResult, Tolerance, compare
 from harness.compare.diff import Difference
 from harness.explain.case import Case, Side
-from harness.trace import Header, Step, TensorEntry, Trace, open_trace
+from harness.models.evaluate import MissingError, Values
+from harness.models.graph import Graph
+from harness.trace import Header, Step, TensorEntry, Trace
 from harness.trace.dtypes import common, epsilon, is_float
 from harness.trace.graph import variants
 
@@ -144,10 +146,9 @@ class Pair:
         self, found: DiffResult, labels: tuple[str, str], follower: Side | None = None
     ) -> None:
         """Open both; `follower` names the side that was fed by the other, if one was."""
-        self.traces: dict[Side, Trace] = {
-            "a": open_trace(found.a, found.roles[0]),
-            "b": open_trace(found.b, found.roles[1]),
-        }
+        first, second = found.opened()
+        self.traces: dict[Side, Trace] = {"a": first, "b": second}
+        self.aligned = found.alignment is not None
         self.labels, self.follower = labels, follower
         self._steps: dict[tuple[Side, int], tuple[Step | None, dict[str, TensorEntry]]] = {}
 
@@ -260,12 +261,40 @@ class Pair:
             traced=self.read,
             fed=self.follower is not None,
             unit=epsilon(*(self._entries(side, step)[1][tensor].dtype for side in self.traces)),
-            graph=self.traces["b"].graph,
-            other_graph=self.traces["a"].graph,
+            graph=self._graph(tensor),
+            other_graph=self._told(step, tensor),
             variants=lambda: variants(header_b.spec),
             shapes={e.name: e.shape for e in self._entries("b", step)[1].values()},
             told_by="code says" if _is_script(header_a) else "settings say",
         )
+
+    def _graph(self, tensor: str) -> Graph | None:
+        """The stages of the reference; those of the other side where it alone says how."""
+        own, other = self.traces["b"].graph, self.traces["a"].graph
+        if own is None or other is None or not self.aligned:
+            return own or (other if self.aligned else None)
+        return Graph({**other.stages, **own.stages})
+
+    def _told(self, step: int, tensor: str) -> Graph | None:
+        """The stages of side a, for what it was told to do otherwise than the reference.
+
+        Scripts may write one stage in two ways: then it makes the same of one side.
+        """
+        told, known = self.traces["a"].graph, self.traces["b"].graph
+        if told is None or known is None:
+            return None if self.aligned else told
+        if not self.aligned and not _is_script(self.traces["a"].header):
+            return told
+        both = told.value(tensor), known.value(tensor)
+        if both[0] is None or both[1] is None:
+            return told
+        values = Values(lambda back, name: self.read("b", step - back, name), step, known)
+        try:
+            one, two = (np.asarray(values.value(x), np.float64) for x in both if x is not None)
+        except (MissingError, ValueError, TypeError, IndexError):
+            return told
+        same = one.shape == two.shape and np.allclose(one, two, rtol=1e-9, atol=1e-12)
+        return None if same else told
 
     def elsewhere(self, case: Case, most: int) -> list[Case]:
         """Other places where the stage of a case ran: other steps, then other layers or parameters.

@@ -13,7 +13,7 @@ from harness.explain.evidence import Evidence, Following
 from harness.explain.referees import check_referees
 from harness.explain.verdict import Verdict, judge
 from harness.observer import Observer
-from harness.trace import Trace, open_trace
+from harness.trace import Alignment, Trace, open_trace
 from harness.trace.roles import has_role
 
 
@@ -40,6 +40,7 @@ def explain_traces(
     exclude: Sequence[str] = (),
     steps: tuple[int, int | None] = (1, None),
     roles: Sequence[str] = (),
+    alignment: Alignment | str | Path | None = None,
     observer: Observer | None = None,
 ) -> Explanation:
     """The diff of two traces made anywhere, and whether they differ by rounding or by a bug.
@@ -50,7 +51,7 @@ def explain_traces(
         referee_b: the run of `b` again in float64.
         followed_a: the run of `a` again, each stage given the inputs that `b` holds.
         followed_b: the run of `b` again, each stage given the inputs that `a` holds.
-        rtol, atol, factor, all, include, exclude, steps, roles: as for `harness.diff`.
+        rtol, atol, factor, all, include, exclude, steps, roles, alignment: as for `harness.diff`.
         observer: told about progress.
 
     Raises HarnessError for traces that cannot be compared, for one referee without the other, and
@@ -62,13 +63,16 @@ def explain_traces(
             "referee_a and referee_b (--referee-a, --referee-b): give both, or neither"
         )
     looked_at: dict[str, Any] = {"include": include, "exclude": exclude, "steps": steps}
-    looked_at["roles"] = roles
+    looked_at |= {"roles": roles, "alignment": alignment}
     rule: dict[str, Any] = {"rtol": rtol, "atol": atol, "factor": factor, "all": all}
     found = diff(a, b, **rule, **looked_at, progress=watcher.part("diff"))
     free64 = None
     if referee_a is not None and referee_b is not None:
-        referees = open_trace(referee_a, roles), open_trace(referee_b, roles)
-        check_referees((open_trace(a, roles), open_trace(b, roles)), referees, found)
+        referees = (
+            open_trace(referee_a, roles, alignment),
+            open_trace(referee_b, roles, alignment, "b"),
+        )
+        check_referees(found.opened(), referees, found)
         free64 = diff(*referees, **looked_at, progress=watcher.part("float64 diff"))
     runs = _following((a, b), (followed_a, followed_b), looked_at, watcher)
     wide = open_trace(b).header.dtype == "float64"

@@ -36,7 +36,6 @@ from harness.explain.precisions import FAR, Walk, unheard
 from harness.explain.trial import SIDES, Trial
 from harness.models.graph import name_of
 from harness.models.ops import OPS
-from harness.trace import open_trace
 from harness.trace.dtypes import epsilon
 
 ELSEWHERE = 8  # other places at which a cause is tried before it is called certain
@@ -224,8 +223,7 @@ def _place(found: DiffResult, step: int, tensor: str) -> Difference | None:
     first = found.first_divergence
     if first and (first.step, first.tensor) == (step, tensor):
         return first
-    traces = open_trace(found.a, found.roles[0]), open_trace(found.b, found.roles[1])
-    again = diff(*traces, include=(glob_escape(tensor),), steps=(step, step))
+    again = diff(*found.opened(), include=(glob_escape(tensor),), steps=(step, step))
     return again.first_divergence or again.onset
 
 
@@ -419,8 +417,8 @@ def _next(label: Label, finding: Finding, evidence: Evidence, side: str | None) 
 
 def _lines(found: DiffResult, tensor: str, labels: tuple[str, str], side: str | None) -> str:
     """The lines of the programs that make a tensor, in brackets; "" where the traces say none."""
-    paths = zip(labels, (found.a, found.b), found.roles, strict=True)
-    lines = {label: open_trace(path, roles).sources.get(tensor) for label, path, roles in paths}
+    pairs = zip(labels, found.opened(), strict=True)
+    lines = {label: trace.sources.get(tensor) for label, trace in pairs}
     said = [f"{label}: {at}" for label, at in lines.items() if at and side in (None, label)]
     return f" ({', '.join(said)})" if said else ""
 

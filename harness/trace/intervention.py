@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.spec import RunSpec
+from harness.trace.aligned import open_trace
 from harness.trace.dtypes import is_float
-from harness.trace.reader import Step, Trace, open_trace
+from harness.trace.reader import Step, Trace
 from harness.trace.schema import TraceError
 
 Array = NDArray[Any]

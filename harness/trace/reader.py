@@ -313,14 +313,6 @@ class Step:
         return self._file
 
 
-def open_trace(path: str | Path, roles: Sequence[str] = ()) -> Trace:
-    """Open the trace folder at `path`. Raises TraceError that says what is wrong with it.
-
-    `roles` say what tensors with names of their own are (harness.trace.roles): "GRAD/*=grads".
-    """
-    return Trace(path, roles)
-
-
 def select(array: NDArray[Any], where: str | None, name: str) -> NDArray[Any]:
     """The elements of `array` that "0,:3,-1" names, as array[0, :3, -1] would.
 
@@ -363,7 +355,7 @@ def check_trace(
     A run that was stopped leaves a trace that is sound and not complete. `progress` is called with
     steps done and steps in all. Raises TraceError where the trace cannot be opened at all.
     """
-    trace = open_trace(path)
+    trace = Trace(path)
     faults: list[str] = []
     for done, (_, found) in enumerate(trace.check(), start=1):
         faults += found

@@ -8,7 +8,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from harness.spec import RunSpec
-from harness.trace.reader import Trace, open_trace
+from harness.trace.aligned import open_trace
+from harness.trace.reader import Trace
 from harness.trace.schema import TraceError
 
 Groups = dict[str, dict[str, NDArray[Any]]]

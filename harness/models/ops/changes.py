@@ -15,6 +15,11 @@ from harness.models.ops.op import Array, op
 FORMATS = {"bfloat16": 7, "tf32": 10, "float16": 10, "float32": 23}
 
 
+def same_size(x: float | None) -> float | None:
+    """What is only put elsewhere is as large as it was."""
+    return x
+
+
 @op()
 def rounded(x: Array, to: str, cut: bool = False) -> Array:
     """x rounded to the nearest number of a format, ties to even; or cut off, toward zero."""
@@ -89,7 +94,7 @@ def rolled(x: Array, axis: int, by: int) -> Array:
     return np.roll(x, by, axis)
 
 
-@op()
+@op(size=same_size, says="the tensor in reverse order")
 def flipped(x: Array, axis: int) -> Array:
     """x in reverse order along an axis."""
     return np.flip(x, axis)
@@ -118,17 +123,25 @@ def axes_read(x: Array, order: tuple[int, ...]) -> Array:
     return np.transpose(np.reshape(x, shape), np.argsort(order))
 
 
-@op()
+@op(size=same_size, says="the tensor in another order")
 def reordered(x: Array, axis: int, order: tuple[int, ...]) -> Array:
     """x with the rows along an axis in another order."""
     return np.take(x, np.asarray(order), axis=axis)
 
 
-@op()
-def blocks(x: Array, order: tuple[int, ...]) -> Array:
-    """x with the equal blocks of its last axis in another order."""
-    parts = np.split(x, len(order), axis=-1)
-    return np.concatenate([parts[k] for k in order], axis=-1)
+@op(size=same_size, says="the tensor with its blocks in another order")
+def blocks(x: Array, order: tuple[int, ...], axis: int = -1) -> Array:
+    """x with the equal blocks along an axis in another order."""
+    parts = np.split(x, len(order), axis=axis)
+    return np.concatenate([parts[k] for k in order], axis=axis)
+
+
+@op(size=same_size, says="a part of the tensor")
+def cut(x: Array, axis: int, start: int, stop: int) -> Array:
+    """The places `start` to `stop` along an axis, the last one not included."""
+    at = [slice(None)] * x.ndim
+    at[axis] = slice(start, stop)
+    return np.asarray(x[tuple(at)])
 
 
 @op()
