@@ -7,25 +7,48 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from harness.errors import HarnessError
 from harness.spec import CHECKPOINT, Follow, Handed, ScriptSpec
-from harness.trace import Step, TensorEntry, Trace, TraceError, open_trace
+from harness.trace import Step, TraceError, open_trace, read_alignment
 
 Array = NDArray[Any]
 STATE = (*CHECKPOINT, "buffers/")
 START = "inputs/"
 
 
+class Source:
+    """A trace that a run is handed tensors from, in the names and layouts of the run."""
+
+    def __init__(self, path: str, map_: str | None, reverse: bool) -> None:
+        """Raises HarnessError for a trace or a map that cannot be read."""
+        self.trace = open_trace(path)
+        found = read_alignment(map_) if map_ else None
+        self._map = found.turned if found and reverse else found
+        self._opened: tuple[int, Step, dict[str, Array]] | None = None
+
+    def step(self, number: int) -> dict[str, Array]:
+        """All that the trace keeps of a step. Raises TraceError where it has not that step."""
+        if self._opened is None or self._opened[0] != number:
+            if number not in self.trace.steps:
+                raise TraceError(
+                    f"{self.trace.path}: no step {number}: what is followed or handed over must be "
+                    "traced at every step"
+                )
+            step = self.trace.step(number)
+            arrays = {e.name: step.read(e) for e in step.entries if step.holds(e)}
+            if self._map is not None:
+                arrays = self._map.forward(arrays)
+            self._opened = number, step, arrays
+        return self._opened[2]
+
+
 class Replay:
     """What one run of a script is handed, read from traces when it is needed."""
 
     def __init__(self, run: ScriptSpec) -> None:
-        """Raises TraceError for a trace that cannot be read."""
+        """Nothing is read yet."""
         self._run = run
         self._handed = {what: hand for hand in run.replay for what in hand.what}
-        self._traces: dict[tuple[str, str | None], Trace] = {}
-        self._step: tuple[Trace, Step] | None = None
-        self._entries: dict[str, TensorEntry] = {}
+        self._sources: dict[tuple[str, str | None], Source] = {}
 
     @property
     def seed(self) -> int | None:
@@ -38,30 +61,21 @@ class Replay:
         source = self._source("weights")
         if source is None:
             return {}
-        step = source.step(1)
         kept = ("inputs/params/", "inputs/buffers/")
-        return {
-            e.name.removeprefix(START): step.read(e)
-            for e in step.entries
-            if e.name.startswith(kept) and step.holds(e)
-        }
+        found = source.step(1).items()
+        return {name.removeprefix(START): x for name, x in found if name.startswith(kept)}
 
     def restart(self, number: int) -> dict[str, Array]:
         """Parameters, buffers and slots as the side that is followed had them before a step."""
         if self._run.follow is None or number == 1:
             return {}
-        trace = self._followed(self._run.follow)
-        if number - 1 not in trace.steps:
-            raise TraceError(
-                f"{trace.path}: no step {number - 1}: a trace to follow must hold every step"
-            )
-        step = trace.step(number - 1)
-        return {e.name: step.read(e) for e in step.entries if _is_state(e) and step.holds(e)}
+        found = self._followed(self._run.follow).step(number - 1).items()
+        return {name: x for name, x in found if name.startswith(STATE)}
 
     def input(self, number: int, name: str) -> Array | None:
         """An input of a step; None for the script's own."""
         source = self._source("inputs")
-        return None if source is None else self._read(source, number, START + name)
+        return None if source is None else source.step(number).get(START + name)
 
     def within(self, number: int) -> bool:
         """Whether something is put in place inside of a step."""
@@ -73,34 +87,20 @@ class Replay:
         if follow is None or follow.level != "stage":
             return None
         source = self._followed(follow)
-        return lambda name: self._read(source, number, name)
+        return lambda name: source.step(number).get(name)
 
-    def _source(self, what: Handed) -> Trace | None:
-        """The trace that weights, or inputs, come from; None for the script's own."""
+    def _source(self, what: Handed) -> Source | None:
+        """Where weights, or inputs, come from; None for the script's own."""
         if self._run.follow:
             return self._followed(self._run.follow)
         hand = self._handed.get(what)
-        return self._trace(hand.trace, hand.map, hand.reverse) if hand and hand.trace else None
+        return self._opened(hand.trace, hand.map, hand.reverse) if hand and hand.trace else None
 
-    def _followed(self, follow: Follow) -> Trace:
-        return self._trace(follow.trace, follow.map, follow.reverse)
+    def _followed(self, follow: Follow) -> Source:
+        return self._opened(follow.trace, follow.map, follow.reverse)
 
-    def _read(self, trace: Trace, number: int, name: str) -> Array | None:
-        if number not in trace.steps:
-            raise HarnessError(f"{trace.path}: no step {number}, which is to be handed over")
-        if self._step is None or (self._step[0], self._step[1].number) != (trace, number):
-            self._step = trace, trace.step(number)
-            self._entries = {e.name: e for e in self._step[1].entries}
-        entry, step = self._entries.get(name), self._step[1]
-        return step.read(entry) if entry is not None and step.holds(entry) else None
-
-    def _trace(self, path: str, map_: str | None, reverse: bool) -> Trace:
+    def _opened(self, path: str, map_: str | None, reverse: bool) -> Source:
         key = path, map_
-        if key not in self._traces:
-            self._traces[key] = open_trace(path)
-        return self._traces[key]
-
-
-def _is_state(entry: TensorEntry) -> bool:
-    """Whether a tensor is part of what the next step starts from."""
-    return entry.name.startswith(STATE)
+        if key not in self._sources:
+            self._sources[key] = Source(path, map_, reverse)
+        return self._sources[key]

@@ -14,6 +14,7 @@ from harness.cli.options import (
     INCLUDE,
     JSON,
     LEVEL,
+    MAP,
     MODEL,
     PLOT,
     RTOL,
@@ -52,8 +53,9 @@ if TYPE_CHECKING:
     "--side",
     "sides",
     multiple=True,
-    metavar="[LABEL=]TWIN",
-    help="pt, tf or np; the last is the reference. [default: pt, then tf]",
+    metavar="[LABEL=]PROGRAM",
+    help='A script with its arguments (mine="train.py --lr 0.1"), or a twin: pt, tf, np. The last '
+    "is the reference. [default: pt, then tf]",
 )
 @click.option(
     "--set",
@@ -76,6 +78,12 @@ if TYPE_CHECKING:
     metavar="LABEL=PATH",
     help="Interpreter of a side. [default: this one]",
 )
+@click.option(
+    "--hand-over",
+    metavar="WHAT",
+    help="Give scripts the start of the reference: weights, inputs, masks (of dropout), by commas.",
+)
+@MAP
 @click.option("--dtype", help="float32 or float64.")
 @click.option("--lr", help="Learning rate.")
 @click.option("--seed", help="Seed of weights, dropout and shuffling.")
@@ -143,6 +151,7 @@ def run_command(
     compiled: bool,
     all_: bool,
     plot: str | None,
+    map_: str | None,
     strict: bool,
     **options: Any,
 ) -> int:
@@ -175,6 +184,7 @@ def run_command(
             sides=sides or ("pt", "tf"),
             settings=(*shared, *settings),
             capture=capture,
+            map=map_,
             observer=observer,
             all=all_ or plot is not None,
             **options,

@@ -19,6 +19,7 @@ from harness.explain.case import Side, distance
 from harness.explain.evidence import Evidence, Following, Repeat, Vote
 from harness.explain.verdict import Verdict, judge
 from harness.runs.files import run_bytes
+from harness.runs.maps import Maps
 from harness.runs.repeats import find_repeats
 from harness.runs.session import Session
 from harness.runs.variants import again, dtype_of, following, in_dtype, resumed
@@ -41,11 +42,14 @@ class Investigation:
         runs: tuple[AnyRun, AnyRun],
         free: DiffResult,
         sides: tuple[str, str] | None = None,
+        maps: Maps | None = None,
     ) -> None:
         """Nothing runs yet. `free` is the diff of `runs`, which have ended.
 
-        `sides` are the session's labels of the sides (None: those of the runs).
+        `sides` are the session's labels of the sides (None: those of the runs); `maps` has that
+        through which the runs are compared, if there is one.
         """
+        self.maps = maps
         self.session, self.runs, self.free = session, runs, free
         self.sides = sides or (runs[0].label, runs[1].label)
         self.folder = Path(runs[0].trace).parent
@@ -164,7 +168,11 @@ class Investigation:
         for run, other, trace in ((a, b, pair[1]), (b, a, pair[0])):
             label = f"{run.label}-follows-{other.label}-{dtype}"
             variant = self._variant(run, dtype, label, last)
-            jobs.append(following(variant, Follow(trace, "stage"), start))
+            follow = Follow(trace, "stage")
+            if self.maps:
+                leader = replace(other, trace=trace)
+                follow = self.maps.follow(run.label, leader, "stage", (a.label, b.label))
+            jobs.append(following(variant, follow, start))
         made = self._traces(jobs)
         if not made:
             return ()
@@ -196,11 +204,12 @@ class Investigation:
 
     def _diff(self, what: str, a: str, b: str, start: int | None = None) -> DiffResult:
         """The diff of two runs; from step `start` on, of a follower and what it followed."""
-        progress = self.session.watcher.part(what)
+        labels = self.runs[0].label, self.runs[1].label
+        shown: dict[str, Any] = {"progress": self.session.watcher.part(what)}
+        shown["alignment"] = self.maps.known(*labels) if self.maps else None
         if start is None:
-            return diff(a, b, progress=progress)
-        local = Tolerance.local()
-        return diff(a, b, all=True, tolerance=local, steps=(start, None), progress=progress)
+            return diff(a, b, **shown)
+        return diff(a, b, all=True, tolerance=Tolerance.local(), steps=(start, None), **shown)
 
     def _vote(self, shown: Following, place: Difference) -> Vote | None:
         """How far each side is from the referee at one place, all three given the same inputs."""

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from harness.compare import Tolerance
 from harness.errors import HarnessError
@@ -14,7 +14,7 @@ from harness.models.faults import CATALOGUE
 from harness.runs.processes import TWINS
 from harness.runs.scripts import parse_script
 from harness.runs.session import Side
-from harness.spec import Capture, check_label
+from harness.spec import Capture, Handed, check_label
 
 
 class SideRequest(NamedTuple):
@@ -40,11 +40,15 @@ class Computation(NamedTuple):
 
 
 class Execution(NamedTuple):
-    """How the sides are run; `threads` of each (None: an equal share of the processors)."""
+    """How the sides are run; `threads` of each (None: an equal share of the processors).
+
+    `hand_over` is what scripts are given of the reference.
+    """
 
     device: Literal["cpu", "gpu"]
     threads: int | None
     sequential: bool
+    hand_over: tuple[Handed, ...]
 
 
 class Output(NamedTuple):
@@ -56,13 +60,17 @@ class Output(NamedTuple):
 
 
 class Judging(NamedTuple):
-    """How the sides are compared and judged (`verdict` None: judged where they diverge)."""
+    """How the sides are compared and judged (`verdict` None: judged where they diverge).
+
+    `map` is the file of a map to the reference's names (None: searched for where a script is one).
+    """
 
     tolerance: Tolerance
     all: bool
     follow: Literal["step", "stage"] | None
     verdict: bool | None
     zoom: bool
+    map: str | None
 
 
 class Request(NamedTuple):
@@ -122,6 +130,18 @@ def parse_pythons(texts: Iterable[str]) -> dict[str, str]:
             raise HarnessError(f"--python {text}: give LABEL=PATH")
         paths[label] = path
     return paths
+
+
+def parse_hand_over(text: str | None) -> tuple[Handed, ...]:
+    """What is handed over, of "weights,inputs". Raises HarnessError."""
+    found = tuple(part.strip() for part in (text or "").split(",") if part.strip())
+    for part in found:
+        if part not in get_args(Handed):
+            raise HarnessError(
+                f"--hand-over {text}: {part!r} cannot be handed over; there are: "
+                f"{', '.join(get_args(Handed))}"
+            )
+    return tuple(what for what in get_args(Handed) if what in found)
 
 
 def _parse_programs(texts: Sequence[str]) -> dict[str, Side]:

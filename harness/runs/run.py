@@ -14,6 +14,7 @@ from harness.explain import Evidence, Following, Verdict, judge
 from harness.models.faults import CATALOGUE
 from harness.observer import Observer
 from harness.runs.investigation import Investigation
+from harness.runs.maps import Maps
 from harness.runs.prepare import prepare
 from harness.runs.processes import Job
 from harness.runs.request import (
@@ -23,14 +24,16 @@ from harness.runs.request import (
     Output,
     Request,
     SideRequest,
+    parse_hand_over,
     parse_shared_settings,
     parse_sides,
 )
 from harness.runs.result import RunResult
 from harness.runs.session import Session
-from harness.runs.variants import dtype_of, following, require_twins
+from harness.runs.start import run_all
+from harness.runs.variants import dtype_of, require_twins
 from harness.runs.zoom import zoom as zoom_in
-from harness.spec import AnyRun, Capture, Follow
+from harness.spec import AnyRun, Capture
 
 QUEUE = 1 << 30  # bytes of a side's tensors that may wait to be written
 Diffs = Mapping[tuple[str, str], DiffResult]
@@ -51,6 +54,8 @@ def run_sides(
     capture: Capture | None = None,
     zoom: bool = False,
     queue: int = QUEUE,
+    hand_over: str | None = None,
+    map: str | None = None,
     device: Literal["cpu", "gpu"] = "cpu",
     threads: int | None = None,
     sequential: bool = False,
@@ -65,7 +70,7 @@ def run_sides(
 
     Args:
         trace: optimizer steps; "all" is one epoch.
-        sides: "pt", or "LABEL=pt"; the last one is the reference.
+        sides: "pt", "train.py --lr 0.1", or "LABEL=" before either; the last is the reference.
         weights: a file of weights; None draws them from the seed and saves them in `out`.
         data, tokens: a corpus and how to read it (`harness.data.corpus.load`); None: the built-in.
         model: a preset's name; None takes the sizes of `weights`, or else zaremba-small.
@@ -73,6 +78,8 @@ def run_sides(
             "LABEL:NAME" of faults to plant (what they need is set for all); "LABEL=PATH".
         out: the folder for traces, logs, and the files that the sides are given.
         capture, device, threads: what to trace, where to run, and threads a side (None: a share).
+        hand_over: what scripts get of the reference: "weights,inputs,masks", or some of these.
+        map: which tensors of the others are which of the reference (a file; "none": by name).
         zoom, queue: look closely where the traces part; bytes that may wait to be written.
         sequential: one side after the other.
         follow, verdict: start each "step" or "stage" from the reference's; judge (None: at need).
@@ -82,9 +89,9 @@ def run_sides(
     request = Request(
         parse_sides(sides, settings, pythons, faults),
         Computation(trace, model, weights, data, tokens, parse_shared_settings(settings)),
-        Execution(device, threads, sequential),
+        Execution(device, threads, sequential, parse_hand_over(hand_over)),
         Output(Path(out), capture or Capture(), queue),
-        Judging(Tolerance.given(rtol, atol), all, follow, verdict, zoom),
+        Judging(Tolerance.given(rtol, atol), all, follow, verdict, zoom, map),
     )
     return run(request, observer or Observer())
 
@@ -93,32 +100,19 @@ def run(request: Request, watcher: Observer) -> RunResult:
     """Prepare, run, compare and judge what is asked for. Raises HarnessError."""
     prepared = prepare(request, watcher)
     sides = [side.side for side in request.sides]
+    maps = Maps(request.output.folder, request.judging.map, watcher)
     with Session(sides, request.output.folder, watcher) as session:
-        jobs = _run_all(session, prepared.runs, request)
-        result = _conclude(session, jobs, request.judging)
+        jobs = run_all(session, prepared.runs, request, maps)
+        result = _conclude(session, jobs, request.judging, maps)
     if result.equivalent:
         _note_hidden_faults(request.sides, prepared.runs[-1].steps, watcher)
     return replace(result, entropy=prepared.entropy)
 
 
-def _run_all(session: Session, runs: Sequence[AnyRun], request: Request) -> list[Job]:
-    """Run every side to its end, the reference last in the list; what follows it runs after it."""
-    level, sequential = request.judging.follow, request.execution.sequential
-    if level is None:
-        jobs = session.run_all([(run.label, run) for run in runs], sequential)
-    else:
-        *others, leader = runs
-        follow = Follow(leader.trace, level)
-        jobs = session.run_all([(leader.label, leader)])
-        followers = [(run.label, following(run, follow, run.start)) for run in others]
-        jobs |= session.run_all(followers, sequential)
-    return [jobs[run.label] for run in runs]
-
-
-def _conclude(session: Session, jobs: Sequence[Job], judging: Judging) -> RunResult:
+def _conclude(session: Session, jobs: Sequence[Job], judging: Judging, maps: Maps) -> RunResult:
     """Compare what has run, and judge."""
     runs = [job.run for job in jobs]
-    diffs = _compare(runs, judging, session.watcher)
+    diffs = _compare(runs, judging, session.watcher, maps)
     parted = next((d for d in diffs.values() if not d.equivalent), None)
     chosen = parted or next(iter(diffs.values()), None)
     verdict, zoomed = None, None
@@ -127,7 +121,7 @@ def _conclude(session: Session, jobs: Sequence[Job], judging: Judging) -> RunRes
     if zoomed:
         chosen, verdict = zoomed.diff, zoomed.verdict
     elif chosen and judging.verdict is not False:
-        verdict = _judge(session, runs, chosen, judging)
+        verdict = _judge(session, runs, chosen, judging, maps)
     return RunResult(
         {job.run.label: job.run.trace for job in jobs},
         {job.run.label: job.losses for job in jobs},
@@ -140,7 +134,7 @@ def _conclude(session: Session, jobs: Sequence[Job], judging: Judging) -> RunRes
     )
 
 
-def _compare(runs: Sequence[AnyRun], judging: Judging, watcher: Observer) -> Diffs:
+def _compare(runs: Sequence[AnyRun], judging: Judging, watcher: Observer, maps: Maps) -> Diffs:
     """The diff of every pair of sides by their labels, those with the reference first."""
     tolerance = judging.tolerance
     if judging.follow == "stage" and tolerance.rule == "default":
@@ -151,13 +145,22 @@ def _compare(runs: Sequence[AnyRun], judging: Judging, watcher: Observer) -> Dif
     for a, b in pairs:
         progress = watcher.part("diff" if len(pairs) == 1 else f"diff {a.label} {b.label}")
         diffs[a.label, b.label] = diff(
-            a.trace, b.trace, tolerance=tolerance, all=every, progress=progress
+            a.trace,
+            b.trace,
+            tolerance=tolerance,
+            all=every,
+            alignment=maps.of(a, b, again=True),
+            progress=progress,
         )
     return diffs
 
 
 def _judge(
-    session: Session, runs: Sequence[AnyRun], result: DiffResult, judging: Judging
+    session: Session,
+    runs: Sequence[AnyRun],
+    result: DiffResult,
+    judging: Judging,
+    maps: Maps,
 ) -> Verdict:
     """The verdict on one pair, from what there is or from further runs."""
     if judging.follow == "stage":
@@ -174,7 +177,7 @@ def _judge(
         return judge(Evidence(result, lacking=() if result.equivalent else (line,)))
     if result.equivalent and not judging.verdict:
         return judge(Evidence(result))
-    return Investigation(session, pair, result).verdict()
+    return Investigation(session, pair, result, maps=maps).verdict()
 
 
 def _pair(runs: Sequence[AnyRun], result: DiffResult) -> tuple[AnyRun, AnyRun]:

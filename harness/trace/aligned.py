@@ -100,6 +100,15 @@ class AlignedTrace(Trace):
         return self._rules[names]
 
     @cached_property
+    def sources(self) -> dict[str, str]:
+        """The line of the program that makes each tensor, by the names of the other trace."""
+        own: dict[str, str] = {}
+        for step in reversed(self.steps[:2]):
+            own |= {e.name: e.source for e in self.own_entry(step).tensors if e.source}
+        rules = self.rules(tuple(own))
+        return own | {t: own[r.sources[0]] for r in rules for t in r.targets}
+
+    @cached_property
     def graph(self) -> Graph | None:
         """The stages of a step, in the names and layouts of the other trace."""
         found = super().graph

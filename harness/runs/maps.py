@@ -1,0 +1,68 @@
+"""Between which names and layouts the sides of a run are compared: a map for each pair."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.align import NONE, align
+from harness.observer import Observer
+from harness.spec import AnyRun, Follow, HandOver, ScriptSpec
+from harness.trace import Alignment, open_trace, read_alignment, write_alignment
+
+
+class Maps:
+    """The maps of a run's pairs of sides, each searched once and left beside the traces."""
+
+    def __init__(self, folder: Path, given: str | Path | None, watcher: Observer) -> None:
+        """`given` is a map from every other side to the reference; "none": names are compared."""
+        self.folder, self.given, self.watcher = folder, given, watcher
+        self._found: dict[tuple[str, str], Alignment | None] = {}
+
+    def of(self, a: AnyRun, b: AnyRun, again: bool = False) -> Alignment | None:
+        """The map from run a to run b; None where names are enough, or no script is a side.
+
+        Searched in their traces, at the first call or `again`. Raises HarnessError for a bad map.
+        """
+        scripts = isinstance(a, ScriptSpec) or isinstance(b, ScriptSpec)
+        if not scripts or self.given == NONE:
+            return None
+        key = a.label, b.label
+        if self.given is not None:
+            self._found.setdefault(key, read_alignment(self.given))
+        elif key not in self._found or again:
+            self._found[key] = self._search(a, b)
+        found = self._found[key]
+        if found is not None and not self.file(a.label, b.label).exists():
+            write_alignment(found, self.file(a.label, b.label))
+        return found
+
+    def known(self, a: str, b: str) -> Alignment | None:
+        """The map of two sides that was found before, by their labels."""
+        return self._found.get((a, b))
+
+    def file(self, a: str, b: str) -> Path:
+        """Where the map of two sides lies."""
+        return self.folder / f"{a}-{b}.map.toml"
+
+    def follow(self, follower: str, leader: AnyRun, level: str, pair: tuple[str, str]) -> Follow:
+        """What a side is told that follows another of the `pair` (a, b), by their labels."""
+        there = self.known(*pair) is not None
+        file = str(self.file(*pair).resolve()) if there else None
+        return Follow(leader.trace, level, file, reverse=there and follower == pair[0])  # type: ignore[arg-type]
+
+    def hand_over(self, run: AnyRun, hand: HandOver, leader: AnyRun) -> HandOver:
+        """What run is handed of the reference's trace."""
+        there = self.known(run.label, leader.label) is not None
+        file = str(self.file(run.label, leader.label).resolve()) if there else None
+        return HandOver(hand.what, leader.trace, file, there, hand.seed)
+
+    def _search(self, a: AnyRun, b: AnyRun) -> Alignment | None:
+        traces = open_trace(a.trace), open_trace(b.trace)
+        step = next((s for s in traces[0].steps if s in traces[1].steps), None)
+        if step is None:
+            return None
+        shapes = [{e.name: e.shape for e in trace.entry(step).tensors} for trace in traces]
+        if shapes[0] == shapes[1]:
+            return None
+        self.file(a.label, b.label).unlink(missing_ok=True)
+        return align(*traces, progress=self.watcher.part(f"align {a.label} {b.label}"))
