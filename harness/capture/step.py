@@ -129,4 +129,4 @@ def logged(name: str) -> str:
     """The name under which something that a script logs is kept."""
     if name == "loss":
         return "forward/loss"
-    return name if has_role(name) or name.startswith(PHASES) else f"log/{name}"
+    return name if has_role(name) or f"{name}/".startswith(PHASES) else f"log/{name}"

@@ -33,6 +33,7 @@ from harness.explain.evidence import (
 )
 from harness.explain.following import follow, stages
 from harness.explain.precisions import FAR, Walk, unheard
+from harness.explain.start import unlike
 from harness.explain.trial import SIDES, Trial
 from harness.models.graph import name_of
 from harness.models.ops import OPS
@@ -146,7 +147,14 @@ def _find(evidence: Evidence) -> Finding:
         line = f"{what} at step {found.step}: {found.a} | {found.b}"
         return Finding("structure", free.first_divergence, None, (line,))
     if evidence.wide or evidence.narrow:
-        return follow(evidence) or _followed(evidence)
+        start, hit = unlike(free), follow(evidence)
+        if start is None:
+            return hit or _followed(evidence)
+        if hit:
+            return hit._replace(proof=(start.line, *hit.proof))
+        at = _place(free, start.place.step, start.first) or start.place
+        lines = (start.line, *stages(evidence))
+        return Finding("undecided", at, Following(None, free), lines, (at,))
     if free.status == "diverged":
         return _free(evidence)
     if evidence.free64 is not None and not evidence.free64.equivalent:
@@ -362,6 +370,9 @@ def _voice(vote: Vote, labels: tuple[str, str], side: str | None) -> str:
 def _sentence(label: Label, finding: Finding, labels: tuple[str, str], side: str | None) -> str:
     a, b = labels
     place = finding.place
+    start = unlike(finding.shown.found) if finding.shown else None
+    if label == "undecided" and start:
+        return f"{a} and {b} do not start from the same {start.words}"
     at = f"step {place.step}, {place.tensor}" if place else ""
     return {
         "identical": f"{a} and {b} agree bit for bit",
@@ -402,6 +413,9 @@ def _next(label: Label, finding: Finding, evidence: Evidence, side: str | None) 
         return f"trace the same names and shapes on both sides: harness show {free.a}; {free.b}"
     if label == "close" and not (evidence.wide or evidence.narrow):
         return "--verdict looks closer: faults of a few epsilons are seen only there"
+    start = unlike(free)
+    if label == "undecided" and start:
+        return f"--hand-over {start.what}, and judge what is left then"
     if label == "undecided" and evidence.free64 is None:
         return (
             "run both programs once more in float64, traced alike, and give those traces too: "

@@ -68,10 +68,9 @@ class Investigation:
         self._check_repeats()
         pairs = self._pairs(first, last)
         followed: dict[Dtype, tuple[Following, ...]] = {}
-        if any(isinstance(run, RunSpec) and run.train.compile for run in self.runs):
-            self.lacking.append(
-                "not followed: a compiled step is one piece, and following goes stage by stage"
-            )
+        wrong = next((why for run in self.runs if (why := _cannot_follow(run))), None)
+        if wrong:
+            self.lacking.append(f"not followed: {wrong}")
         else:
             followed = {d: self._follow(d, pair, last) for d, pair in pairs.items()}
         free64 = None
@@ -152,10 +151,22 @@ class Investigation:
         wide = [self._variant(run, other, f"{run.label}-{other}", last) for run in self.runs]
         if first > 1:
             wide = [resumed(run, Resume(pair[1], first)) for run in wide]
-        others = self._traces(wide)
+        others = self._in_dtype(self._traces(wide), other)
         if others and other == "float64":
             self.lacking += [line for path in others if (line := _narrower(path))]
         return pairs | ({other: others} if others else {})
+
+    def _in_dtype(self, traces: tuple[str, str] | None, dtype: Dtype) -> tuple[str, str] | None:
+        """The same traces, if both are of this dtype: a script may do as it likes."""
+        for path in traces or ():
+            header = open_trace(path).header
+            if header.dtype != dtype:
+                self.lacking.append(
+                    f"not judged in {dtype}: asked for it, {header.label} computed in "
+                    f"{header.dtype}; let it take its dtype from the framework's default"
+                )
+                return None
+        return traces
 
     def _follow(self, dtype: Dtype, pair: tuple[str, str], last: int) -> tuple[Following, ...]:
         """Each side given the other's inputs, and how far apart that leaves every stage."""
@@ -247,6 +258,16 @@ class Investigation:
         eps = epsilon(place.dtype) or 2.0**-52
         near = (distance(x, judged, eps, scale), distance(y, judged, eps, scale))
         return Vote("NumPy, float64", *near)
+
+
+def _cannot_follow(run: AnyRun) -> str | None:
+    """Why nothing can be put in place of what a run's stages make."""
+    if isinstance(run, RunSpec):
+        compiled = "a compiled step is one piece, and following goes stage by stage"
+        return compiled if run.train.compile else None
+    if open_trace(run.trace).header.framework:
+        return None
+    return f"{run.label} records no model of a framework: give it to harness.record"
 
 
 def _narrower(path: str) -> str | None:
