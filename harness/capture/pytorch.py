@@ -276,7 +276,8 @@ def _see_clipped(calls: Calls, step: Step, params: Mapping[str, Tensor]) -> None
     """The gradients that the optimizer gets, where they are no longer those that were made."""
     with torch.no_grad():
         now = {n: p.grad for n, p in params.items() if p.grad is not None}
-        changed = any(
+        # Clipping that found nothing to clip is clipping, too: a step has the points of all steps.
+        changed = any(isinstance(calls.origin(g), Made) for g in now.values()) or any(
             f"grads/{n}" in step.points and not _same(step.points[f"grads/{n}"].array, g)
             for n, g in now.items()
         )

@@ -21,6 +21,7 @@ NORM = "update/global_norm"
 SAID = 2  # steps whose entries say in what line a tensor was made: a reader looks at those
 SMALL = 1 << 20  # elements of a constant that is kept
 MOST_OPS, DEEPEST = 64, 10  # ops of an expression, and how deep they nest, before it gets a name
+ALIASES = ("data", "detach")  # what shows a tensor's numbers, and may change them
 COEFFICIENT = "clip_coefficient"  # min(1, limit / (norm + 1e-6)), of which the limit is kept
 UNKNOWN = Made("unknown", (), {})
 
@@ -51,6 +52,7 @@ class Calls(TorchFunctionMode):
         self.made_later: dict[str, Made] = {}  # by name: what the end of the step makes
         self._names, self._params = names, params
         self._known: Any = WeakIdKeyDictionary()  # tensor: its name, or how it was made
+        self._same_numbers: Any = WeakIdKeyDictionary()  # tensor: the one whose numbers it shows
         self._numbers: dict[float, Any] = {}  # taken out of tensors with item()
         self._inputs: dict[str, Any] = {}
         self._roots = 0
@@ -99,7 +101,7 @@ class Calls(TorchFunctionMode):
                 result = func(*args, **kwargs)
             if name == "item":
                 self._numbers[result] = self._known.get(args[0])
-            elif name != "grad" and not (result is not None and _same(result, args, before)):
+            elif name != "grad" and not _same(result, args, before):
                 self._note(name, func, args, kwargs, result)
             return result
         finally:
@@ -188,7 +190,12 @@ class Calls(TorchFunctionMode):
         elif self._of_nothing(args, kwargs, RULES.get(name) is None):
             return  # made of numbers, or by no rule of what is: what reads it keeps it as it is
         elif isinstance(result, Tensor):
-            self._known[result] = self._bounded(self._rule(name, args, kwargs, result), result)
+            made = self._bounded(self._rule(name, args, kwargs, result), result)
+            self._known[result] = made
+            if name in ALIASES:
+                self._same_numbers[result] = args[0]
+            elif result in self._same_numbers and _in_place(func):
+                self._known[self._same_numbers[result]] = made
         elif isinstance(result, tuple | list) and result and isinstance(result[0], Tensor):
             found = self._rule(name, args, kwargs, result)
             several = found if isinstance(found, list) else [found, *[UNKNOWN] * len(result)]
@@ -363,7 +370,7 @@ def _version(args: Any) -> int | None:
 
 def _same(result: Any, args: Any, before: int | None) -> bool:
     """Whether a call handed its first operand back as it was."""
-    return bool(args) and result is args[0] and _version(args) == before
+    return isinstance(result, Tensor) and result is args[0] and _version(args) == before
 
 
 def _lowered(name: str, args: Any) -> str | None:

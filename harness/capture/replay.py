@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from harness.spec import CHECKPOINT, Follow, Handed, ScriptSpec
 from harness.trace import Step, TraceError, open_trace, read_alignment
+from harness.trace.dtypes import is_float
 
 Array = NDArray[Any]
 STATE = (*CHECKPOINT, "buffers/")
 START = "inputs/"
+
+
+def _plain(array: Array) -> Array:
+    """An array of a dtype that every framework takes: bfloat16 is float32 with fewer bits."""
+    narrow = is_float(array.dtype) and array.dtype.kind != "f"
+    return array.astype(np.float32) if narrow else array
 
 
 class Source:
@@ -34,7 +42,7 @@ class Source:
                     "traced at every step"
                 )
             step = self.trace.step(number)
-            arrays = {e.name: step.read(e) for e in step.entries if step.holds(e)}
+            arrays = {e.name: _plain(step.read(e)) for e in step.entries if step.holds(e)}
             if self._map is not None:
                 arrays = self._map.forward(arrays)
             self._opened = number, step, arrays

@@ -7,6 +7,7 @@ from harness.models.graph import Axis, Blocks, Graph, Node, is_ref, name_of
 from harness.models.ops import OPS
 
 SHOWN = 6  # numbers of a list in a sentence
+ALONE = " (no partner)"  # what a map adds to the name of a tensor that only one side has
 LONGEST = 90  # characters; an expression that takes more is named by its op alone
 
 
@@ -45,7 +46,7 @@ def _short(x: Node, graph: Graph | None, named: str, plain: bool) -> str:
 
 
 def _reference(x: Node, plain: bool) -> str:
-    name, time, back = name_of(x), x.arg("time"), x.arg("back")
+    name, time, back = name_of(x).removesuffix(ALONE), x.arg("time"), x.arg("back")
     if plain:
         return name
     if time:
