@@ -26,7 +26,15 @@ _KIND = re.compile(r"[/.:]")
 _LAYER = re.compile(r"layer\d+")
 
 # Tensors of one kind that do not feed one another: a follower's own are used for all of them.
-SIBLINGS = ("state/in/", "state/out/", "grads/", "update/clipped/", "optimizer/", "params/")
+SIBLINGS = (
+    "state/in/",
+    "state/out/",
+    "grads/",
+    "update/clipped/",
+    "optimizer/",
+    "params/",
+    "buffers/",
+)
 
 
 class Following(NamedTuple):

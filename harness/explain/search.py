@@ -22,7 +22,7 @@ from harness.explain.formats import left_by
 from harness.explain.parts import edits_of_parts
 from harness.explain.row_orders import reordered
 from harness.explain.scene import Edit
-from harness.explain.told import told_words
+from harness.explain.told import detached, told_words
 from harness.explain.trial import Fit, Trial, bases, case_at, own
 from harness.models.graph import Node, is_ref, name_of, references
 
@@ -111,7 +111,10 @@ class _Search:
     def _each(self) -> Iterator[Edit]:
         told = self.trial.case.as_told
         if told is not None and self.side == "a":
-            words = told_words(self.base, told)
+            case = self.trial.case
+            back = case.tensor.startswith(("backward/", "grads/"))
+            less = detached(case.graph, case.other_graph) if back else None
+            words = less or told_words(self.base, told)
             yield Edit("setting", f"{words}, as its {self.trial.case.told_by}", told, TOLD)
         yield from edits(self.scene)
         for choice, graph in self.trial.case.variants().items():

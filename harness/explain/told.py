@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.explain.say import figure, say
-from harness.models.graph import Node, is_ref
+from harness.models.graph import Graph, Node, below, is_ref
 from harness.models.ops import OPS
 
 MOST = 3  # differences that are told of
@@ -16,6 +16,18 @@ ARGUMENTS = {
     ("causal", "True"): "attends with a causal mask",
 }
 
+LEFT_OUT = {
+    "decay_weights": "does not decay this parameter",
+    "decay_gradient": "does not decay this parameter",
+    "stop_gradient": "lets gradients pass",
+}
+PUT_IN = {
+    "scale": "multiplies {what} by {number}",
+    "decay_weights": "decays this parameter (weight decay {number})",
+    "decay_gradient": "decays this parameter (weight decay {number}, added to its gradient)",
+    "stop_gradient": "lets no gradient pass through {what} (detached)",
+}
+
 
 def told_words(base: Node, other: Node) -> str:
     """What a program does that computes `other` where `base` is the stage."""
@@ -23,6 +35,19 @@ def told_words(base: Node, other: Node) -> str:
     if len(found) > MOST:
         return "computes another stage"
     return ", and ".join(found)
+
+
+def detached(graph: Graph | None, other: Graph | None) -> str | None:
+    """What a program detaches that the reference does not, in words; None for nothing."""
+    for name, stage in other.stages.items() if other and graph else ():
+        known = graph.value(name) if graph else None
+        if known is None or not name.startswith("forward/"):
+            continue
+        own = [x for x in below(stage.value) if x.op == "stop_gradient"]
+        theirs = [x for x in below(known) if x.op == "stop_gradient"]
+        if len(own) > len(theirs):
+            return f"lets no gradient pass through {_short(own[0].inputs[0])}, detached in {name}"
+    return None
 
 
 def _parting(x: Node, y: Node) -> list[tuple[Node, Node]]:
@@ -47,9 +72,12 @@ def _words(x: Node, y: Node) -> str:
     if kin is not None:
         return kin.does
     if y in x.inputs and x.op in OPS:
-        return f"leaves out {_named(x)}"
+        return LEFT_OUT.get(x.op) or f"leaves out {_named(x)}"
     if y.op == "rounded" and y.inputs[0] is x:
         return f"rounds {_short(x)} to {y.arg('to')}"
+    if x in y.inputs and y.op in PUT_IN:
+        number = next((figure(i.arg("value")) for i in y.inputs[1:] if i.op == "const"), "")
+        return PUT_IN[y.op].format(what=_short(x), number=number)
     if x in y.inputs and y.op in OPS:
         return f"has {_named(y)} of {_short(x)} in its place"
     return f"computes {_short(y)} for {_short(x)}"

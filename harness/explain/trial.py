@@ -24,6 +24,7 @@ SIDES: tuple[Side, Side] = ("a", "b")
 # What an edit that does not fit the shapes of a trace raises; any other error is one of ours.
 FAILURES = (MissingError, ValueError, IndexError, TypeError)  # TypeError: minus a boolean
 UPDATE = ("update/", "optimizer/", "params/")
+CARRIED = ("params/", "optimizer/", "state/", "buffers/")  # what a step starts from
 LARGE = 1 << 16  # elements of a tensor of which a sample is tried first
 
 
@@ -145,7 +146,7 @@ def own(case: Case, side: Side) -> Array:
 
 
 def _read(case: Case, side: Side, back: int, name: str) -> Array | None:
-    if back and not name.startswith(("params/", "optimizer/", "state/")):
+    if back and not name.startswith(CARRIED):
         return case.made(name, side, back)
     return case.get(name, side, back)
 
