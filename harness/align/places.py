@@ -131,7 +131,7 @@ def _tied(fit: Fit, rules: Rules) -> Place | None:
     """A pair that has equal numbers, as others have."""
     usual = next((c for c, _ in rules.chains(fit.x, fit.y) if c in fit.chains), fit.chains[0])
     score = TIED + len(fit.facets)
-    return Place(score, fit.x, fit.y, usual, ("values",))
+    return Place(score, fit.x, fit.y, usual, ("values",) if fit.bits else ("statistics",))
 
 
 def _resembling(x: Unit, y: Unit, rules: Rules, deep: bool) -> Place | None:
