@@ -108,7 +108,7 @@ def test_a_step_that_does_not_fit_names_itself(steps, shapes):
 
 def test_a_map_is_read_as_it_was_written(one_pair, tmp_path):
     odd = harness.Alignment(
-        others=(Match(('a "quoted" \\ \x7f name',), ("ü/b",), note="two\nlines\t"),),
+        others=(Match(('a "quoted" name',), ("ü/b",), note='a \\ and a "quote"'),),
         only_a=("x",),
         notes=("made by hand",),
     )
@@ -130,6 +130,9 @@ BAD = {
     "[[params]]\na='u'\nb=['v', 'w']\nsteps=['unsum 2', 'axes 0']": "as the last step alone",
     "[[params]]\na = 'u'\nb = 'v'\n[[params]]\na = 'u'\nb = 'w'": "one partner",
     "[[slots]]\na = 'm'\nb = 'v'\nsteps = ['reverse 0']": "without steps",
+    '[[params]]\na = "a\\u001b"\nb = "v"': "cannot name a tensor",
+    '[[params]]\na = "a"\nb = "v"\nnote = "\\u001b[2J"': "cannot be printed",
+    'notes = ["\\u001b[2J"]': "cannot be printed",
     "params = 3": r"write \[\[params\]\]",
     "= 3": "is no TOML",
 }

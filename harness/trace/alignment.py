@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from harness.errors import HarnessError
 from harness.trace.chain import Chain, MisfitError, parse_chain
+from harness.trace.schema import check_name, quote
 
 Sure = Literal["certain", "likely"]
 Side = Literal["a", "b"]
@@ -101,9 +102,12 @@ class Alignment(msgspec.Struct, frozen=True, dict=True, forbid_unknown_fields=Tr
     def check(self, where: str = "alignment") -> None:
         """Raise HarnessError for a map that cannot be, naming the entry and what is allowed."""
         seen: dict[tuple[str, Side, str], str] = {}
+        for text in (*self.only_a, *self.only_b, *self.notes):
+            if not text.isprintable():
+                raise HarnessError(f"{where}: {quote(text)} holds what cannot be printed")
         for section in (*SECTIONS, "slots"):
             for k, match in enumerate(getattr(self, section), start=1):
-                at = f"{where}: [[{section}]] {k} ({', '.join(match.a) or '-'})"
+                at = f"{where}: [[{section}]] {k} ({_short(match.a)})"
                 _check_match(match, section, at)
                 sides: tuple[tuple[Side, tuple[str, ...]], ...] = (("a", match.a), ("b", match.b))
                 for side, names in sides:
@@ -264,8 +268,20 @@ def _carried(rules: Iterable[Rule], arrays: Mapping[str, NDArray[Any]]) -> dict[
     return made
 
 
+def _short(names: tuple[str, ...]) -> str:
+    text = "".join(c if c.isprintable() else "?" for c in ", ".join(names))
+    return text[:100] or "-"
+
+
 def _check_match(match: Match, section: str, at: str) -> None:
     """Raise HarnessError for a match that cannot be."""
+    for name in (*match.a, *match.b):
+        wrong = check_name(name)
+        if wrong:
+            raise HarnessError(f"{at}: {quote(name)} cannot name a tensor: it {wrong}")
+    for text in (match.note, *match.by):
+        if not text.isprintable():
+            raise HarnessError(f"{at}: {quote(text)} holds what cannot be printed: take it out")
     if not match.a or not match.b:
         raise HarnessError(f"{at}: names no tensor of one side: give a name, or a list of them")
     try:
