@@ -83,6 +83,36 @@ def test_a_start_weight_that_one_side_holds_transposed_lies_as_its_siblings_do(
     assert any("equal when transposed" in note for note in result.notes)
 
 
+def test_square_weights_that_no_side_turns_are_likely_where_the_layers_differ(tmp_path):
+    draw = np.random.default_rng(10)
+    x, weights = draw.normal(size=(3, 6)).astype(np.float32), linears(draw, 3, 6)
+    a, b, h, k = {"inputs/x": x}, {"inputs/x": x}, x, x
+    for n, w in enumerate(weights):
+        a |= {f"inputs/params/l{n}/weight": w, f"grads/l{n}/weight": draw.normal(size=(6, 6))}
+        b |= {f"inputs/params/d{n}/kernel": w, f"grads/d{n}/kernel": draw.normal(size=(6, 6))}
+        h, k = h @ w.T, k @ w
+        a[f"forward/l{n}"], b[f"forward/d{n}"] = h, k
+    found = harness.align(write(tmp_path / "a.trace", [a]), write(tmp_path / "b.trace", [b]))
+    assert {(m.steps, m.sure) for m in found.params} == {((), "likely")}
+    assert "is one read transposed?" in found.params[0].note
+
+
+def test_a_part_that_is_zero_but_for_rounding_goes_with_the_others(tmp_path):
+    draw = np.random.default_rng(11)
+    q, v = (draw.normal(size=8).astype(np.float32) for _ in range(2))
+    noise = [draw.normal(size=8).astype(np.float32) * 1e-9 for _ in range(2)]
+    a = {"inputs/params/in/bias": np.zeros(24, np.float32)}
+    a["grads/in/bias"] = np.concatenate([q, noise[0], v])
+    b = {}
+    for name, grad in (("q", q), ("k", noise[1]), ("v", v)):
+        b[f"inputs/params/{name}/bias"] = np.zeros((2, 4), np.float32)
+        b[f"grads/{name}/bias"] = grad.reshape(2, 4)
+    paths = write(tmp_path / "a.trace", [a]), write(tmp_path / "b.trace", [b])
+    (match,) = harness.align(*paths).params
+    assert (match.a, match.b) == (("in/bias",), ("q/bias", "k/bias", "v/bias"))
+    assert (match.steps, match.sure) == (("split 0 8 8 8", "shape 8 to 2 4"), "likely")
+
+
 def test_equal_tensors_are_told_apart_by_their_gradients_or_are_likely(tmp_path):
     draw = np.random.default_rng(2)
     grads = [draw.normal(size=6).astype(np.float32) for _ in range(3)]

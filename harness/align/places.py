@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.align.found import PROOF, Found, Rules, bits, fits
+from harness.align.found import PROOF, Found, Rules, bits, could_lie_otherwise, fits
 from harness.align.layouts import agreement, axis_chains, layouts, sampled
 from harness.align.units import Array, Facet, Unit, informs, tolerance
 from harness.align.values import Fit
@@ -282,11 +282,6 @@ def confirmed(found: Found) -> bool | None:
     return seen
 
 
-def _could_lie_otherwise(found: Found) -> bool:
-    """Whether the shapes allow another order of axes: a square matrix."""
-    return any(len(set(u.shape)) < len(u.shape) for u in (*found.a, *found.b))
-
-
 def layer_agrees(found: Found, layers: Sequence[Found]) -> bool | None:
     """Whether what a parameter's layer made agrees; False where it is the first that does not.
 
@@ -316,7 +311,8 @@ def as_siblings_lie(found: Found, rules: Rules, layers: Sequence[Found]) -> Foun
     """
     if found.a[0].section not in ("params", "buffers"):
         return found
-    if "values" not in found.by or not _could_lie_otherwise(found) or confirmed(found):
+    told = confirmed(found)
+    if "values" not in found.by or not could_lie_otherwise(found) or told:
         return found
     agrees = layer_agrees(found, layers)
     if agrees:
@@ -328,12 +324,16 @@ def as_siblings_lie(found: Found, rules: Rules, layers: Sequence[Found]) -> Foun
         return found._replace(sure="likely", layout_known=False)
     chain, count = usual[0]
     if chain == found.chain:
-        return found._replace(by=tuple(dict.fromkeys(("siblings", *found.by))))
+        by = tuple(dict.fromkeys(("siblings", *found.by)))
+        if told is None or rules.forced(found.a[0], found.b[0], chain):
+            return found._replace(by=by)
+        # All are square, and none of them tells whether both programs read them alike.
+        note = "the same as it lies, but the layer makes another of it: is one read transposed?"
+        return found._replace(by=by, sure="likely", note=note if agrees is False else "")
     if count < 2 and agrees is None:
         return found._replace(sure="likely", layout_known=False)
-    two = len(found.a[0].shape) == 2
-    told = "when transposed" if two else "in another layout"
-    note = f"weights differ before training; equal {told}"
+    how = "when transposed" if len(found.a[0].shape) == 2 else "in another layout"
+    note = f"weights differ before training; equal {how}"
     return found._replace(
         chain=chain, sure="likely", by=("siblings", "values"), note=note, layout_known=False
     )
