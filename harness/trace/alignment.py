@@ -71,11 +71,6 @@ class Rule(NamedTuple):
         """Whether only a name is another."""
         return not self.chain.moves and len(self.sources) == 1
 
-    @property
-    def back(self) -> Rule:
-        """The way back."""
-        return self._replace(sources=self.targets, targets=self.sources, chain=self.chain.inverse)
-
 
 class Alignment(msgspec.Struct, frozen=True, dict=True, forbid_unknown_fields=True):
     """A map from the tensors of trace a to those of trace b, the reference.
@@ -157,31 +152,26 @@ class Alignment(msgspec.Struct, frozen=True, dict=True, forbid_unknown_fields=Tr
                 if all(name in given for name in rule.sources):
                     found.append(rule)
             if section == "params":
-                found += self._slots(match, given, side)
+                found += self._slots(_rule(match, section, SLOTS, True, side), given, side)
         return found
 
-    def _slots(self, match: Match, given: Mapping[str, None], side: Side) -> Iterator[Rule]:
-        """The rules of what the optimizer keeps of some parameters."""
-        first = f"{SLOTS}{(match.a if side == 'a' else match.b)[0]}/"
-        for name in self._under(first, given):
+    def _slots(self, rule: Rule, given: Mapping[str, None], side: Side) -> Iterator[Rule]:
+        """The rules of what the optimizer keeps of some parameters, whose rule has no slot."""
+        first = rule.sources[0] + "/"
+        for name in given:
+            if not name.startswith(first) or self._is_of_another(name, first):
+                continue
             slot = name.removeprefix(first)
-            rule = _rule(match, "params", SLOTS, True, side)
+            other = slot if side == "b" else self.slot_names.get(slot)
             sources = tuple(f"{source}/{slot}" for source in rule.sources)
-            if all(source in given for source in sources):
-                other = slot if side == "b" else self.slot_names.get(slot)
-                if other is None:
-                    continue
+            if other is not None and all(source in given for source in sources):
                 targets = tuple(f"{target}/{other}" for target in rule.targets)
                 yield rule._replace(sources=sources, targets=targets)
 
-    def _under(self, first: str, given: Mapping[str, None]) -> Iterator[str]:
-        """The names of slots of one parameter, and of none whose name goes on after its own."""
-        for name in given:
-            if name.startswith(first):
-                rest = name.removeprefix(SLOTS)
-                longer = (rest[:k] for k, c in enumerate(rest) if c == "/" and k >= len(first) - 9)
-                if not any(part in self._params for part in longer):
-                    yield name
+    def _is_of_another(self, name: str, first: str) -> bool:
+        """Whether a slot is of a parameter whose name goes on after that of another."""
+        places = [k for k, c in enumerate(name) if c == "/" and k >= len(first)]
+        return any(name[len(SLOTS) : k] in self._params for k in places)
 
     @cached_property
     def _params(self) -> frozenset[str]:
@@ -220,23 +210,18 @@ class Alignment(msgspec.Struct, frozen=True, dict=True, forbid_unknown_fields=Tr
         """Rules of arrays to arrays, sums included, and of names without what stands before."""
         given = dict.fromkeys(names)
         for section, match in self.matches():
+            chain = match.chain
             for prefix, gradient in {**dict(FAMILIES[section]), "": False}.items():
-                rule = Rule(
-                    tuple(prefix + name for name in match.a),
-                    tuple(prefix + name for name in match.b),
-                    match.chain,
-                    gradient,
-                    section,
+                sources, targets = (
+                    tuple(prefix + name for name in side) for side in (match.a, match.b)
                 )
-                if all(name in given for name in rule.sources):
-                    yield rule
+                if all(name in given for name in sources):
+                    yield Rule(sources, targets, chain, gradient, section)
             if section == "params":
-                for rule in self._slots(match, given, "a"):
-                    ends = [target.rpartition("/")[2] for target in rule.targets][:1] * len(match.b)
-                    targets = tuple(
-                        f"{SLOTS}{name}/{slot}" for name, slot in zip(match.b, ends, strict=True)
-                    )
-                    yield rule._replace(targets=targets, chain=match.chain)
+                sources, targets = (
+                    tuple(SLOTS + name for name in side) for side in (match.a, match.b)
+                )
+                yield from self._slots(Rule(sources, targets, chain, True, section), given, "a")
 
 
 def _turned(match: Match) -> Match:
