@@ -74,8 +74,8 @@ def diff(
 
     Floats of two dtypes are compared in the wider with the eps of the narrower, and a note says so.
     The first tensor that is not close is compared once more without compiled code. Raises
-    HarnessError if there is nothing to compare, or for tolerances that cannot be, and TraceError for
-    a damaged trace.
+    HarnessError if there is nothing to compare, or for tolerances that cannot be, and TraceError
+    for a damaged trace.
     """
     if tolerance and (rtol, atol, factor) != (None, None, None):
         raise HarnessError("tolerance beside rtol, atol or factor: give the one or the others")
