@@ -21,6 +21,7 @@ class Truth(NamedTuple):
     b: tuple[str, ...]
     turn: Any  # of a list of arrays, a list of arrays
     shapes: tuple[tuple[int, ...], ...]  # of a
+    summed: bool = False
 
 
 class Piece(NamedTuple):
@@ -241,10 +242,11 @@ def spoilt(draw, how, facets):
     return made
 
 
-def disguised(seed, folder):
-    """Two traces in a folder, and the truth about them."""
+def disguised(seed, folder, changed=True):
+    """Two traces in a folder, and the truth about them; some tensors are `changed`, or none."""
     draw = np.random.default_rng(seed)
     o = Options(draw)
+    o.perturbed *= changed
     given = list(pieces(o, draw))
     names = [Names(style, np.random.default_rng((seed, k))) for k, style in enumerate(o.names)]
     sides: tuple[dict, dict] = ({1: {}, 2: {}}, {1: {}, 2: {}})
@@ -253,7 +255,7 @@ def disguised(seed, folder):
     for piece in given:
         a = tuple(names[0].of(piece, n) for n in piece.a)
         b = tuple(names[1].of(piece, n) for n in piece.b)
-        truths.append(Truth(piece.section, a, b, piece.turn, piece.shapes))
+        truths.append(Truth(piece.section, a, b, piece.turn, piece.shapes, piece.summed))
         spoil = draw.uniform() < o.perturbed
         turned = piece.section == "points" and piece.layer in misread
         for step in (1, 2):
@@ -262,12 +264,12 @@ def disguised(seed, folder):
             if piece.summed and "params/" in facets:  # one bias moves once
                 right["params/"] = piece.turn([facets["params/"][0], starts[1]])
             if (spoil or turned) and facets:
-                changed = []
+                others = []
                 for i in range(len(a)):
                     how = 1 if turned else draw.integers(5)
-                    changed.append(spoilt(draw, how, {k: xs[i] for k, xs in facets.items()}))
+                    others.append(spoilt(draw, how, {k: xs[i] for k, xs in facets.items()}))
                     misread |= {piece.layer} if how == 3 else set()
-                facets = {k: [c[k] for c in changed] for k in facets}
+                facets = {k: [x[k] for x in others] for k in facets}
             for prefix in facets:
                 for side, own, arrays in ((0, a, facets[prefix]), (1, b, right[prefix])):
                     for name, x in zip(own, arrays, strict=True):

@@ -57,6 +57,7 @@ class Rules:
     def __init__(self) -> None:
         """Nothing is known."""
         self._chains: dict[tuple[object, ...], Counter[Chain]] = defaultdict(Counter)
+        self._forced: set[tuple[object, ...]] = set()
         self.kinds: Counter[tuple[str, str]] = Counter()
         self.parents: Counter[tuple[str, str]] = Counter()
         self.parents_a: Counter[str] = Counter()
@@ -74,6 +75,8 @@ class Rules:
         if found.layout_known and len(found.a) == len(found.b) == 1:
             for key in _keys(found.a[0], found.b[0]):
                 self._chains[key][found.chain] += 1
+                if not could_lie_otherwise(found):
+                    self._forced.add((*key, found.chain))
 
     def chains(self, x: Unit, y: Unit, own: Chain | None = None) -> list[tuple[Chain, int]]:
         """How siblings of a pair lie that fit its shapes, and how many do; the nearest first.
@@ -90,11 +93,20 @@ class Rules:
                     made.setdefault(chain, count)
         return list(made.items())
 
+    def forced(self, x: Unit, y: Unit, chain: Chain) -> bool:
+        """Whether a sibling of other lengths lies so, which could not lie otherwise."""
+        return any((*key, chain) in self._forced for key in _keys(x, y))
+
     def all_chains(self, x: Unit, y: Unit) -> Iterator[Chain]:
         """Every chain that was seen and fits these shapes."""
         for chain in self._chains[_keys(x, y)[-1]]:
             if fits(chain, [x], [y]):
                 yield chain
+
+
+def could_lie_otherwise(found: Found) -> bool:
+    """Whether the shapes allow another order of axes: a square matrix."""
+    return any(len(set(u.shape)) < len(u.shape) for u in (*found.a, *found.b))
 
 
 def _keys(x: Unit, y: Unit) -> tuple[tuple[object, ...], ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -14,11 +15,12 @@ from harness.align.layouts import agreement, layouts
 from harness.align.units import Array, Facet, Unit, informs, tolerance
 from harness.align.values import ENOUGH, candidates, fit_of
 from harness.trace.alignment import Sure
-from harness.trace.chain import Chain, Move
+from harness.trace.chain import Chain, MisfitError, Move
 
 ASKED = 512  # elements of a whole that are looked up in the parts
 LINES = 32  # lines of elements along an axis, by which it is known where a part ends
 MOST_PARTS = 64
+NOISE = 1e-4  # of the largest number: a part that is smaller is zero but for rounding
 APART = 4  # places in the order of execution that two biases of a sum may be apart
 Side = str
 
@@ -32,8 +34,8 @@ class Parts(NamedTuple):
     told: float
 
 
-def fused(wholes: Sequence[Unit], others: Sequence[Unit], rules: Rules) -> Iterator[Found]:
-    """Each whole that is several of the others, by what they hold. The parts are side a."""
+def fused(others: Sequence[Unit], wholes: Sequence[Unit]) -> Iterator[Found]:
+    """Each of `wholes` (side b) that is several of the others (side a), by what they hold."""
     left = dict.fromkeys(others)
     for whole in sorted(wholes, key=lambda unit: -unit.size):
         for facet in whole.facets():
@@ -44,7 +46,7 @@ def fused(wholes: Sequence[Unit], others: Sequence[Unit], rules: Rules) -> Itera
                 for unit in left
                 if 1 < unit.size < whole.size and informs(unit.entry(facet)) and unit.holds(facet)
             ]
-            made = _parts(whole, smaller, facet, rules) if len(smaller) > 1 else None
+            made = _parts(whole, smaller, facet) if len(smaller) > 1 else None
             if made is not None:
                 sure: Sure = "certain" if made.share >= ENOUGH and made.told >= PROOF else "likely"
                 yield Found(made.parts, (whole,), made.chain, sure, ("values",))
@@ -53,7 +55,7 @@ def fused(wholes: Sequence[Unit], others: Sequence[Unit], rules: Rules) -> Itera
                 break
 
 
-def _parts(whole: Unit, others: Sequence[Unit], facet: Facet, rules: Rules) -> Parts | None:
+def _parts(whole: Unit, others: Sequence[Unit], facet: Facet) -> Parts | None:
     """The others that a whole is made of, if they are all there."""
     y = whole.read(facet)
     tol = tolerance(whole.entries[facet][1], others[0].entries[facet][1], facet[1])
@@ -71,7 +73,7 @@ def _parts(whole: Unit, others: Sequence[Unit], facet: Facet, rules: Rules) -> P
         runs = _runs(y, axis, pool)
         if runs is None:
             continue
-        made = _joined(y, axis, runs, units, facet, tol, rules)
+        made = _joined(y, axis, runs, units, facet, tol)
         if made is not None:
             return made
     return None
@@ -135,7 +137,6 @@ def _joined(
     units: Sequence[Unit],
     facet: Facet,
     tol: float,
-    rules: Rules,
 ) -> Parts | None:
     """The chain that joins parts along an axis, each of which may lie otherwise, all alike."""
     shape, once = y.shape, len({owner for owner, _ in runs})
@@ -153,14 +154,25 @@ def _joined(
     given = [part.read(facet) for part in parts]
     if any(x.size != piece.size for x, piece in zip(given, pieces, strict=True)):
         return None
-    for share, chain in layouts(given[0], pieces[0], tol, ()):
-        rest = zip(given[1:], pieces[1:], strict=True)
-        shares = [share, *(agreement(chain, [x], [piece], tol) for x, piece in rest)]
-        if min(shares) >= ENOUGH:
+    # What is zero but for rounding (the gradient of the keys' bias) has no layout of its own.
+    floor = NOISE * _largest(y)
+    pairs = [(x, p) for x, p in zip(given, pieces, strict=True) if _largest(p) > floor]
+    if len(pairs) < 2:
+        return None
+    for _, chain in layouts(*pairs[0], tol, ()):
+        shares = [agreement(chain, [x], [piece], tol) for x, piece in pairs]
+        if min(shares) >= ENOUGH and all(map(partial(_fits, chain), given, pieces)):
             join = Move("join", (axis, *lengths))
-            told = min(bits(piece, tol) for piece in pieces)
+            told = min(bits(piece, tol) for _, piece in pairs) if len(pairs) == once else 0.0
             return Parts(parts, Chain((*chain.moves, join, *last)), min(shares), told)
     return None
+
+
+def _fits(chain: Chain, x: Array, y: Array) -> bool:
+    try:
+        return chain.shapes([x.shape]) == [y.shape]
+    except MisfitError:
+        return False
 
 
 def sums(a: Sequence[Unit], b: Sequence[Unit], rules: Rules) -> Iterator[Found]:

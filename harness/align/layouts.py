@@ -13,7 +13,7 @@ from harness.align.units import Array
 from harness.trace.chain import Chain, MisfitError, Move
 
 MOST_AXES = 5  # whose orders are all tried
-SAMPLE = 1 << 14  # elements by which a chain is judged
+SAMPLE = 1 << 12  # elements by which a chain is judged
 FIBRES = 12  # lines of elements along each axis, by which an unknown layout is found
 PEEK = 48  # elements by which a wrong order of axes is known
 GATES = 8  # blocks whose order is written as a list also where digits would say it too
@@ -35,11 +35,16 @@ def agreement(chain: Chain, given: Sequence[Array], wanted: Sequence[Array], tol
 def _share(x: Array, y: Array, tol: float) -> float:
     if not y.size:
         return 0.0
-    if y.size > SAMPLE:
-        at = np.random.default_rng(y.size).integers(0, y.size, SAMPLE)
-        places = np.unravel_index(at, y.shape)
-        x, y = x[places], y[places]
-    return float(np.mean(near(x, y, tol)))
+    return float(np.mean(near(*sampled(x, y), tol)))
+
+
+def sampled(x: Array, y: Array) -> tuple[Array, Array]:
+    """Two arrays of one shape; of large ones the same elements of both, drawn once."""
+    if y.size <= SAMPLE:
+        return x, y
+    at = np.random.default_rng(y.size).integers(0, y.size, SAMPLE)
+    places = np.unravel_index(at, y.shape)
+    return x[places], y[places]
 
 
 def near(x: Array, y: Array, tol: float) -> Array:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from harness.align.found import PROOF, Found, Rules, bits, fits
-from harness.align.layouts import agreement, axis_chains, layouts
+from harness.align.found import PROOF, Found, Rules, bits, could_lie_otherwise, fits
+from harness.align.layouts import agreement, axis_chains, layouts, sampled
 from harness.align.units import Array, Facet, Unit, informs, tolerance
 from harness.align.values import Fit
 from harness.models.habits import alike, kind, likeness, parent
@@ -19,6 +20,7 @@ from harness.trace.roles import SINGLE
 
 DEEP = 1 << 16  # elements up to which a pair that is not equal is searched for any layout
 MOST_DEEP = 400  # such pairs
+MOST_READ = 16  # partners of one unit whose numbers are compared, the likeliest first
 MOSTLY = 0.8  # of the elements equal: the pair is proven, and differs elsewhere
 LIKE = 0.9  # the cosine from which two tensors are taken for one that was changed
 LEAST, LEAST_OF_LAYERS = 1.5, 3.0  # a score under which two units have too little in common
@@ -111,37 +113,39 @@ def _scored(
 ) -> Iterator[Place]:
     equal = {(fit.x, fit.y): fit for fit in tied}
     deep = MOST_DEEP
+    by_size: dict[int, list[Unit]] = defaultdict(list)
+    for y in b:
+        by_size[y.size].append(y)
     for x in a:
-        for y in b:
-            if x.size != y.size:
-                continue
+        around = [(*_around(x, y, order, rules), y) for y in by_size[x.size]]
+        around.sort(key=lambda found: ((x, found[2]) not in equal, -found[0]))
+        for k, (more, by, y) in enumerate(around):
             fit = equal.get((x, y))
             made = _tied(fit, rules) if fit else None
             if made is None:
                 searched = deep > 0 and x.size <= DEEP
-                made = _resembling(x, y, rules, searched)
+                # The numbers of all pairs of a model that differs everywhere would take minutes.
+                made = _resembling(x, y, rules, searched, k < MOST_READ)
                 deep -= searched
-            if made is None:
-                continue
-            more, by = _around(x, y, order, rules)
-            yield made._replace(score=made.score + more, by=(*by, *made.by))
+            if made is not None:
+                yield made._replace(score=made.score + more, by=(*by, *made.by))
 
 
 def _tied(fit: Fit, rules: Rules) -> Place | None:
     """A pair that has equal numbers, as others have."""
     usual = next((c for c, _ in rules.chains(fit.x, fit.y) if c in fit.chains), fit.chains[0])
     score = TIED + len(fit.facets)
-    return Place(score, fit.x, fit.y, usual, ("values",))
+    return Place(score, fit.x, fit.y, usual, ("values",) if fit.bits else ("statistics",))
 
 
-def _resembling(x: Unit, y: Unit, rules: Rules, deep: bool) -> Place | None:
+def _resembling(x: Unit, y: Unit, rules: Rules, deep: bool, read: bool) -> Place | None:
     """A pair whose numbers are not equal; None where no layout gives the other's shape."""
     usual = [chain for chain, _ in rules.chains(x, y)]
     chains = [*usual, *axis_chains(x.shape, y.shape)]
     best = Place(0.0, x, y, chains[0], ("shape",)) if chains else None
     if usual and best is not None:
         best = best._replace(score=1.0, by=("siblings",))
-    for facet in x.facets():
+    for facet in x.facets() if read else ():
         if not (x.holds(facet) and y.holds(facet)):
             continue
         if facet[1] == "backward/":  # what is added to a stream has the stream's gradient too
@@ -182,9 +186,11 @@ def cosine(chain: Chain, x: Array, y: Array) -> float:
     except MisfitError:
         return 0.0
     (made,) = chain.arrays([x])
-    left, right = (np.asarray(v, np.float64).reshape(-1) for v in (made, y))
+    left, right = (np.asarray(v, np.float64).reshape(-1) for v in sampled(made, y))
     with np.errstate(all="ignore"):
-        found = float(left @ right / np.sqrt((left @ left) * (right @ right)))
+        # No BLAS, which starts a thread on every processor for numbers that fit the cache.
+        norms = np.sqrt(np.square(left).sum() * np.square(right).sum())
+        found = float((left * right).sum() / norms)
     return found if np.isfinite(found) else 0.0
 
 
@@ -276,11 +282,6 @@ def confirmed(found: Found) -> bool | None:
     return seen
 
 
-def _could_lie_otherwise(found: Found) -> bool:
-    """Whether the shapes allow another order of axes: a square matrix."""
-    return any(len(set(u.shape)) < len(u.shape) for u in (*found.a, *found.b))
-
-
 def layer_agrees(found: Found, layers: Sequence[Found]) -> bool | None:
     """Whether what a parameter's layer made agrees; False where it is the first that does not.
 
@@ -310,7 +311,8 @@ def as_siblings_lie(found: Found, rules: Rules, layers: Sequence[Found]) -> Foun
     """
     if found.a[0].section not in ("params", "buffers"):
         return found
-    if "values" not in found.by or not _could_lie_otherwise(found) or confirmed(found):
+    told = confirmed(found)
+    if "values" not in found.by or not could_lie_otherwise(found) or told:
         return found
     agrees = layer_agrees(found, layers)
     if agrees:
@@ -322,12 +324,16 @@ def as_siblings_lie(found: Found, rules: Rules, layers: Sequence[Found]) -> Foun
         return found._replace(sure="likely", layout_known=False)
     chain, count = usual[0]
     if chain == found.chain:
-        return found._replace(by=tuple(dict.fromkeys(("siblings", *found.by))))
+        by = tuple(dict.fromkeys(("siblings", *found.by)))
+        if told is None or rules.forced(found.a[0], found.b[0], chain):
+            return found._replace(by=by)
+        # All are square, and none of them tells whether both programs read them alike.
+        note = "the same as it lies, but the layer makes another of it: is one read transposed?"
+        return found._replace(by=by, sure="likely", note=note if agrees is False else "")
     if count < 2 and agrees is None:
         return found._replace(sure="likely", layout_known=False)
-    two = len(found.a[0].shape) == 2
-    told = "when transposed" if two else "in another layout"
-    note = f"weights differ before training; equal {told}"
+    how = "when transposed" if len(found.a[0].shape) == 2 else "in another layout"
+    note = f"weights differ before training; equal {how}"
     return found._replace(
         chain=chain, sure="likely", by=("siblings", "values"), note=note, layout_known=False
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from harness.errors import HarnessError
 from harness.kernels.floats import standard_floats
 from harness.trace import Alignment, Match, Trace, open_trace
 from harness.trace.alignment import SECTIONS
-from harness.trace.chain import Chain
 
 PLACED = ("points", "params", "buffers", "others")  # which layer parts first says of its weights
 STEPS = 2  # the first ones, by which tensors are told apart
@@ -70,7 +70,8 @@ class _Search:
     def left(self, section: str) -> tuple[list[Unit], list[Unit]]:
         """What has no partner yet on either side, in order."""
         done = {u for found in self.found[section] for u in (*found.a, *found.b)}
-        return tuple([u for u in s[section] if u not in done] for s in (self.a, self.b))  # type: ignore[return-value]
+        a, b = ([u for u in side[section] if u not in done] for side in (self.a, self.b))
+        return a, b
 
     def take(self, section: str, found: Iterable[Found]) -> None:
         """Keep what was found, and learn from it."""
@@ -82,10 +83,10 @@ class _Search:
     def prove(self, section: str) -> None:
         """Match what values prove."""
         if section == "params":
-            self._both_ways(section, lambda x, y: sums(x, y, self.rules))
+            self._both_ways(section, partial(sums, rules=self.rules))
         proven, self.tied[section] = by_values(*self.left(section), self.rules)
         self.take(section, proven)
-        self._both_ways(section, lambda x, y: fused(y, x, self.rules))
+        self._both_ways(section, fused)
         if section == "params":
             self._both_ways(section, sums_of_values)
 
@@ -96,7 +97,7 @@ class _Search:
         self.take(section, list(search(*self.left(section))))
         a, b = self.left(section)
         turned = list(search(b, a))
-        self.take(section, [f._replace(a=f.b, b=f.a, chain=_turned(f)) for f in turned])
+        self.take(section, [f._replace(a=f.b, b=f.a, chain=f.chain.inverse) for f in turned])
 
     def place(self, section: str) -> None:
         """Match the rest as its siblings and neighbours are."""
@@ -130,10 +131,6 @@ class _Search:
             only_b=tuple(alone[1]),
             notes=notes,
         )
-
-
-def _turned(found: Found) -> Chain:
-    return found.chain.inverse
 
 
 def _match(found: Found, section: str) -> Match:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.align.found import PROOF, Found, Rules, bits
-from harness.align.layouts import agreement, layouts
+from harness.align.layouts import agreement, axis_chains, layouts
 from harness.align.units import Array, Facet, Unit, informs, tolerance
 from harness.trace.alignment import Sure
 from harness.trace.chain import Chain
@@ -161,8 +161,16 @@ def fit_of(x: Unit, y: Unit, facets: Sequence[Facet], rules: Rules) -> Fit | Non
         held.append(facet)
         told = max(told, bits(right, tol))
     if chains is None:
-        return None
+        return _by_statistics(x, y, facets, rules)
     return Fit(x, y, tuple(chains), tuple(held), told, against)
+
+
+def _by_statistics(x: Unit, y: Unit, facets: Sequence[Facet], rules: Rules) -> Fit | None:
+    """A pair with equal statistics of which no elements were kept: a fit that proves nothing."""
+    if any(x.holds(facet) and y.holds(facet) for facet in facets):
+        return None
+    chains = [chain for chain, _ in rules.chains(x, y)] or axis_chains(x.shape, y.shape)
+    return Fit(x, y, tuple(chains), tuple(facets), 0.0) if chains else None
 
 
 def _speaks_against(x: Unit, y: Unit, facet: Facet) -> bool:

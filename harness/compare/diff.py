@@ -69,15 +69,13 @@ def diff(
     default (harness.compare.tolerance), with `factor` as the K of all tensors but `inputs/*`, and
     `tolerance` any other. `include` and `exclude` are globs of tensor names, `steps` the first and
     last step to compare. `roles` say what tensors with names of their own are: "GRAD/*=grads"
-    (harness.trace.roles). `alignment` is a map, or its file, from the names and layouts of `a` to
-    those of `b` (harness.align makes one): what has no partner in it is told of in a note.
-    `progress` is called with steps done and steps in all.
+    (harness.trace.roles), `alignment` is a map, or its file, from `a` to `b` (harness.align): what
+    has no partner in it is told of in a note. `progress` is called with steps done and in all.
 
     Floats of two dtypes are compared in the wider with the eps of the narrower, and a note says so.
-    The first tensor that is not close is compared once more without compiled code.
-
-    Raises HarnessError if there is nothing to compare, or for tolerances that cannot be, and
-    TraceError for a damaged trace.
+    The first tensor that is not close is compared once more without compiled code. Raises
+    HarnessError if there is nothing to compare, or for tolerances that cannot be, and TraceError
+    for a damaged trace.
     """
     if tolerance and (rtol, atol, factor) != (None, None, None):
         raise HarnessError("tolerance beside rtol, atol or factor: give the one or the others")

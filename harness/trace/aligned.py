@@ -146,7 +146,7 @@ class AlignedTrace(Trace):
                 made.append((at, _renamed(sources[0], rule.targets[0], plain.step)))
                 continue
             for k, recipe in self._recipes(rule, sources):
-                found = self._described(step, rule.targets[k], recipe, sources)
+                found = self._described(step, rule.targets[k], recipe)
                 if found is not None:
                     recipes[found.name] = recipe
                     made.append((at, found))
@@ -177,11 +177,9 @@ class AlignedTrace(Trace):
             return [(k, Recipe(sources[:1], chain, True, 0)) for k in range(len(rule.targets))]
         return [(k, Recipe(sources, chain, rule.same, k)) for k in range(len(rule.targets))]
 
-    def _described(
-        self, step: Step, name: str, recipe: Recipe, sources: tuple[TensorEntry, ...]
-    ) -> TensorEntry | None:
+    def _described(self, step: Step, name: str, recipe: Recipe) -> TensorEntry | None:
         """The entry of a tensor that lies otherwise; None where nothing of it can be known."""
-        if all(step.holds(entry) for entry in sources):
+        if all(step.holds(entry) for entry in recipe.sources):
             return describe(name, carried(step, recipe), "full")
         whole = recipe.chain.shapes([entry.shape for entry in recipe.sources])
         joined = _joined(recipe, name, whole[recipe.place], len(whole))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from harness.errors import HarnessError
 from harness.trace.chain import Chain, MisfitError, parse_chain
+from harness.trace.schema import check_name, quote
 
 Sure = Literal["certain", "likely"]
 Side = Literal["a", "b"]
@@ -70,11 +71,6 @@ class Rule(NamedTuple):
         """Whether only a name is another."""
         return not self.chain.moves and len(self.sources) == 1
 
-    @property
-    def back(self) -> Rule:
-        """The way back."""
-        return self._replace(sources=self.targets, targets=self.sources, chain=self.chain.inverse)
-
 
 class Alignment(msgspec.Struct, frozen=True, dict=True, forbid_unknown_fields=True):
     """A map from the tensors of trace a to those of trace b, the reference.
@@ -101,9 +97,12 @@ class Alignment(msgspec.Struct, frozen=True, dict=True, forbid_unknown_fields=Tr
     def check(self, where: str = "alignment") -> None:
         """Raise HarnessError for a map that cannot be, naming the entry and what is allowed."""
         seen: dict[tuple[str, Side, str], str] = {}
+        for text in (*self.only_a, *self.only_b, *self.notes):
+            if not text.isprintable():
+                raise HarnessError(f"{where}: {quote(text)} holds what cannot be printed")
         for section in (*SECTIONS, "slots"):
             for k, match in enumerate(getattr(self, section), start=1):
-                at = f"{where}: [[{section}]] {k} ({', '.join(match.a) or '-'})"
+                at = f"{where}: [[{section}]] {k} ({_short(match.a)})"
                 _check_match(match, section, at)
                 sides: tuple[tuple[Side, tuple[str, ...]], ...] = (("a", match.a), ("b", match.b))
                 for side, names in sides:
@@ -153,31 +152,26 @@ class Alignment(msgspec.Struct, frozen=True, dict=True, forbid_unknown_fields=Tr
                 if all(name in given for name in rule.sources):
                     found.append(rule)
             if section == "params":
-                found += self._slots(match, given, side)
+                found += self._slots(_rule(match, section, SLOTS, True, side), given, side)
         return found
 
-    def _slots(self, match: Match, given: Mapping[str, None], side: Side) -> Iterator[Rule]:
-        """The rules of what the optimizer keeps of some parameters."""
-        first = f"{SLOTS}{(match.a if side == 'a' else match.b)[0]}/"
-        for name in self._under(first, given):
+    def _slots(self, rule: Rule, given: Mapping[str, None], side: Side) -> Iterator[Rule]:
+        """The rules of what the optimizer keeps of some parameters, whose rule has no slot."""
+        first = rule.sources[0] + "/"
+        for name in given:
+            if not name.startswith(first) or self._is_of_another(name, first):
+                continue
             slot = name.removeprefix(first)
-            rule = _rule(match, "params", SLOTS, True, side)
+            other = slot if side == "b" else self.slot_names.get(slot)
             sources = tuple(f"{source}/{slot}" for source in rule.sources)
-            if all(source in given for source in sources):
-                other = slot if side == "b" else self.slot_names.get(slot)
-                if other is None:
-                    continue
+            if other is not None and all(source in given for source in sources):
                 targets = tuple(f"{target}/{other}" for target in rule.targets)
                 yield rule._replace(sources=sources, targets=targets)
 
-    def _under(self, first: str, given: Mapping[str, None]) -> Iterator[str]:
-        """The names of slots of one parameter, and of none whose name goes on after its own."""
-        for name in given:
-            if name.startswith(first):
-                rest = name.removeprefix(SLOTS)
-                longer = (rest[:k] for k, c in enumerate(rest) if c == "/" and k >= len(first) - 9)
-                if not any(part in self._params for part in longer):
-                    yield name
+    def _is_of_another(self, name: str, first: str) -> bool:
+        """Whether a slot is of a parameter whose name goes on after that of another."""
+        places = [k for k, c in enumerate(name) if c == "/" and k >= len(first)]
+        return any(name[len(SLOTS) : k] in self._params for k in places)
 
     @cached_property
     def _params(self) -> frozenset[str]:
@@ -216,23 +210,18 @@ class Alignment(msgspec.Struct, frozen=True, dict=True, forbid_unknown_fields=Tr
         """Rules of arrays to arrays, sums included, and of names without what stands before."""
         given = dict.fromkeys(names)
         for section, match in self.matches():
+            chain = match.chain
             for prefix, gradient in {**dict(FAMILIES[section]), "": False}.items():
-                rule = Rule(
-                    tuple(prefix + name for name in match.a),
-                    tuple(prefix + name for name in match.b),
-                    match.chain,
-                    gradient,
-                    section,
+                sources, targets = (
+                    tuple(prefix + name for name in side) for side in (match.a, match.b)
                 )
-                if all(name in given for name in rule.sources):
-                    yield rule
+                if all(name in given for name in sources):
+                    yield Rule(sources, targets, chain, gradient, section)
             if section == "params":
-                for rule in self._slots(match, given, "a"):
-                    ends = [target.rpartition("/")[2] for target in rule.targets][:1] * len(match.b)
-                    targets = tuple(
-                        f"{SLOTS}{name}/{slot}" for name, slot in zip(match.b, ends, strict=True)
-                    )
-                    yield rule._replace(targets=targets, chain=match.chain)
+                sources, targets = (
+                    tuple(SLOTS + name for name in side) for side in (match.a, match.b)
+                )
+                yield from self._slots(Rule(sources, targets, chain, True, section), given, "a")
 
 
 def _turned(match: Match) -> Match:
@@ -264,8 +253,20 @@ def _carried(rules: Iterable[Rule], arrays: Mapping[str, NDArray[Any]]) -> dict[
     return made
 
 
+def _short(names: tuple[str, ...]) -> str:
+    text = "".join(c if c.isprintable() else "?" for c in ", ".join(names))
+    return text[:100] or "-"
+
+
 def _check_match(match: Match, section: str, at: str) -> None:
     """Raise HarnessError for a match that cannot be."""
+    for name in (*match.a, *match.b):
+        wrong = check_name(name)
+        if wrong:
+            raise HarnessError(f"{at}: {quote(name)} cannot name a tensor: it {wrong}")
+    for text in (match.note, *match.by):
+        if not text.isprintable():
+            raise HarnessError(f"{at}: {quote(text)} holds what cannot be printed: take it out")
     if not match.a or not match.b:
         raise HarnessError(f"{at}: names no tensor of one side: give a name, or a list of them")
     try:
