@@ -136,14 +136,6 @@ def blocks(x: Array, order: tuple[int, ...], axis: int = -1) -> Array:
     return np.concatenate([parts[k] for k in order], axis=axis)
 
 
-@op(size=same_size, says="a part of the tensor")
-def cut(x: Array, axis: int, start: int, stop: int) -> Array:
-    """The places `start` to `stop` along an axis, the last one not included."""
-    at = [slice(None)] * x.ndim
-    at[axis] = slice(start, stop)
-    return np.asarray(x[tuple(at)])
-
-
 @op()
 def block_turned(x: Array, index: int, of: int) -> Array:
     """x [H, of H] with one square block of its last axis transposed."""
