@@ -1,0 +1,526 @@
+"""One step of a TensorFlow script while it is watched: which tensor was made of which, and how.
+
+Operations are seen by a callback of TensorFlow's (op_callbacks), eager and while a function is
+traced; it puts nothing into the computation. What is kept of a tf.function goes out of it by one
+call at the end of its graph (`Taps`), so a point there has a key, not yet a name: which name it
+gets, and what its operands are called, is known when the function runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.capture.keras_ops import RULES, OpCall, Pending
+from harness.capture.step import Step
+from harness.models.entries import Made
+
+tf: Any = import_module("tensorflow")
+keras: Any = import_module("keras")
+
+Array = NDArray[Any]
+UNKNOWN = Made("unknown", (), {})
+OBJECTIVE, LOSS = "forward/objective", "forward/loss"
+SMALL = 1 << 20  # elements of a constant that is kept
+MOST_OPS, DEEPEST = 64, 10  # ops of an expression, and how deep they nest, before it gets a name
+MARK = "\0"  # between a name and the number that makes it a key
+_numbers = itertools.count()
+
+
+class Tap(NamedTuple):
+    """Tensors to be kept, under what name, and how they were made.
+
+    `kind`: "" for a point that may get the number of its call, "fixed" for one name only, "constant"
+    for what may be an input, "given" for the gradient that an optimizer goes on with, "later" for
+    how something is made that the end of the step keeps. `how` makes one array of the tensors'.
+    """
+
+    key: str
+    tensors: tuple[Any, ...]
+    made: Any = None
+    kind: str = ""
+    how: Callable[[list[Array]], Array | None] | None = None
+    like: str = ""  # the key of the point whose gradient it is
+
+
+class Taps:
+    """What goes out of one graph of a function, by one call when it has run."""
+
+    def __init__(self, graph: Any) -> None:
+        """Nothing yet."""
+        self.graph = graph
+        self.queue: list[Tap] = []
+        self.arguments: dict[str, int] = {}  # key: place among the arguments
+        self.counts: dict[str, int] = {}
+        self.results: list[Any] = []  # how each result was made
+
+
+class Watch:
+    """Watches one step: points, how they were made, and what is put in place."""
+
+    def __init__(
+        self,
+        step: Step,
+        names: Mapping[int, str],
+        inputs: Mapping[str, Any],
+        more: Callable[[], Mapping[str, Any]] | None = None,
+    ) -> None:
+        """`names` are those of parameters and buffers by the identity of their handles.
+
+        `more` gives all variables by name once more, where some may be made in this step.
+        """
+        self.step = step
+        self.names: dict[int, str | None] = dict(names)
+        self._more = more
+        self._strange: list[Any] = []  # handles of no variable of the model
+        self.busy = 0  # nothing is looked at
+        self.off = 0  # operations are not
+        self.scope: list[str] = []
+        self.known: dict[int, tuple[Any, Any]] = {}  # by identity: a tensor, its name or how made
+        self.points: list[tuple[Any, str]] = []
+        self.later: dict[str, Made] = {}
+        self.given: dict[str, tuple[Array, Made | str | None]] = {}
+        self.moved: set[str] = set()  # variables that have been given another value in this step
+        self.graphs: dict[int, Taps] = {}
+        self.arguments: list[list[Any]] = []  # of the functions that are being called
+        self.ran: Taps | None = None
+        self.attentions: list[Any] = []  # that are being called: layer, arguments, products
+        self.rates: dict[int, float] = {}  # of optimizers, by their place
+        self.applied: set[int] = set()  # optimizers whose rate was read as they were called
+        self.chosen: Any = None  # the condition by which a layer chose last: dropout's mask
+        self.roots = 0
+        self.objective: float | None = None
+        self._actual: dict[str, Any] = {}  # key: name, or how made
+        self._inputs = {name: value for name, value in inputs.items() if hasattr(value, "shape")}
+        for name, value in self._inputs.items():
+            if is_tensor(value):
+                self.know(value, f"inputs/{name}")
+
+    # What is known of tensors.
+
+    def know(self, tensor: Any, what: Any) -> None:
+        """From now on a tensor goes by this name, or was made so."""
+        self.known[id(tensor)] = (tensor, what)
+
+    def of(self, value: Any) -> Any:
+        """A tensor, variable or number as an operand."""
+        if isinstance(value, bool | int | float | np.number):
+            return value.item() if isinstance(value, np.number) else value
+        if id(value) in self.known:
+            return self.known[id(value)][1]
+        if isinstance(value, keras.Variable):
+            value = value._value
+        if isinstance(value, tf.Variable):
+            return self.variable(value.handle)
+        if is_tensor(value) or isinstance(value, np.ndarray):
+            number = number_of(value)
+            return Pending(value) if number is None else number
+        return UNKNOWN
+
+    def variable(self, handle: Any) -> Any:
+        """The operand for the value of a variable; it was read in this step before any update."""
+        name = self.name_of(handle)
+        if name is None or name in self.moved:
+            return UNKNOWN
+        return f"{name}@step-1|inputs/{name}"
+
+    def name_of(self, handle: Any) -> str | None:
+        """The name of the variable of this handle, inside a function too."""
+        while hasattr(handle, "graph") and not is_eager(handle):
+            outer = getattr(handle.graph, "captures", ())
+            found = next((out for out, inner in outer if inner is handle), None)
+            if found is None:
+                return None
+            handle = found
+        if id(handle) not in self.names and self._more is not None:
+            self._look_again(handle)
+        return self.names.get(id(handle))
+
+    def _look_again(self, handle: Any) -> None:
+        """A variable that was made in this step: what it is before any update is kept."""
+        assert self._more is not None
+        self.names[id(handle)] = None
+        self._strange.append(handle)
+        for name, variable in self._more().items():
+            if self.names.get(id(variable.handle)) is None:
+                self.names[id(variable.handle)] = name
+                with self.unseen():
+                    self.keep(f"inputs/{name}", (variable.read_value(),), kind="fixed")
+
+    def in_sight(self) -> bool:
+        """Whether what is computed now can be kept: not inside of a loop or branch of a graph."""
+        if tf.executing_eagerly():
+            return True
+        return id(tf.compat.v1.get_default_graph()) in self.graphs
+
+    def saw(
+        self,
+        op_type: Any,
+        inputs: Any,
+        attrs: Any,
+        outputs: Any,
+        op_name: Any = None,
+        graph: Any = None,
+    ) -> None:
+        """An operation has been made or run: keep how its results were made."""
+        if self.off or self.busy:
+            if op_type in ("SelectV2", b"SelectV2"):
+                self.chosen = inputs[0]
+            return
+        name = op_type.decode() if isinstance(op_type, bytes) else str(op_type)
+        call = OpCall(name, inputs, attrs, outputs, self.of)
+        if name.startswith("__") or name.endswith("PartitionedCall"):
+            for x in outputs:
+                self.know(x, UNKNOWN)
+            return
+        try:
+            self._note(call)
+        except (IndexError, KeyError, TypeError, ValueError, AttributeError):
+            for x in outputs:
+                self._unknown(call, x)
+
+    def _note(self, call: OpCall) -> None:
+        if call.name == "ReadVariableOp":
+            self.know(call.outputs[0], self.variable(call.inputs[0]))
+            return
+        if call.name.startswith("Assign") and call.name.endswith("VariableOp"):
+            self._assigned(call)
+            return
+        if call.name == "ResourceGather":
+            table = self.variable(call.inputs[0])
+            self.know(call.outputs[0], Made("embed", (table, self.of(call.inputs[1])), {}))
+            return
+        rule = RULES.get(call.name)
+        found = rule(call) if rule else None
+        if isinstance(found, Made) and found.op == "global_norm" and self.in_sight():
+            found = self.keep("update/global_norm", (call.outputs[0],), found, "fixed")
+        several = found if isinstance(found, list) else [found]
+        for x, made in itertools.zip_longest(call.outputs, several[: len(call.outputs)]):
+            if made is None:
+                self._unknown(call, x)
+            elif not (isinstance(made, Pending) or isinstance(made, int | float)):
+                self.know(x, self._bounded(made, x) if isinstance(made, Made) else made)
+
+    def _unknown(self, call: OpCall, x: Any) -> None:
+        """What no rule makes: a constant where nothing on the way to it has a gradient."""
+        if not (is_tensor(x) and x.dtype.is_floating):
+            return
+        floats = [i for i in call.inputs if is_tensor(i) and i.dtype.is_floating]
+        if any(id(i) in self.known for i in floats):
+            self.know(x, Made(f"tf_{call.name}" if call.name.isidentifier() else "unknown", (), {}))
+
+    def _assigned(self, call: OpCall) -> None:
+        """A variable gets another value by the script itself."""
+        name = self.name_of(call.inputs[0])
+        if name is None:
+            return
+        value, old = self.of(call.inputs[1]), self.variable(call.inputs[0])
+        made: Any = value if isinstance(value, Made) else Made("add", (value,), {})
+        if call.name != "AssignVariableOp":
+            more = value if call.name == "AssignAddVariableOp" else Made("negate", (value,), {})
+            made = Made("add", (old, more), {})
+        if name in self.moved:
+            made = UNKNOWN
+        self.moved.add(name)
+        self.keep(name, (), made, kind="later")
+
+    def _bounded(self, made: Made, x: Any) -> Any:
+        """The same, or the name of a point of its own where it has become long."""
+        count, depth = _size(made)
+        if count <= MOST_OPS and depth <= DEEPEST or not is_tensor(x):
+            return made
+        if not is_eager(x) and id(x.graph) not in self.graphs:
+            return UNKNOWN
+        where = self.scope[-1] if self.scope else "model"
+        return self.keep(f"forward/{where}/{made.op}", (x,), made)
+
+    # Points.
+
+    def point(self, wanted: str, value: Any) -> Any:
+        """A tensor that is traced under a name of its own; what the step goes on with."""
+        known = self.known.get(id(value), (None, None))[1]
+        if self.busy or isinstance(known, str) or not is_tensor(value) or not kept(value):
+            return value  # handed on by a layer that contains the one which made it
+        if not is_eager(value) and id(value.graph) not in self.graphs:
+            return value  # inside a loop or a branch
+        key = self.keep(wanted, (value,), known)
+        self.know(value, key)
+        if self.step.fed:
+            value = self._fed(value, key)
+            self.know(value, key)
+        if value.dtype.is_floating:
+            self.points.append((value, key))
+        return value
+
+    def keep(
+        self,
+        wanted: str,
+        tensors: Sequence[Any],
+        made: Any = None,
+        kind: str = "",
+        how: Callable[[list[Array]], Array | None] | None = None,
+        like: str = "",
+    ) -> str:
+        """Keep something under a name, now or when the function has run: its name, or its key."""
+        taps = self._taps(tensors)
+        made = self.resolved(made, taps) if isinstance(made, Made) else made
+        if taps is None:
+            return self.arrive(Tap(wanted, (), made, kind, how, like), [as_array(x) for x in tensors])
+        count = taps.counts[wanted] = taps.counts.get(wanted, 0) + 1
+        numbered = wanted if count == 1 or kind == "fixed" else f"{wanted}:{count}"
+        key = f"{numbered}{MARK}{next(_numbers)}"
+        taps.queue.append(Tap(key, tuple(tensors), made, kind, how, like))
+        return key
+
+    def _taps(self, tensors: Sequence[Any]) -> Taps | None:
+        """The function that is being traced, if any."""
+        if tf.executing_eagerly():
+            return None
+        graph = tensors[0].graph if tensors else tf.compat.v1.get_default_graph()
+        return self.graphs.get(id(graph)) or Taps(graph)  # in a loop: kept of nothing
+
+    def resolved(self, made: Any, taps: Taps | None) -> Any:
+        """An expression whose constants have been kept."""
+        if isinstance(made, Made):
+            return Made(made.op, tuple(self.resolved(x, taps) for x in made.operands), made.args)
+        if not isinstance(made, Pending):
+            return made
+        tensor = made.tensor
+        if id(tensor) in self.known:
+            return self.known[id(tensor)][1]
+        if not is_tensor(tensor) or is_eager(tensor):
+            found = self.constant(as_array(tensor))
+        elif taps is None or tensor.graph is not taps.graph or taps.graph is None:
+            found = UNKNOWN
+        else:
+            found = self.keep("inputs/constant", (tensor,), kind="constant")
+        self.know(tensor, found)
+        return found
+
+    def constant(self, array: Array) -> Any:
+        """What the script made of nothing that was seen: an input of the step, or a number."""
+        for name, given in self._inputs.items():
+            other = as_array(given)
+            if other.shape == array.shape and np.array_equal(other.astype(array.dtype), array):
+                return f"inputs/{name}"
+        if array.ndim == 0:
+            number = array.item()
+            return number if isinstance(number, int | float) and math.isfinite(number) else UNKNOWN
+        if array.size > SMALL or array.dtype.kind not in "fiubV":
+            return UNKNOWN
+        name = self._free("inputs/constant")
+        self.step.see(name, array)
+        return name
+
+    def renamed(self, old: str, new: str) -> None:
+        """A point goes by another name: what it was made of keeps it."""
+        for key, (tensor, what) in self.known.items():
+            if what == old:
+                self.known[key] = (tensor, new)
+
+    def _free(self, wanted: str) -> str:
+        """A name that this step has not yet."""
+        plain, _, number = wanted.rpartition(":")
+        plain, count = (plain, int(number)) if plain and number.isdigit() else (wanted, 1)
+        while wanted in self.step.points:
+            count += 1
+            wanted = f"{plain}:{count}"
+        return wanted
+
+    # What goes out of functions.
+
+    def arrive(self, tap: Tap, arrays: list[Array]) -> str:
+        """Keep what a tap brings."""
+        wanted = tap.key.partition(MARK)[0]
+        made = self.named(tap.made)
+        if tap.kind == "later":
+            self.later[wanted] = made
+            return wanted
+        array = tap.how(arrays) if tap.how else np.array(arrays[0])
+        if array is None:
+            return wanted
+        if tap.kind == "constant":
+            self._actual[tap.key] = self.constant(array)
+            return wanted
+        if wanted.startswith(("inputs/params/", "inputs/buffers/")) and self.step.number != 1:
+            return wanted
+        if tap.kind == "given":
+            self.moved.add(f"params/{wanted.partition('/')[2]}")
+            self.given[wanted] = (array, made if isinstance(made, Made | str) else None)
+            return wanted
+        if tap.like:
+            wanted = str(self.named(tap.like)).replace("forward/", "backward/", 1)
+        name = wanted if tap.kind == "fixed" or tap.like else self._free(wanted)
+        self._actual[tap.key] = name
+        if name.startswith(OBJECTIVE) and array.ndim == 0:
+            self.objective = float(array)
+        self.step.see(name, array, made if isinstance(made, Made) else None)
+        return name
+
+    def named(self, made: Any) -> Any:
+        """An expression with the names that its keys have got."""
+        if isinstance(made, Made):
+            return Made(made.op, tuple(self.named(x) for x in made.operands), made.args)
+        if isinstance(made, str) and MARK in made:
+            found = self._actual.get(made, made.partition(MARK)[0])
+            if isinstance(found, str) or not hasattr(found, "shape"):
+                return found
+            return self.resolved(self.of(found), None)
+        return made
+
+    def ended(self, taps: Taps) -> None:
+        """A function has been traced: let go out of it what is to be kept."""
+        queue = [tap for tap in taps.queue]
+        tensors = [x for tap in queue for x in tap.tensors]
+
+        def out(*arrays: Any) -> Any:
+            watch = CURRENT[-1] if CURRENT else None
+            if watch is not None and not watch.busy:
+                watch.left(taps, queue, list(arrays))
+            return np.int32(0)
+
+        self.busy += 1
+        try:
+            with taps.graph.as_default():
+                tf.numpy_function(out, tensors, tf.int32)
+        finally:
+            self.busy -= 1
+
+    def left(self, taps: Taps, queue: Sequence[Tap], arrays: list[Array]) -> None:
+        """A function has run."""
+        given = self.arguments[0] if self.arguments else []
+        for key, place in taps.arguments.items():
+            if place < len(given):
+                self._actual[key] = given[place]
+        for tap in queue:
+            mine, arrays = arrays[: len(tap.tensors)], arrays[len(tap.tensors) :]
+            self.arrive(tap, mine)
+        self.ran = taps
+
+    # What is put in place.
+
+    def _fed(self, value: Any, key: str) -> Any:
+        """What the step goes on with; back-propagation is told of it, and may be fed too."""
+        name = key.partition(MARK)[0]
+        onward = self.fetch(name, value)
+
+        @tf.custom_gradient  # type: ignore[untyped-decorator]
+        def swapped(x: Any) -> Any:
+            back = name.replace("forward/", "backward/", 1)
+            return tf.identity(onward), lambda dy: self.fetch(back, dy)
+
+        self.off += 1
+        try:
+            made = swapped(value)
+        finally:
+            self.off -= 1
+        logits = logits_of(value)
+        if logits is not None:
+            made._keras_logits = logits  # a loss reads these, and not what was made of them
+        if getattr(value, "_keras_mask", None) is not None:
+            made._keras_mask = value._keras_mask
+        return made
+
+    def fetch(self, name: str, value: Any) -> Any:
+        """Another's tensor of this name in a tensor's place, where there is one."""
+        if not self.step.fed:
+            return value
+
+        def other(array: Any) -> Any:
+            watch = CURRENT[-1] if CURRENT else None
+            fed = watch.step.onward(name, tuple(array.shape)) if watch is not None else None
+            return array if fed is None else fed.astype(array.dtype)
+
+        self.off += 1
+        try:
+            if is_eager(value):
+                fed = self.step.onward(name, tuple(value.shape))
+                return value if fed is None else tf.constant(fed.astype(value.dtype.as_numpy_dtype))
+            made = tf.numpy_function(other, [value], value.dtype)
+            made.set_shape(value.shape)
+            return made
+        finally:
+            self.off -= 1
+
+    @contextmanager
+    def unseen(self) -> Iterator[None]:
+        """While this lasts, operations are not looked at."""
+        self.off += 1
+        try:
+            yield
+        finally:
+            self.off -= 1
+
+
+CURRENT: list[Watch] = []  # the step that is being recorded, if any
+
+
+def watching() -> Watch | None:
+    """The step that is being recorded, if any, and if something is to be seen of it now."""
+    return CURRENT[-1] if CURRENT and not CURRENT[-1].busy else None
+
+
+def is_tensor(x: Any) -> bool:
+    """Whether this is a tensor of TensorFlow with elements."""
+    return isinstance(x, tf.Tensor) and not isinstance(x, keras.KerasTensor)
+
+
+def is_eager(x: Any) -> bool:
+    """Whether a tensor has a value now."""
+    return isinstance(x, tf.__internal__.EagerTensor)
+
+
+def kept(x: Any) -> bool:
+    """Whether a tensor is of a kind that a trace has."""
+    return bool(x.dtype.is_floating or x.dtype.is_integer or x.dtype.is_bool)
+
+
+def as_array(x: Any) -> Array:
+    """The elements of a tensor, array or variable, copied."""
+    if isinstance(x, tf.IndexedSlices):
+        x = tf.convert_to_tensor(x)
+    return np.array(x.numpy() if hasattr(x, "numpy") else x)
+
+
+def number_of(x: Any) -> Any:
+    """A tensor without axes, that is a constant, as a number."""
+    if getattr(x, "shape", None) is None or len(x.shape) or not kept_number(x):
+        return None
+    value = x if isinstance(x, np.ndarray) else x.numpy() if is_eager(x) else static(x)
+    if value is None:
+        return None
+    number = value.item()
+    return number if isinstance(number, int | float) and math.isfinite(number) else None
+
+
+def kept_number(x: Any) -> bool:
+    """Whether elements are numbers."""
+    return isinstance(x, np.ndarray) or bool(x.dtype.is_floating or x.dtype.is_integer)
+
+
+def static(x: Any) -> Any:
+    """The value of a tensor of a graph, where it is a constant."""
+    return tf.get_static_value(x)
+
+
+def logits_of(x: Any) -> Any:
+    """The logits of probabilities, as Keras' losses find them; None where they find none."""
+    found = getattr(x, "_keras_logits", None)
+    if found is None and is_tensor(x) and not is_eager(x) and x.op.type in ("Softmax", "Sigmoid"):
+        found = x.op.inputs[0]
+    return found
+
+
+def _size(made: Any) -> tuple[int, int]:
+    """How many ops an expression has, and how deep they nest."""
+    if not isinstance(made, Made):
+        return 0, 0
+    inner = [_size(x) for x in made.operands]
+    return 1 + sum(n for n, _ in inner), 1 + max((d for _, d in inner), default=0)
