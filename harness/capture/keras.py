@@ -8,7 +8,7 @@ what it leaves behind are seen, and nothing inside of it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 
 from harness.capture.adapter import Adapter, Array, Tensors
+from harness.capture.keras_fit import RecordedFit
 from harness.capture.keras_functions import Clones
 from harness.capture.keras_hooks import hooked
 from harness.capture.keras_names import Names, plain
 from harness.capture.keras_optim import hyperparameters, inner, slots, update_of
 from harness.capture.keras_watch import LOSS, OBJECTIVE, Watch, as_array, is_tensor
+from harness.capture.record import Recorder
 from harness.capture.step import Point, Step
 from harness.errors import HarnessError
 from harness.models.entries import Made
@@ -53,10 +55,7 @@ class Keras(Adapter):
                     f"record: a {type(thing).__name__} is no model, module, variable or optimizer "
                     "of Keras or TensorFlow"
                 )
-        compiled = [getattr(m, "optimizer", None) for m in self.models]
-        for optimizer in compiled if not self.optimizers else ():
-            if isinstance(optimizer, keras.optimizers.Optimizer):
-                self.optimizers.append(optimizer)
+        self._source: Any = None  # of inputs that are handed over to model.fit
         self._clones = Clones()
         self._inputs: dict[str, Any] = {}
         self._watch: Watch | None = None
@@ -91,6 +90,10 @@ class Keras(Adapter):
 
     def begin(self, dtype: str | None) -> None:
         """Keras' dtype is set before a model is made: here only what is narrower is told of."""
+        compiled = [getattr(m, "optimizer", None) for m in self.models]
+        for optimizer in compiled if not self.optimizers else ():
+            if isinstance(optimizer, keras.optimizers.Optimizer):
+                self.optimizers.append(optimizer)
         found = self.narrower(dtype) if dtype else []
         if found:
             print(
@@ -207,7 +210,10 @@ class Keras(Adapter):
             number = float(value)
         except (TypeError, ValueError):
             return None
-        return OBJECTIVE if number == self._watch.objective else None
+        objective = self._watch.objective
+        if objective is None:
+            return None
+        return OBJECTIVE if number == objective or (number != number and objective != objective) else None
 
     def call(self, value: Any, name: str) -> None:
         """A logged tensor is known by this name to what is made of it."""
@@ -222,6 +228,12 @@ class Keras(Adapter):
             return value
         return self._watch.point(name, value)
 
+    def callback(self, recorder: Recorder) -> RecordedFit:
+        """For model.fit."""
+        run = recorder.run
+        self._source = recorder.handed if run.replay or run.follow else None
+        return RecordedFit(recorder)
+
     @contextmanager
     def watch(self, step: Step) -> Iterator[None]:
         """Wrappers and the callback for operations, for one step."""
@@ -232,11 +244,13 @@ class Keras(Adapter):
         open_ended = unbuilt or any(not isinstance(m, keras.layers.Layer) for m in self.models)
         more = self._variables if open_ended else None
         watch = self._watch = Watch(step, handles, self._inputs, more)
+        watch.source = self._source
         self._steps = [int(inner(o).iterations.numpy()) for o in self.optimizers]
         watch.rates = {k: float(o.learning_rate) for k, o in enumerate(self.optimizers)}
         if step.number == 1:
             self._filled = {n for n, v in self._slots().items() if as_array(v).any()}
-        with hooked(watch, names.path, self._clones, self.optimizers):
+        paths = _Paths(self.names, names, open_ended)
+        with hooked(watch, paths, self._clones, self.optimizers):
             yield
 
     def finish(self, step: Step) -> None:
@@ -282,6 +296,23 @@ class Keras(Adapter):
             if variable is not None:
                 later |= update_of(self.optimizers[k], variable, name, source, rate, number)
         return later
+
+
+class _Paths:
+    """The paths of layers, of those too that are made while a step runs."""
+
+    def __init__(self, names: Callable[[], Names], now: Names, more: bool) -> None:
+        self._names, self._now, self._more = names, now, more
+        self._strange: list[Any] = []  # layers that are no part of the models
+
+    def __call__(self, layer: Any) -> str | None:
+        found = self._now.path(layer)
+        if found is None and self._more and not any(layer is one for one in self._strange):
+            self._now = self._names()
+            found = self._now.path(layer)
+            if found is None:
+                self._strange.append(layer)
+        return found
 
 
 def _is_model(thing: Any) -> bool:

@@ -45,7 +45,7 @@ def applied(
             watch.applied.add(place)
     with watch.unseen(), _clipping(watch, inner(optimizer), place, names):
         result = original(optimizer, **given)
-    watch.moved |= {name for name in names if name}
+    watch.moved.update(name for name in names if name)
     return result
 
 

@@ -43,11 +43,15 @@ class Clones:
         eager = tf.executing_eagerly()
         clone = self._of(function, watch.step.fed) if eager else self._new(function)
         watch.arguments.append(tf.nest.flatten((args, kwargs)))
+        watch.before.append(set(watch.moved))
         watch.ran = self._last = None
         try:
             result = original(clone, *args, **kwargs)
         finally:
             watch.arguments.pop()
+            watch.before.pop()
+        if self._last is not None and not eager:
+            watch.moved.update(self._last.moved)
         self._known(watch, result, watch.ran if eager else self._last)
         return result
 
@@ -78,7 +82,9 @@ class Clones:
             if watch is None:
                 return body(*args, **kwargs)
             graph = tf.compat.v1.get_default_graph()
-            taps = watch.graphs[id(graph)] = Taps(graph)
+            taps = Taps(graph)
+            taps.moved |= watch.before[-1]
+            watch.graphs[id(graph)] = taps
             _arguments(watch, taps, tf.nest.flatten((args, kwargs)))
             result = body(*args, **kwargs)
             if watch.graphs.get(id(graph)) is taps:

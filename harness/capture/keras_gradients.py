@@ -52,7 +52,7 @@ def _same_place(x: Any, root: Any) -> bool:
 def _root(watch: Watch, root: Any) -> None:
     """What gradients are taken of is what is minimised, if it has no name yet."""
     known = watch.known.get(id(root), (None, None))[1]
-    watch.roots += 1
+    watch.keep("root", (), kind="root")
     if isinstance(known, str) and known.startswith("forward/"):
         return
     watch.know(root, watch.keep(OBJECTIVE, (root,), known))

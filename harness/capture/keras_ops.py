@@ -92,14 +92,16 @@ def _unary(op: str) -> Callable[[OpCall], Made]:
     return lambda call: made(op, call.of(0))
 
 
-def added(one: Operand, two: Operand, same: bool) -> Made:
+def added(one: Operand, two: Operand, same: bool) -> Operand:
     """The sum of two operands, of one shape or not."""
     if is_number(one):
         one, two = two, one
+    if is_number(one):
+        return one + two
     return made("add" if same else "broadcast_add", one, two)
 
 
-def _add(call: OpCall) -> Made:
+def _add(call: OpCall) -> Operand:
     return added(call.of(0), call.of(1), call.shape(0) == call.shape(1))
 
 
@@ -108,14 +110,14 @@ def negated(x: Operand) -> Operand:
     return -x if is_number(x) else made("negate", x)
 
 
-def _sub(call: OpCall) -> Made:
+def _sub(call: OpCall) -> Operand:
     return added(call.of(0), negated(call.of(1)), call.shape(0) == call.shape(1))
 
 
-def _mul(call: OpCall) -> Made | None:
+def _mul(call: OpCall) -> Operand | None:
     one, two = call.of(0), call.of(1)
     if is_number(one) and is_number(two):
-        return None
+        return one * two
     if is_number(one):
         one, two = two, one
     found = _gelu(one, two) or _norm_of(one, two)
@@ -199,11 +201,11 @@ def _root(call: OpCall) -> Made:
     return made("global_norm", *x.operands) if _is(x, "tf_squares") else made("root", x)
 
 
-def _divide(call: OpCall) -> Made | None:
+def _divide(call: OpCall) -> Operand | None:
     one, two = call.of(0), call.of(1)
-    if is_number(one) and is_number(two):
-        return None
     if is_number(two):
+        if is_number(one):
+            return one / two if two else None
         return made("scale", one, 1 / two) if two else None
     if is_number(one) and one == 1 and str(two).startswith("update/global_norm"):
         return made("tf_over", two)
@@ -221,7 +223,7 @@ def _minimum(call: OpCall) -> Made | None:
     return None
 
 
-def _scale_of_norm(call: OpCall) -> Made | None:
+def _scale_of_norm(call: OpCall) -> Operand | None:
     """What clip_by_global_norm multiplies with: limit min(1 / norm, 1 / limit), plus norm - norm."""
     one, two = call.of(0), call.of(1)
     for least, limit in ((one, two), (two, one)):
@@ -230,7 +232,7 @@ def _scale_of_norm(call: OpCall) -> Made | None:
     return _mul(call)
 
 
-def _add_finite(call: OpCall) -> Made:
+def _add_finite(call: OpCall) -> Operand:
     one, two = call.of(0), call.of(1)
     if _is(one, "tf_coefficient") and isinstance(two, Made) and two.op == "add":
         return one  # type: ignore[no-any-return]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from harness.capture.keras_ops import RULES, OpCall, Pending
 from harness.capture.step import Step
-from harness.models.entries import Made
+from harness.models.entries import Made, why_not
 
 tf: Any = import_module("tensorflow")
 keras: Any = import_module("keras")
@@ -30,6 +30,7 @@ UNKNOWN = Made("unknown", (), {})
 OBJECTIVE, LOSS = "forward/objective", "forward/loss"
 SMALL = 1 << 20  # elements of a constant that is kept
 MOST_OPS, DEEPEST = 64, 10  # ops of an expression, and how deep they nest, before it gets a name
+TRIES = 3  # to find a variable in the model that is no part of it, or not yet
 MARK = "\0"  # between a name and the number that makes it a key
 _numbers = itertools.count()
 
@@ -39,7 +40,7 @@ class Tap(NamedTuple):
 
     `kind`: "" for a point that may get the number of its call, "fixed" for one name only, "constant"
     for what may be an input, "given" for the gradient that an optimizer goes on with, "later" for
-    how something is made that the end of the step keeps. `how` makes one array of the tensors'.
+    how something is made that the end of the step keeps, "root" for what is minimised. `how` makes one array of the tensors'.
     """
 
     key: str
@@ -60,6 +61,8 @@ class Taps:
         self.arguments: dict[str, int] = {}  # key: place among the arguments
         self.counts: dict[str, int] = {}
         self.results: list[Any] = []  # how each result was made
+        self.begun: set[str] = set()  # variables whose value before the step is kept
+        self.moved: set[str] = set()  # variables that have got another value in it, or before
 
 
 class Watch:
@@ -80,6 +83,7 @@ class Watch:
         self.names: dict[int, str | None] = dict(names)
         self._more = more
         self._strange: list[Any] = []  # handles of no variable of the model
+        self._fresh: dict[str, Any] = {}  # variables that were made in this step
         self.busy = 0  # nothing is looked at
         self.off = 0  # operations are not
         self.scope: list[str] = []
@@ -87,10 +91,12 @@ class Watch:
         self.points: list[tuple[Any, str]] = []
         self.later: dict[str, Made] = {}
         self.given: dict[str, tuple[Array, Made | str | None]] = {}
-        self.moved: set[str] = set()  # variables that have been given another value in this step
+        self.now = Taps(None)  # what is known of the eager part of the step
         self.graphs: dict[int, Taps] = {}
         self.arguments: list[list[Any]] = []  # of the functions that are being called
+        self.before: list[set[str]] = []  # variables that had moved before these calls
         self.ran: Taps | None = None
+        self.source: Callable[[int, str], Array | None] | None = None  # of inputs handed over
         self.attentions: list[Any] = []  # that are being called: layer, arguments, products
         self.rates: dict[int, float] = {}  # of optimizers, by their place
         self.applied: set[int] = set()  # optimizers whose rate was read as they were called
@@ -131,28 +137,52 @@ class Watch:
             return UNKNOWN
         return f"{name}@step-1|inputs/{name}"
 
-    def name_of(self, handle: Any) -> str | None:
-        """The name of the variable of this handle, inside a function too."""
+    def name_of(self, handle: Any, made: bool = False) -> str | None:
+        """The name of the variable of this handle, inside a function too; it may just be made."""
         while hasattr(handle, "graph") and not is_eager(handle):
             outer = getattr(handle.graph, "captures", ())
             found = next((out for out, inner in outer if inner is handle), None)
             if found is None:
                 return None
             handle = found
-        if id(handle) not in self.names and self._more is not None:
+        if self.names.get(id(handle)) is None and self._more is not None and not made:
             self._look_again(handle)
-        return self.names.get(id(handle))
+        name = self.names.get(id(handle))
+        if name in self._fresh and not made and self.in_sight():
+            self._begun(name)
+        return name
+
+    def _begun(self, name: str) -> None:
+        """What the variables that were made in this step are before any update."""
+        place = self.now if tf.executing_eagerly() else self._taps(())
+        if place is None or name in place.begun:
+            return
+        for other, variable in self._fresh.items():
+            if other not in place.begun and other not in self.moved:
+                place.begun.add(other)
+                with self.unseen():
+                    self.keep(f"inputs/{other}", (variable.read_value(),), kind="fixed")
 
     def _look_again(self, handle: Any) -> None:
         """A variable that was made in this step: what it is before any update is kept."""
         assert self._more is not None
-        self.names[id(handle)] = None
+        if sum(handle is one for one in self._strange) > TRIES:
+            return
         self._strange.append(handle)
         for name, variable in self._more().items():
             if self.names.get(id(variable.handle)) is None:
                 self.names[id(variable.handle)] = name
-                with self.unseen():
-                    self.keep(f"inputs/{name}", (variable.read_value(),), kind="fixed")
+                self._fresh[name] = variable
+
+    @property
+    def moved(self) -> set[str]:
+        """The variables that have been given another value in this step, until now."""
+        if tf.executing_eagerly():
+            return self.now.moved
+        graph = tf.compat.v1.get_default_graph()
+        while graph is not None and id(graph) not in self.graphs:
+            graph = getattr(graph, "outer_graph", None)
+        return self.graphs[id(graph)].moved if graph is not None else self.now.moved
 
     def in_sight(self) -> bool:
         """Whether what is computed now can be kept: not inside of a loop or branch of a graph."""
@@ -173,6 +203,8 @@ class Watch:
         if self.off or self.busy:
             if op_type in ("SelectV2", b"SelectV2"):
                 self.chosen = inputs[0]
+            elif self._more is not None and not self.busy and op_type == "ReadVariableOp":
+                self.name_of(inputs[0])
             return
         name = op_type.decode() if isinstance(op_type, bytes) else str(op_type)
         call = OpCall(name, inputs, attrs, outputs, self.of)
@@ -205,7 +237,7 @@ class Watch:
         for x, made in itertools.zip_longest(call.outputs, several[: len(call.outputs)]):
             if made is None:
                 self._unknown(call, x)
-            elif not (isinstance(made, Pending) or isinstance(made, int | float)):
+            elif not isinstance(made, Pending):
                 self.know(x, self._bounded(made, x) if isinstance(made, Made) else made)
 
     def _unknown(self, call: OpCall, x: Any) -> None:
@@ -218,7 +250,7 @@ class Watch:
 
     def _assigned(self, call: OpCall) -> None:
         """A variable gets another value by the script itself."""
-        name = self.name_of(call.inputs[0])
+        name = self.name_of(call.inputs[0], made=True)
         if name is None:
             return
         value, old = self.of(call.inputs[1]), self.variable(call.inputs[0])
@@ -319,6 +351,12 @@ class Watch:
         self.step.see(name, array)
         return name
 
+    def fitted(self) -> None:
+        """What model.fit minimises is the loss."""
+        if OBJECTIVE in self.step.points and LOSS not in self.step.points:
+            self.step.rename(OBJECTIVE, LOSS)
+            self.renamed(OBJECTIVE, LOSS)
+
     def renamed(self, old: str, new: str) -> None:
         """A point goes by another name: what it was made of keeps it."""
         for key, (tensor, what) in self.known.items():
@@ -340,7 +378,13 @@ class Watch:
         """Keep what a tap brings."""
         wanted = tap.key.partition(MARK)[0]
         made = self.named(tap.made)
+        if isinstance(made, Made) and not _writable(made):
+            made = None
+        if tap.kind == "root":
+            self.roots += 1
+            return wanted
         if tap.kind == "later":
+            self.now.moved.add(wanted)
             self.later[wanted] = made
             return wanted
         array = tap.how(arrays) if tap.how else np.array(arrays[0])
@@ -352,7 +396,7 @@ class Watch:
         if wanted.startswith(("inputs/params/", "inputs/buffers/")) and self.step.number != 1:
             return wanted
         if tap.kind == "given":
-            self.moved.add(f"params/{wanted.partition('/')[2]}")
+            self.now.moved.add(f"params/{wanted.partition('/')[2]}")
             self.given[wanted] = (array, made if isinstance(made, Made | str) else None)
             return wanted
         if tap.like:
@@ -428,20 +472,34 @@ class Watch:
             made._keras_mask = value._keras_mask
         return made
 
+    def handed(self, name: str, value: Any) -> Any:
+        """An input of the step: the one that is handed over, or its own."""
+        if self.source is None:
+            return value
+        return self._instead(name, value, lambda watch, name, shape: watch.instead(name))
+
+    def instead(self, name: str) -> Array | None:
+        """The input that is handed over in this step, if any."""
+        return self.source(self.step.number, name.partition("/")[2]) if self.source else None
+
     def fetch(self, name: str, value: Any) -> Any:
         """Another's tensor of this name in a tensor's place, where there is one."""
         if not self.step.fed:
             return value
+        return self._instead(name, value, lambda watch, name, shape: watch.step.onward(name, shape))
+
+    def _instead(self, name: str, value: Any, found: Callable[..., Array | None]) -> Any:
+        """What `found` gives in this step in a tensor's place, now or when the function runs."""
 
         def other(array: Any) -> Any:
             watch = CURRENT[-1] if CURRENT else None
-            fed = watch.step.onward(name, tuple(array.shape)) if watch is not None else None
+            fed = found(watch, name, tuple(array.shape)) if watch is not None else None
             return array if fed is None else fed.astype(array.dtype)
 
         self.off += 1
         try:
             if is_eager(value):
-                fed = self.step.onward(name, tuple(value.shape))
+                fed = found(self, name, tuple(value.shape))
                 return value if fed is None else tf.constant(fed.astype(value.dtype.as_numpy_dtype))
             made = tf.numpy_function(other, [value], value.dtype)
             made.set_shape(value.shape)
@@ -516,6 +574,12 @@ def logits_of(x: Any) -> Any:
     if found is None and is_tensor(x) and not is_eager(x) and x.op.type in ("Softmax", "Sigmoid"):
         found = x.op.inputs[0]
     return found
+
+
+def _writable(made: Made) -> bool:
+    """Whether a trace can have this expression."""
+    plain = made.written()
+    return why_not(plain["op"], plain.get("from", []), plain.get("args", {})) is None
 
 
 def _size(made: Any) -> tuple[int, int]:
