@@ -21,7 +21,8 @@ from harness.capture.keras_functions import Clones
 from harness.capture.keras_hooks import hooked
 from harness.capture.keras_names import Names, plain
 from harness.capture.keras_optim import hyperparameters, inner, slots, update_of
-from harness.capture.keras_watch import LOSS, OBJECTIVE, Watch, as_array, is_tensor
+from harness.capture.keras_tensors import as_array, is_tensor
+from harness.capture.keras_watch import LOSS, OBJECTIVE, Watch
 from harness.capture.record import Recorder
 from harness.capture.step import Point, Step
 from harness.errors import HarnessError
@@ -78,7 +79,9 @@ class Keras(Adapter):
                 own = plain(variable)
                 if id(own) not in known:
                     known.add(id(own))
-                    found[f"optimizer/{getattr(variable, 'path', own.name.partition(':')[0])}"] = own
+                    found[f"optimizer/{getattr(variable, 'path', own.name.partition(':')[0])}"] = (
+                        own
+                    )
         return found
 
     def _variables(self) -> dict[str, Any]:
@@ -161,14 +164,18 @@ class Keras(Adapter):
         if not tensors:
             return
         names = self.names()
-        unbuilt = [n for layer, n in ((x, names.layers[id(x)]) for x in names.kept) if not layer.built]
+        unbuilt = [
+            n for layer, n in ((x, names.layers[id(x)]) for x in names.kept) if not layer.built
+        ]
         own = self._variables()
         if unbuilt and not any(name in own for name in tensors):
             raise HarnessError(
                 f"the weights of {unbuilt[0]} are made at its first call: call the model once (or "
                 "build it) before harness.record, so that weights can be handed over"
             )
-        for optimizer in self.optimizers if any(n.startswith("optimizer/") for n in tensors) else ():
+        for optimizer in (
+            self.optimizers if any(n.startswith("optimizer/") for n in tensors) else ()
+        ):
             if not inner(optimizer).built and self.models:
                 optimizer.build([v for v in self._params(names).values() if v.trainable])
         for name, variable in {**own, **self._slots()}.items():
@@ -213,7 +220,11 @@ class Keras(Adapter):
         objective = self._watch.objective
         if objective is None:
             return None
-        return OBJECTIVE if number == objective or (number != number and objective != objective) else None
+        return (
+            OBJECTIVE
+            if number == objective or (number != number and objective != objective)
+            else None
+        )
 
     def call(self, value: Any, name: str) -> None:
         """A logged tensor is known by this name to what is made of it."""
@@ -278,11 +289,11 @@ class Keras(Adapter):
         """How slots and parameters are made of the gradients that the optimizers went on with."""
         params = self._params(self.names())
         changed = any(
-            not _same(step.points.get(f"grads/{key.partition('/')[2]}"), array)
-            for key, (array, _) in watch.given.items()
+            not _same(step.points.get(f"grads/{key.partition('/')[2]}"), given.array)
+            for key, given in watch.given.items()
         )
         later: dict[str, Made] = {}
-        for key, (array, made) in watch.given.items():
+        for key, (array, made, rows) in watch.given.items():
             place, _, name = key.partition("/")
             k = int(place)
             source = f"grads/{name}"
@@ -294,7 +305,8 @@ class Keras(Adapter):
             rate = "update/learning_rate" + (f"/{k}" if k else "")
             variable = params.get(name)
             if variable is not None:
-                later |= update_of(self.optimizers[k], variable, name, source, rate, number)
+                moved = update_of(self.optimizers[k], variable, name, source, rate, number)
+                later |= {n: m for n, m in moved.items() if not (rows and _squares(m))}
         return later
 
 
@@ -338,6 +350,11 @@ def _put(variable: Any, array: Array, name: str) -> None:
             f"{list(variable.shape)}: the two models differ"
         )
     variable.assign(array.astype(variable.dtype.as_numpy_dtype))
+
+
+def _squares(made: Any) -> bool:
+    """Whether an expression squares: Keras does so row by row, before it adds rows up."""
+    return isinstance(made, Made) and (made.op == "square" or any(map(_squares, made.operands)))
 
 
 def _same(point: Point | None, array: Array) -> bool:

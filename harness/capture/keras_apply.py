@@ -50,7 +50,9 @@ def applied(
 
 
 @contextmanager
-def _clipping(watch: Watch, optimizer: Any, place: int, names: Sequence[str | None]) -> Iterator[None]:
+def _clipping(
+    watch: Watch, optimizer: Any, place: int, names: Sequence[str | None]
+) -> Iterator[None]:
     """While this lasts, what the optimizer goes on with after clipping is kept."""
 
     def clip(grads: Any) -> Any:
@@ -105,7 +107,9 @@ def _norm(watch: Watch) -> Iterator[None]:
             found = original(values)
         if watch.in_sight():
             of = tuple(watch.of(v) for v in values if v is not None)
-            watch.know(found, watch.keep(NORM, (found,), Made("global_norm", of, {}), "fixed"))
+            rows = any(isinstance(v, tf.IndexedSlices) for v in values)  # not added up before it
+            made = None if rows else Made("global_norm", of, {})
+            watch.know(found, watch.keep(NORM, (found,), made, "fixed"))
         return found
 
     rules.global_norm = norm

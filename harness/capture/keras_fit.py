@@ -6,7 +6,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from harness.capture.keras_watch import CURRENT, LOSS, Watch, is_tensor, watching
+from harness.capture.keras_tensors import is_tensor
+from harness.capture.keras_watch import Watch, watching
 from harness.capture.record import Recorder
 from harness.errors import HarnessError
 

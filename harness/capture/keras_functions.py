@@ -5,8 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from harness.capture.keras_ops import Pending
-from harness.capture.keras_watch import MARK, UNKNOWN, Taps, Watch, is_tensor, watching
+from harness.capture.keras_calls import Pending
+from harness.capture.keras_tensors import Taps, is_tensor
+from harness.capture.keras_watch import MARK, UNKNOWN, Watch, watching
 from harness.models.entries import Made
 
 tf: Any = import_module("tensorflow")
@@ -59,7 +60,9 @@ class Clones:
         """How what a function returned was made."""
         found = [x for x in tf.nest.flatten(result) if is_tensor(x)]
         made = taps.results if taps is not None else []
-        for x, how in zip(found, made if len(made) == len(found) else [None] * len(found), strict=True):
+        for x, how in zip(
+            found, made if len(made) == len(found) else [None] * len(found), strict=True
+        ):
             how = watch.named(how) if tf.executing_eagerly() else how
             if how is not None or x.dtype.is_floating:
                 watch.know(x, UNKNOWN if how is None else how)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.capture.keras_watch import LOSS, MARK, OBJECTIVE, UNKNOWN, Watch, is_eager, is_tensor
+from harness.capture.keras_tensors import is_eager, is_tensor
+from harness.capture.keras_watch import LOSS, MARK, OBJECTIVE, UNKNOWN, Watch
 
 tf: Any = import_module("tensorflow")
 
@@ -16,7 +17,9 @@ def gradient(
     watch: Watch, original: Any, tape: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """A tape is asked for gradients: those of the points are asked for too."""
-    given = dict(zip(("target", "sources", "output_gradients", "unconnected_gradients"), args, strict=False))
+    given = dict(
+        zip(("target", "sources", "output_gradients", "unconnected_gradients"), args, strict=False)
+    )
     given |= kwargs
     target, sources = given.pop("target"), given.pop("sources")
     flat = tf.nest.flatten(sources)
@@ -25,7 +28,9 @@ def gradient(
         with watch.unseen():
             return original(tape, target, sources, **given)
     _root(watch, root)
-    points = [(x, key) for x, key in watch.points if _same_place(x, root)] if watch.step.whole else []
+    points = (
+        [(x, key) for x, key in watch.points if _same_place(x, root)] if watch.step.whole else []
+    )
     with watch.unseen():
         found = original(tape, target, [*flat, *(x for x, _ in points)], **given)
     zeros = given.get("unconnected_gradients", tf.UnconnectedGradients.NONE)
@@ -78,7 +83,13 @@ def _of_weight(watch: Watch, source: Any, g: Any) -> Any:
 
 
 def keep_gradient(
-    watch: Watch, name: str, g: Any, made: Any = None, kind: str = "", like: str = "", zeros: bool = False
+    watch: Watch,
+    name: str,
+    g: Any,
+    made: Any = None,
+    kind: str = "",
+    like: str = "",
+    zeros: bool = False,
 ) -> str:
     """Keep a gradient; rows of a table as their sum."""
     if not isinstance(g, tf.IndexedSlices):
@@ -88,9 +99,6 @@ def keep_gradient(
 
         how: Any = unless_zero if zeros else None
         return watch.keep(name, (g,), made, kind, how, like)
-    if is_eager(g.values):
-        with watch.unseen():
-            return watch.keep(name, (tf.convert_to_tensor(g),), made, kind, like=like)
     with watch.unseen():
         parts = g.values, g.indices, g.dense_shape
         return watch.keep(name, parts, made, kind, _dense, like)

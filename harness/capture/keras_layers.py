@@ -13,8 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.capture.keras_ops import Operand, cast, made, reshaped
-from harness.capture.keras_watch import UNKNOWN, Watch, is_tensor, logits_of
+from harness.capture.keras_calls import Operand, made
+from harness.capture.keras_ops import cast
+from harness.capture.keras_shapes import reshaped
+from harness.capture.keras_tensors import is_tensor, logits_of
+from harness.capture.keras_watch import UNKNOWN, Watch
 from harness.models.entries import Made
 
 tf: Any = import_module("tensorflow")

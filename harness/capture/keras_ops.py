@@ -9,83 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from harness.capture.keras_calls import OpCall, Operand, is_number, made
+from harness.capture.keras_shapes import SHAPES, reshaped
 from harness.models.entries import Made
 
 tf: Any = import_module("tensorflow")
-
-Operand = Any  # str | float | Made | Pending
-
-
-class Pending(NamedTuple):
-    """A tensor that nothing is known of: kept as a constant if it is ever read."""
-
-    tensor: Any
-
-
-class OpCall:
-    """An operation: its tensors and attributes, and how the tensors were made."""
-
-    def __init__(
-        self, name: str, inputs: Any, attrs: Any, outputs: Any, of: Callable[[Any], Operand]
-    ) -> None:
-        """`attrs` are names and values in turn."""
-        self.name, self.inputs, self.outputs = name, list(inputs), list(outputs)
-        pairs = list(attrs or ())
-        self._attrs = dict(zip(map(_text, pairs[::2]), pairs[1::2], strict=False))
-        self._of = of
-
-    def attr(self, name: str, default: Any = None) -> Any:
-        """An attribute; words as text."""
-        found = self._attrs.get(name, default)
-        if hasattr(found, "WhichOneof"):  # of an operation in a graph
-            kind = found.WhichOneof("value")
-            found = getattr(found, kind) if kind else default
-            found = list(found.i) if kind == "list" else found
-        return _text(found)
-
-    def of(self, place: int) -> Operand:
-        """An input as an operand."""
-        return self._of(self.inputs[place])
-
-    def shape(self, place: int) -> tuple[int | None, ...]:
-        """The shape of an input, as far as it is known."""
-        return tuple(self.inputs[place].shape)
-
-    def out(self, place: int = 0) -> tuple[int | None, ...]:
-        """The shape of a result, as far as it is known."""
-        return tuple(self.outputs[place].shape)
-
-    def constant(self, place: int) -> Any:
-        """An input as an array, where it is a constant."""
-        x = self.inputs[place]
-        found = x.numpy() if hasattr(x, "numpy") else tf.get_static_value(x)
-        return None if found is None else np.asarray(found)
-
-    def axes(self, place: int) -> list[int] | None:
-        """An input that names axes of the first one."""
-        found = self.constant(place)
-        if found is None:
-            return None
-        count = len(self.shape(0))
-        return sorted(int(a) % count for a in found.reshape(-1))
-
-
-def _text(value: Any) -> Any:
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def made(op: str, *operands: Operand, **args: Any) -> Made:
-    """An op of operands, not checked: the tests check every rule against harness.stage."""
-    return Made(op, operands, args)
-
-
-def is_number(x: Operand) -> bool:
-    """Whether an operand is a number."""
-    return isinstance(x, int | float)
 
 
 def _unary(op: str) -> Callable[[OpCall], Made]:
@@ -140,8 +72,7 @@ def _is(x: Operand, op: str, *numbers: float) -> bool:
         return False
     last = x.operands[-1] if x.operands else None
     return not numbers or (
-        isinstance(last, int | float)
-        and any(math.isclose(last, n, rel_tol=1e-6) for n in numbers)
+        isinstance(last, int | float) and any(math.isclose(last, n, rel_tol=1e-6) for n in numbers)
     )
 
 
@@ -224,7 +155,7 @@ def _minimum(call: OpCall) -> Made | None:
 
 
 def _scale_of_norm(call: OpCall) -> Operand | None:
-    """What clip_by_global_norm multiplies with: limit min(1 / norm, 1 / limit), plus norm - norm."""
+    """What clip_by_global_norm multiplies with: limit min(1 / norm, 1 / limit)."""
     one, two = call.of(0), call.of(1)
     for least, limit in ((one, two), (two, one)):
         if _is(least, "tf_least") and is_number(limit):
@@ -235,7 +166,7 @@ def _scale_of_norm(call: OpCall) -> Operand | None:
 def _add_finite(call: OpCall) -> Operand:
     one, two = call.of(0), call.of(1)
     if _is(one, "tf_coefficient") and isinstance(two, Made) and two.op == "add":
-        return one  # type: ignore[no-any-return]
+        return one
     return _add(call)
 
 
@@ -349,129 +280,6 @@ def _over(op: str) -> Callable[[OpCall], Operand | None]:
     return rule
 
 
-def reshaped(x: Operand, shape: tuple[int | None, ...]) -> Made | None:
-    """x in another shape, of which one length at most is not known."""
-    if sum(n is None for n in shape) > 1:
-        return None
-    return made("reshape", x, shape=[-1 if n is None else int(n) for n in shape])
-
-
-def _reshape(call: OpCall) -> Made | None:
-    return reshaped(call.of(0), call.out())
-
-
-def _transpose(call: OpCall) -> Made | None:
-    order = call.constant(1)
-    return None if order is None else made("permute", call.of(0), axes=[int(a) for a in order])
-
-
-def _concat(call: OpCall) -> Made | None:
-    axis = call.constant(len(call.inputs) - 1)
-    if axis is None:
-        return None
-    parts = [call.of(i) for i in range(len(call.inputs) - 1)]
-    return made("concat", *parts, axis=int(axis) % len(call.out()))
-
-
-def _pieces(call: OpCall, x: Operand, axis: int) -> list[Operand | None]:
-    found: list[Operand | None] = []
-    at = 0
-    for i in range(len(call.outputs)):
-        length = call.out(i)[axis]
-        if length is None:
-            return [None] * len(call.outputs)
-        found.append(made("cut", x, axis=axis, start=at, stop=at + length))
-        at += length
-    return found
-
-
-def _split(call: OpCall) -> list[Operand | None] | None:
-    axis = call.constant(0)
-    return None if axis is None else _pieces(call, call.of(1), int(axis) % len(call.out()))
-
-
-def _split_sizes(call: OpCall) -> list[Operand | None] | None:
-    axis = call.constant(2)
-    return None if axis is None else _pieces(call, call.of(0), int(axis) % len(call.out()))
-
-
-def _unpacked(call: OpCall) -> list[Operand | None]:
-    axis = int(call.attr("axis", 0)) % len(call.shape(0))
-    return [
-        reshaped(made("cut", call.of(0), axis=axis, start=i, stop=i + 1), call.out(i))
-        for i in range(len(call.outputs))
-    ]
-
-
-def _strided(call: OpCall) -> Made | None:
-    """x[..]: slices with a step of one and numbers."""
-    begin, end, by = (call.constant(i) for i in (1, 2, 3))
-    if begin is None or end is None or by is None or call.attr("ellipsis_mask"):
-        return _strided_with_ellipsis(call, begin, end, by)
-    return _cuts(call, [*range(len(begin))], begin, end, by)
-
-
-def _strided_with_ellipsis(call: OpCall, begin: Any, end: Any, by: Any) -> Made | None:
-    if begin is None or end is None or by is None:
-        return None
-    at = int(call.attr("ellipsis_mask")).bit_length() - 1
-    new = int(call.attr("new_axis_mask") or 0)
-    after = sum(1 for i in range(at + 1, len(begin)) if not new >> i & 1)
-    places = [*range(at), *[None] * (len(call.shape(0)) - after - _named(at, new))]
-    return _cuts(call, [*places, *range(at + 1, len(begin))], begin, end, by)
-
-
-def _named(until: int, new: int) -> int:
-    return sum(1 for i in range(until) if not new >> i & 1)
-
-
-def _cuts(call: OpCall, places: list[int | None], begin: Any, end: Any, by: Any) -> Made | None:
-    found, axis = call.of(0), 0
-    masks = {n: int(call.attr(f"{n}_mask") or 0) for n in ("begin", "end", "new_axis", "shrink_axis")}
-    for i in places:
-        if i is not None and masks["new_axis"] >> i & 1:
-            continue
-        size = call.shape(0)[axis]
-        if i is not None and not (masks["begin"] >> i & 1 and masks["end"] >> i & 1 and by[i] == 1):
-            if size is None:
-                return None
-            first = None if masks["begin"] >> i & 1 else int(begin[i])
-            last = None if masks["end"] >> i & 1 else int(end[i])
-            if masks["shrink_axis"] >> i & 1:
-                start = int(begin[i]) % size
-                stop, step = start + 1, 1
-            else:
-                start, stop, step = slice(first, last, int(by[i])).indices(size)
-            if step != 1:
-                return None
-            if (start, stop) != (0, size):
-                found = made("cut", found, axis=axis, start=start, stop=stop)
-        axis += 1
-    return reshaped(found, call.out())
-
-
-def _sliced(call: OpCall) -> Made | None:
-    begin, size = call.constant(1), call.constant(2)
-    if begin is None or size is None:
-        return None
-    found = call.of(0)
-    for axis, (start, length) in enumerate(zip(begin, size, strict=True)):
-        whole = call.shape(0)[axis]
-        if whole is None:
-            return None
-        stop = whole if length < 0 else int(start) + int(length)
-        if (int(start), stop) != (0, whole):
-            found = made("cut", found, axis=axis, start=int(start), stop=stop)
-    return made("add", found)
-
-
-def _gather(call: OpCall) -> Made | None:
-    axis = call.constant(2)
-    if axis is None or int(axis) != 0 or call.attr("batch_dims") or len(call.shape(0)) != 2:
-        return None
-    return made("embed", call.of(0), call.of(1))
-
-
 def _same(call: OpCall) -> Operand:
     return call.of(0)
 
@@ -497,7 +305,7 @@ def _epsilon(dtype: Any) -> float:
 
 
 def _sparse_entropy(call: OpCall) -> list[Operand]:
-    """-log softmax(z)_y of each row: the mean over classes of what is one row, times their number."""
+    """-log softmax(z)_y of each row: no op of the graph until it is summed or averaged."""
     return [made("tf_entropy", made("log_softmax", call.of(0)), call.of(1)), None]
 
 
@@ -521,6 +329,7 @@ def _reduced(op: str) -> Callable[[OpCall], Operand | None]:
 
 
 RULES: dict[str, Callable[[OpCall], Any]] = {
+    **SHAPES,
     "AddV2": _add_finite,
     "Add": _add,
     "AddN": lambda call: made("add", *(call.of(i) for i in range(len(call.inputs)))),
@@ -556,18 +365,7 @@ RULES: dict[str, Callable[[OpCall], Any]] = {
     "AvgPool": _pool("average_pool"),
     "Mean": _reduced("mean_over"),
     "Sum": _reduced("sum_over"),
-    "Reshape": _reshape,
-    "ExpandDims": _reshape,
-    "Squeeze": _reshape,
-    "Transpose": _transpose,
-    "ConcatV2": _concat,
     "Pack": _pack,
-    "Split": _split,
-    "SplitV": _split_sizes,
-    "Unpack": _unpacked,
-    "StridedSlice": _strided,
-    "Slice": _sliced,
-    "GatherV2": _gather,
     "Identity": _same,
     "StopGradient": _stopped,
     "Cast": _cast,

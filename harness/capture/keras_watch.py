@@ -13,12 +13,24 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.capture.keras_ops import RULES, OpCall, Pending
+from harness.capture.keras_calls import OpCall, Pending
+from harness.capture.keras_ops import RULES
+from harness.capture.keras_tensors import (
+    Given,
+    Tap,
+    Taps,
+    as_array,
+    is_eager,
+    is_tensor,
+    kept,
+    logits_of,
+    number_of,
+)
 from harness.capture.step import Step
 from harness.models.entries import Made, why_not
 
@@ -33,36 +45,6 @@ MOST_OPS, DEEPEST = 64, 10  # ops of an expression, and how deep they nest, befo
 TRIES = 3  # to find a variable in the model that is no part of it, or not yet
 MARK = "\0"  # between a name and the number that makes it a key
 _numbers = itertools.count()
-
-
-class Tap(NamedTuple):
-    """Tensors to be kept, under what name, and how they were made.
-
-    `kind`: "" for a point that may get the number of its call, "fixed" for one name only, "constant"
-    for what may be an input, "given" for the gradient that an optimizer goes on with, "later" for
-    how something is made that the end of the step keeps, "root" for what is minimised. `how` makes one array of the tensors'.
-    """
-
-    key: str
-    tensors: tuple[Any, ...]
-    made: Any = None
-    kind: str = ""
-    how: Callable[[list[Array]], Array | None] | None = None
-    like: str = ""  # the key of the point whose gradient it is
-
-
-class Taps:
-    """What goes out of one graph of a function, by one call when it has run."""
-
-    def __init__(self, graph: Any) -> None:
-        """Nothing yet."""
-        self.graph = graph
-        self.queue: list[Tap] = []
-        self.arguments: dict[str, int] = {}  # key: place among the arguments
-        self.counts: dict[str, int] = {}
-        self.results: list[Any] = []  # how each result was made
-        self.begun: set[str] = set()  # variables whose value before the step is kept
-        self.moved: set[str] = set()  # variables that have got another value in it, or before
 
 
 class Watch:
@@ -90,7 +72,7 @@ class Watch:
         self.known: dict[int, tuple[Any, Any]] = {}  # by identity: a tensor, its name or how made
         self.points: list[tuple[Any, str]] = []
         self.later: dict[str, Made] = {}
-        self.given: dict[str, tuple[Array, Made | str | None]] = {}
+        self.given: dict[str, Given] = {}
         self.now = Taps(None)  # what is known of the eager part of the step
         self.graphs: dict[int, Taps] = {}
         self.arguments: list[list[Any]] = []  # of the functions that are being called
@@ -237,8 +219,10 @@ class Watch:
         for x, made in itertools.zip_longest(call.outputs, several[: len(call.outputs)]):
             if made is None:
                 self._unknown(call, x)
-            elif not isinstance(made, Pending):
-                self.know(x, self._bounded(made, x) if isinstance(made, Made) else made)
+            else:
+                made = self._bounded(made, x) if isinstance(made, Made) else made
+                if not isinstance(made, Pending):
+                    self.know(x, made)
 
     def _unknown(self, call: OpCall, x: Any) -> None:
         """What no rule makes: a constant where nothing on the way to it has a gradient."""
@@ -266,8 +250,10 @@ class Watch:
     def _bounded(self, made: Made, x: Any) -> Any:
         """The same, or the name of a point of its own where it has become long."""
         count, depth = _size(made)
-        if count <= MOST_OPS and depth <= DEEPEST or not is_tensor(x):
+        if (count <= MOST_OPS and depth <= DEEPEST) or not is_tensor(x):
             return made
+        if not x.dtype.is_floating:
+            return Pending(x)
         if not is_eager(x) and id(x.graph) not in self.graphs:
             return UNKNOWN
         where = self.scope[-1] if self.scope else "model"
@@ -304,7 +290,9 @@ class Watch:
         taps = self._taps(tensors)
         made = self.resolved(made, taps) if isinstance(made, Made) else made
         if taps is None:
-            return self.arrive(Tap(wanted, (), made, kind, how, like), [as_array(x) for x in tensors])
+            return self.arrive(
+                Tap(wanted, (), made, kind, how, like), [as_array(x) for x in tensors]
+            )
         count = taps.counts[wanted] = taps.counts.get(wanted, 0) + 1
         numbered = wanted if count == 1 or kind == "fixed" else f"{wanted}:{count}"
         key = f"{numbered}{MARK}{next(_numbers)}"
@@ -397,7 +385,9 @@ class Watch:
             return wanted
         if tap.kind == "given":
             self.now.moved.add(f"params/{wanted.partition('/')[2]}")
-            self.given[wanted] = (array, made if isinstance(made, Made | str) else None)
+            rows = len(arrays) == 3 and len(np.unique(arrays[1])) < len(arrays[1])
+            made = made if isinstance(made, str) or not rows else None  # clipped row by row
+            self.given[wanted] = Given(array, made, rows)
             return wanted
         if tap.like:
             wanted = str(self.named(tap.like)).replace("forward/", "backward/", 1)
@@ -421,7 +411,7 @@ class Watch:
 
     def ended(self, taps: Taps) -> None:
         """A function has been traced: let go out of it what is to be kept."""
-        queue = [tap for tap in taps.queue]
+        queue = list(taps.queue)
         tensors = [x for tap in queue for x in tap.tensors]
 
         def out(*arrays: Any) -> Any:
@@ -523,57 +513,6 @@ CURRENT: list[Watch] = []  # the step that is being recorded, if any
 def watching() -> Watch | None:
     """The step that is being recorded, if any, and if something is to be seen of it now."""
     return CURRENT[-1] if CURRENT and not CURRENT[-1].busy else None
-
-
-def is_tensor(x: Any) -> bool:
-    """Whether this is a tensor of TensorFlow with elements."""
-    return isinstance(x, tf.Tensor) and not isinstance(x, keras.KerasTensor)
-
-
-def is_eager(x: Any) -> bool:
-    """Whether a tensor has a value now."""
-    return isinstance(x, tf.__internal__.EagerTensor)
-
-
-def kept(x: Any) -> bool:
-    """Whether a tensor is of a kind that a trace has."""
-    return bool(x.dtype.is_floating or x.dtype.is_integer or x.dtype.is_bool)
-
-
-def as_array(x: Any) -> Array:
-    """The elements of a tensor, array or variable, copied."""
-    if isinstance(x, tf.IndexedSlices):
-        x = tf.convert_to_tensor(x)
-    return np.array(x.numpy() if hasattr(x, "numpy") else x)
-
-
-def number_of(x: Any) -> Any:
-    """A tensor without axes, that is a constant, as a number."""
-    if getattr(x, "shape", None) is None or len(x.shape) or not kept_number(x):
-        return None
-    value = x if isinstance(x, np.ndarray) else x.numpy() if is_eager(x) else static(x)
-    if value is None:
-        return None
-    number = value.item()
-    return number if isinstance(number, int | float) and math.isfinite(number) else None
-
-
-def kept_number(x: Any) -> bool:
-    """Whether elements are numbers."""
-    return isinstance(x, np.ndarray) or bool(x.dtype.is_floating or x.dtype.is_integer)
-
-
-def static(x: Any) -> Any:
-    """The value of a tensor of a graph, where it is a constant."""
-    return tf.get_static_value(x)
-
-
-def logits_of(x: Any) -> Any:
-    """The logits of probabilities, as Keras' losses find them; None where they find none."""
-    found = getattr(x, "_keras_logits", None)
-    if found is None and is_tensor(x) and not is_eager(x) and x.op.type in ("Softmax", "Sigmoid"):
-        found = x.op.inputs[0]
-    return found
 
 
 def _writable(made: Made) -> bool:
