@@ -6,8 +6,9 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from harness.capture.keras_feed import handed, watching
 from harness.capture.keras_tensors import is_tensor
-from harness.capture.keras_watch import Watch, watching
+from harness.capture.keras_watch import Watch
 from harness.capture.record import Recorder
 from harness.errors import HarnessError
 
@@ -115,7 +116,7 @@ def _handed(watch: Watch, data: Any) -> Any:
 def _input(watch: Watch, name: str, x: Any) -> Any:
     if not is_tensor(x):
         return x
-    x = watch.handed(f"inputs/{name}", x)
+    x = handed(watch, f"inputs/{name}", x)
     key = watch.keep(f"inputs/{name}", (x,), kind="fixed")
     watch.know(x, key)
     return x

@@ -6,8 +6,9 @@ from importlib import import_module
 from typing import Any
 
 from harness.capture.keras_calls import Pending
-from harness.capture.keras_tensors import Taps, is_tensor
-from harness.capture.keras_watch import MARK, UNKNOWN, Watch, watching
+from harness.capture.keras_feed import watching
+from harness.capture.keras_tensors import MARK, Taps, is_tensor
+from harness.capture.keras_watch import UNKNOWN, Watch
 from harness.models.entries import Made
 
 tf: Any = import_module("tensorflow")

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from harness.capture.keras_tensors import is_eager, is_tensor
-from harness.capture.keras_watch import LOSS, MARK, OBJECTIVE, UNKNOWN, Watch
+from harness.capture.keras_feed import fetch
+from harness.capture.keras_tensors import MARK, is_eager, is_tensor
+from harness.capture.keras_watch import LOSS, OBJECTIVE, UNKNOWN, Watch
 
 tf: Any = import_module("tensorflow")
 
@@ -117,10 +118,10 @@ def fed_gradient(watch: Watch, point: str, g: Any) -> Any:
     if not watch.step.fed:
         return g
     if not isinstance(g, tf.IndexedSlices):
-        return watch.fetch(point, g)
+        return fetch(watch, point, g)
     dense = tf.convert_to_tensor(g)
     with watch.unseen():
-        other = watch.fetch(point, dense)
+        other = fetch(watch, point, dense)
         if other is dense:
             return g
         first = tf.cast(_first(g.indices), g.values.dtype)

@@ -15,11 +15,12 @@ from importlib import import_module
 from typing import Any
 
 from harness.capture.keras_apply import applied
+from harness.capture.keras_feed import CURRENT, watching
 from harness.capture.keras_functions import Clones, functions
 from harness.capture.keras_gradients import gradient
 from harness.capture.keras_layers import RULES, LayerCall, attention, loss_rule
 from harness.capture.keras_tensors import is_tensor
-from harness.capture.keras_watch import CURRENT, Watch, watching
+from harness.capture.keras_watch import Watch
 from harness.models.entries import Made
 
 tf: Any = import_module("tensorflow")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from harness.capture.keras_calls import OpCall, Operand, made
+from harness.models.entries import Made
 
 
 def reshaped(x: Operand, shape: tuple[int | None, ...]) -> Made | None:

@@ -14,6 +14,7 @@ tf: Any = import_module("tensorflow")
 keras: Any = import_module("keras")
 
 Array = NDArray[Any]
+MARK = "\0"  # between a name and the number that makes it a key
 
 
 class Tap(NamedTuple):

@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.capture.keras_calls import OpCall, Pending
+from harness.capture.keras_feed import CURRENT, fed
 from harness.capture.keras_ops import RULES
 from harness.capture.keras_tensors import (
+    MARK,
     Given,
     Tap,
     Taps,
@@ -28,7 +30,6 @@ from harness.capture.keras_tensors import (
     is_eager,
     is_tensor,
     kept,
-    logits_of,
     number_of,
 )
 from harness.capture.step import Step
@@ -43,7 +44,6 @@ OBJECTIVE, LOSS = "forward/objective", "forward/loss"
 SMALL = 1 << 20  # elements of a constant that is kept
 MOST_OPS, DEEPEST = 64, 10  # ops of an expression, and how deep they nest, before it gets a name
 TRIES = 3  # to find a variable in the model that is no part of it, or not yet
-MARK = "\0"  # between a name and the number that makes it a key
 _numbers = itertools.count()
 
 
@@ -271,7 +271,7 @@ class Watch:
         key = self.keep(wanted, (value,), known)
         self.know(value, key)
         if self.step.fed:
-            value = self._fed(value, key)
+            value = fed(self, value, key)
             self.know(value, key)
         if value.dtype.is_floating:
             self.points.append((value, key))
@@ -438,65 +438,6 @@ class Watch:
             self.arrive(tap, mine)
         self.ran = taps
 
-    # What is put in place.
-
-    def _fed(self, value: Any, key: str) -> Any:
-        """What the step goes on with; back-propagation is told of it, and may be fed too."""
-        name = key.partition(MARK)[0]
-        onward = self.fetch(name, value)
-
-        @tf.custom_gradient  # type: ignore[untyped-decorator]
-        def swapped(x: Any) -> Any:
-            back = name.replace("forward/", "backward/", 1)
-            return tf.identity(onward), lambda dy: self.fetch(back, dy)
-
-        self.off += 1
-        try:
-            made = swapped(value)
-        finally:
-            self.off -= 1
-        logits = logits_of(value)
-        if logits is not None:
-            made._keras_logits = logits  # a loss reads these, and not what was made of them
-        if getattr(value, "_keras_mask", None) is not None:
-            made._keras_mask = value._keras_mask
-        return made
-
-    def handed(self, name: str, value: Any) -> Any:
-        """An input of the step: the one that is handed over, or its own."""
-        if self.source is None:
-            return value
-        return self._instead(name, value, lambda watch, name, shape: watch.instead(name))
-
-    def instead(self, name: str) -> Array | None:
-        """The input that is handed over in this step, if any."""
-        return self.source(self.step.number, name.partition("/")[2]) if self.source else None
-
-    def fetch(self, name: str, value: Any) -> Any:
-        """Another's tensor of this name in a tensor's place, where there is one."""
-        if not self.step.fed:
-            return value
-        return self._instead(name, value, lambda watch, name, shape: watch.step.onward(name, shape))
-
-    def _instead(self, name: str, value: Any, found: Callable[..., Array | None]) -> Any:
-        """What `found` gives in this step in a tensor's place, now or when the function runs."""
-
-        def other(array: Any) -> Any:
-            watch = CURRENT[-1] if CURRENT else None
-            fed = found(watch, name, tuple(array.shape)) if watch is not None else None
-            return array if fed is None else fed.astype(array.dtype)
-
-        self.off += 1
-        try:
-            if is_eager(value):
-                fed = found(self, name, tuple(value.shape))
-                return value if fed is None else tf.constant(fed.astype(value.dtype.as_numpy_dtype))
-            made = tf.numpy_function(other, [value], value.dtype)
-            made.set_shape(value.shape)
-            return made
-        finally:
-            self.off -= 1
-
     @contextmanager
     def unseen(self) -> Iterator[None]:
         """While this lasts, operations are not looked at."""
@@ -505,14 +446,6 @@ class Watch:
             yield
         finally:
             self.off -= 1
-
-
-CURRENT: list[Watch] = []  # the step that is being recorded, if any
-
-
-def watching() -> Watch | None:
-    """The step that is being recorded, if any, and if something is to be seen of it now."""
-    return CURRENT[-1] if CURRENT and not CURRENT[-1].busy else None
 
 
 def _writable(made: Made) -> bool:
