@@ -14,6 +14,7 @@ from harness.models.entries import Made
 tf: Any = import_module("tensorflow")
 functions: Any = import_module("tensorflow.python.eager.polymorphic_function.polymorphic_function")
 autographs: Any = import_module("tensorflow.python.eager.polymorphic_function.autograph_util")
+statuses: Any = import_module("tensorflow.python.autograph.core.ag_ctx")
 decorators: Any = import_module("tensorflow.python.util.tf_decorator")
 
 
@@ -27,13 +28,14 @@ class Clones:
         """None yet."""
         self._made: dict[tuple[int, bool], tuple[Any, Any]] = {}
         self._last: Taps | None = None
+        self._status: list[Any] = []  # of autograph, where these were called
         self.compiled = False  # whether one was met that is compiled by XLA
 
     def call(
         self, watch: Watch, original: Any, function: Any, args: tuple[Any, ...], kwargs: Any
     ) -> Any:
         """Call what stands for a function."""
-        if watch.off or function._jit_compile or not watch.in_sight():
+        if watch.off or watch.inside or function._jit_compile or not watch.in_sight():
             self.compiled |= bool(function._jit_compile)
             watch.busy += 1
             try:
@@ -46,12 +48,14 @@ class Clones:
         clone = self._of(function, watch.step.fed) if eager else self._new(function)
         watch.arguments.append(tf.nest.flatten((args, kwargs)))
         watch.before.append(set(watch.moved))
+        self._status.append(statuses.control_status_ctx())
         watch.ran = self._last = None
         try:
             result = original(clone, *args, **kwargs)
         finally:
             watch.arguments.pop()
             watch.before.pop()
+            self._status.pop()
         if self._last is not None and not eager:
             watch.moved.update(self._last.moved)
         self._known(watch, result, watch.ran if eager else self._last)
@@ -90,7 +94,9 @@ class Clones:
             taps.moved |= watch.before[-1]
             watch.graphs[id(graph)] = taps
             _arguments(watch, taps, tf.nest.flatten((args, kwargs)))
-            result = body(*args, **kwargs)
+            status = self._status[-1]
+            with statuses.ControlStatusCtx(status.status, status.options):
+                result = body(*args, **kwargs)
             if watch.graphs.get(id(graph)) is taps:
                 leaves = [x for x in tf.nest.flatten(result) if is_tensor(x)]
                 taps.results = [_result(watch, taps, x) for x in leaves]

@@ -75,7 +75,7 @@ def _of_weight(watch: Watch, source: Any, g: Any) -> Any:
             watch.know(g, UNKNOWN)
         return g
     point = f"grads/{name.partition('/')[2]}"
-    key = keep_gradient(watch, point, g, kind="fixed")
+    key = keep_gradient(watch, point, g)
     g = fed_gradient(watch, point, g)
     watch.know(g, key)
     if isinstance(g, tf.IndexedSlices):

@@ -20,12 +20,13 @@ from harness.capture.keras_functions import Clones, functions
 from harness.capture.keras_gradients import gradient
 from harness.capture.keras_layers import RULES, LayerCall, attention, loss_rule
 from harness.capture.keras_tensors import is_tensor
-from harness.capture.keras_watch import Watch
+from harness.capture.keras_watch import HIDDEN, Watch
 from harness.models.entries import Made
 
 tf: Any = import_module("tensorflow")
 keras: Any = import_module("keras")
 callbacks: Any = import_module("tensorflow.python.framework.op_callbacks")
+custom_gradients: Any = import_module("tensorflow.python.ops.custom_gradient")
 states: Any = import_module("keras.src.backend.common.global_state")
 
 Wrapper = Callable[[Watch, Callable[..., Any], Any, tuple[Any, ...], dict[str, Any]], Any]
@@ -72,6 +73,8 @@ def hooked(
         for kind in {k for o in optimizers for k in type(o).__mro__ if "apply" in vars(k)}:
             wrapper = functools.partial(applied, optimizers)
             stack.enter_context(replaced(kind, "apply", wrapper))
+        for name in ("_eager_mode_decorator", "_graph_mode_decorator"):
+            stack.enter_context(replaced(custom_gradients, name, _custom))
         callbacks.add_op_callback(watch.saw)
         stack.callback(callbacks.remove_op_callback, watch.saw)
         CURRENT.append(watch)
@@ -114,7 +117,7 @@ def _layer(
         _mixed(watch, outer, args)
     mode = training(layer, kwargs)
     watch.scope.append(path or (watch.scope[-1] if watch.scope else "model"))
-    watch.off += bool(rule or whole)
+    watch.inside += bool(rule or whole)
     watch.chosen = None
     if whole:
         watch.attentions.append((layer, args, kwargs, []))
@@ -124,7 +127,7 @@ def _layer(
             call = LayerCall(layer, args, kwargs, result, watch, mode)
             _ruled(call, rule)
     finally:
-        watch.off -= bool(rule or whole)
+        watch.inside -= bool(rule or whole)
         watch.scope.pop()
         if whole:
             watch.attentions.pop()
@@ -152,10 +155,11 @@ def _ruled(call: LayerCall, rule: Any) -> None:
     if not is_tensor(result) or any(result is x for x in call.args):
         return
     known = call.watch.known.get(id(result), (None, None))[1]
-    if known is not None:
+    if known not in (None, HIDDEN):
         return  # handed on as it was
     try:
-        made = rule(call)
+        with call.watch.unseen():
+            made = rule(call)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         made = None  # called in a way that the rule does not know
     name = f"keras_{type(call.layer).__name__}"
@@ -188,10 +192,30 @@ def _loss(
     result = original(loss, *args, **kwargs)
     given = dict(zip(("y_true", "y_pred", "sample_weight"), args, strict=False)) | kwargs
     y, x = given.get("y_true"), given.get("y_pred")
-    if is_tensor(result) and not watch.off:
+    if is_tensor(result) and not watch.off and not watch.inside:
         made = loss_rule(loss, y, x, given.get("sample_weight"), watch)
         if made is not None:
             watch.know(result, made)
+    return result
+
+
+def _custom(
+    watch: Watch, original: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """A function with a gradient of its own (tf.custom_gradient): no gradient follows from it."""
+    if watch.off or watch.inside:
+        return original(function, *args, **kwargs)
+    watch.inside += 1
+    try:
+        result = original(function, *args, **kwargs)
+    finally:
+        watch.inside -= 1
+    given = args[0] if args else ()
+    silu = getattr(function, "__name__", "") == "swish_impl" and watch.of(given[1]) == 1
+    made = Made("silu", (watch.of(given[0]),), {}) if silu else Made("tf_custom_gradient", (), {})
+    for x in tf.nest.flatten(result):
+        if is_tensor(x):
+            watch.know(x, made)
     return result
 
 

@@ -345,6 +345,7 @@ RULES: dict[str, Callable[[OpCall], Any]] = {
     "Sqrt": _root,
     "Exp": _unary("exp"),
     "Log": _unary("log"),
+    "Abs": _unary("absolute"),
     "Relu": _unary("relu"),
     "Maximum": _maximum,
     "Minimum": _minimum,

@@ -40,6 +40,7 @@ keras: Any = import_module("keras")
 
 Array = NDArray[Any]
 UNKNOWN = Made("unknown", (), {})
+HIDDEN = Made("hidden", (), {})  # made inside of a layer
 OBJECTIVE, LOSS = "forward/objective", "forward/loss"
 SMALL = 1 << 20  # elements of a constant that is kept
 MOST_OPS, DEEPEST = 64, 10  # ops of an expression, and how deep they nest, before it gets a name
@@ -68,6 +69,7 @@ class Watch:
         self._fresh: dict[str, Any] = {}  # variables that were made in this step
         self.busy = 0  # nothing is looked at
         self.off = 0  # operations are not
+        self.inside = 0  # layers that have a rule: what their operations make is not known
         self.scope: list[str] = []
         self.known: dict[int, tuple[Any, Any]] = {}  # by identity: a tensor, its name or how made
         self.points: list[tuple[Any, str]] = []
@@ -182,10 +184,13 @@ class Watch:
         graph: Any = None,
     ) -> None:
         """An operation has been made or run: keep how its results were made."""
-        if self.off or self.busy:
+        if self.off or self.busy or self.inside:
             if op_type in ("SelectV2", b"SelectV2"):
                 self.chosen = inputs[0]
-            elif self._more is not None and not self.busy and op_type == "ReadVariableOp":
+            for x in outputs if self.inside and not (self.off or self.busy) else ():
+                if x.dtype.is_floating:
+                    self.know(x, HIDDEN)
+            if self._more is not None and not self.busy and op_type == "ReadVariableOp":
                 self.name_of(inputs[0])
             return
         name = op_type.decode() if isinstance(op_type, bytes) else str(op_type)
@@ -229,7 +234,9 @@ class Watch:
         if not (is_tensor(x) and x.dtype.is_floating):
             return
         floats = [i for i in call.inputs if is_tensor(i) and i.dtype.is_floating]
-        if any(id(i) in self.known for i in floats):
+        holders = [i for i in call.inputs if i.dtype in (tf.resource, tf.variant)]
+        made = holders and not call.name.startswith(("Iterator", "Stateful", "Random"))
+        if made or any(id(i) in self.known for i in floats):
             self.know(x, Made(f"tf_{call.name}" if call.name.isidentifier() else "unknown", (), {}))
 
     def _assigned(self, call: OpCall) -> None:
