@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
 tf: Any = import_module("tensorflow")
 keras: Any = import_module("keras")
+naming: Any = import_module("keras.src.utils.naming")
 
 
 def plain(variable: Any) -> Any:
@@ -24,6 +26,12 @@ class Names:
 
     def __init__(self, models: Sequence[Any]) -> None:
         """`models`: layers, modules, variables, or lists and dictionaries of them."""
+        self._first: dict[str, int] = {}
+        self._read(models)
+        self._first = _first_numbers(self.kept)
+        self._read(models)
+
+    def _read(self, models: Sequence[Any]) -> None:
         self.layers: dict[int, str] = {}
         self.kept: list[Any] = []  # so that no identity is used twice
         self.params: dict[str, Any] = {}
@@ -64,7 +72,15 @@ class Names:
                 self._variable(variable, _joined(path, variable.name), trained)
         for inner in layer._flatten_layers(include_self=False, recursive=False):
             if id(inner) not in self._seen:
-                self._walk(inner, _joined(path, inner.name))
+                self._walk(inner, _joined(path, self._name(inner)))
+
+    def _name(self, layer: Any) -> str:
+        """A layer's name; where Keras has numbered it, as if this model were the first one."""
+        base, number = _numbered(layer)
+        if number is None:
+            return str(layer.name)
+        number -= self._first.get(base, 0)
+        return f"{base}_{number}" if number else base
 
     def _variable(self, variable: Any, path: str, trained: bool) -> None:
         variable = plain(variable)
@@ -77,6 +93,22 @@ class Names:
     def path(self, layer: Any) -> str | None:
         """The path of a layer; None for one that is no part of the models."""
         return self.layers.get(id(layer))
+
+
+def _numbered(layer: Any) -> tuple[str, int | None]:
+    """The name that Keras gives layers of this class, and which of them it is; None: named so."""
+    base = str(naming.to_snake_case(type(layer).__name__))
+    found = re.fullmatch(re.escape(base) + r"(?:_(\d+))?", layer.name)
+    return base, int(found[1] or 0) if found else None
+
+
+def _first_numbers(layers: Sequence[Any]) -> dict[str, int]:
+    """The least number of the layers of each class: those before are of other models."""
+    first: dict[str, int] = {}
+    for base, number in map(_numbered, layers):
+        if number is not None:
+            first[base] = min(number, first.get(base, number))
+    return first
 
 
 def _own_name(variable: Any) -> str:
