@@ -288,10 +288,7 @@ class Keras(Adapter):
     def _updates(self, step: Step, watch: Watch) -> dict[str, Made]:
         """How slots and parameters are made of the gradients that the optimizers went on with."""
         params = self._params(self.names())
-        changed = any(
-            not _same(step.points.get(f"grads/{key.partition('/')[2]}"), given.array)
-            for key, given in watch.given.items()
-        )
+        changed = any(_clipped(step, key, given.array) for key, given in watch.given.items())
         later: dict[str, Made] = {}
         for key, (array, made, rows) in watch.given.items():
             place, _, name = key.partition("/")
@@ -350,6 +347,14 @@ def _put(variable: Any, array: Array, name: str) -> None:
             f"{list(variable.shape)}: the two models differ"
         )
     variable.assign(array.astype(variable.dtype.as_numpy_dtype))
+
+
+def _clipped(step: Step, key: str, array: Array) -> bool:
+    """Whether an optimizer went on with something else than the tape made."""
+    name = key.partition("/")[2]
+    if step.fed:  # the other side's gradient is no clipped one
+        return step.onward(f"update/clipped/{name}", array.shape) is not None
+    return not _same(step.points.get(f"grads/{name}"), array)
 
 
 def _squares(made: Any) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.capture.keras_apart import Apart
 from harness.capture.keras_calls import OpCall, Pending
 from harness.capture.keras_feed import CURRENT, fed
 from harness.capture.keras_ops import RULES
@@ -419,7 +420,7 @@ class Watch:
     def ended(self, taps: Taps) -> None:
         """A function has been traced: let go out of it what is to be kept."""
         queue = list(taps.queue)
-        tensors = [x for tap in queue for x in tap.tensors]
+        apart = Apart(taps.graph)
 
         def out(*arrays: Any) -> Any:
             watch = CURRENT[-1] if CURRENT else None
@@ -430,6 +431,7 @@ class Watch:
         self.busy += 1
         try:
             with taps.graph.as_default():
+                tensors = [apart.of(x) for tap in queue for x in tap.tensors]
                 tf.numpy_function(out, tensors, tf.int32)
         finally:
             self.busy -= 1

@@ -6,6 +6,10 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from harness.capture.adapter import adapter_for
+from harness.capture.record import Recorder
+from harness.spec import ScriptSpec, build
+
 
 def network(built=True):
     """Convolutions, normalization, pooling, dropout and classes."""
@@ -15,7 +19,7 @@ def network(built=True):
         layers.ReLU(),
         layers.MaxPooling2D(2),
         layers.Conv2D(4, (3, 2), strides=2, activation="relu", name="conv2"),
-        layers.Dropout(0.3),
+        layers.Dropout(0.3, name="dropout"),
         layers.Flatten(),
         layers.Dense(7, activation="gelu", name="wide"),
         layers.LayerNormalization(),
@@ -49,7 +53,7 @@ def by_function(record):
     return by_tape(record, function=True)
 
 
-def by_fit(record, **options):
+def by_fit(record, epochs=4, **options):
     """By model.fit, of a model that is not built yet; the optimizer clips and decays."""
     model = network(built=False)
     optimizer = keras.optimizers.AdamW(0.003, global_clipnorm=0.5)
@@ -58,19 +62,41 @@ def by_fit(record, **options):
     x, y = draw.normal(0, 1, (32, 9, 6, 2)).astype(np.float32), draw.integers(0, 3, 32)
     callback = record(model, fit=True)
     callbacks = [callback] if callback else []
-    model.fit(x, y, 6, 4, verbose=0, validation_split=0.1, callbacks=callbacks)
+    model.fit(x, y, 6, epochs, verbose=0, validation_split=0.1, callbacks=callbacks)
     return model.variables + optimizer.variables
 
 
 def by_eager_fit(record):
     """The same without functions."""
-    return by_fit(record, run_eagerly=True)
+    return by_fit(record, 1, run_eagerly=True)
 
 
 def by_compiled_fit(record):
     """The same compiled by XLA: nothing inside is seen."""
-    return by_fit(record, jit_compile=True)
+    return by_fit(record, 1, jit_compile=True)
+
+
+def following(out):
+    """Steps that go on with another run's tensors, of a model with another activation."""
+    first, other = out / "first.trace", out / "other.trace"
+    for path, seed, activation in ((first, 1, "gelu"), (other, 2, "tanh")):
+        keras.utils.set_random_seed(seed)
+        model, optimizer = network(), keras.optimizers.Adam(0.003)
+        model.get_layer("wide").activation = keras.activations.get(activation)
+        model.get_layer("dropout").rate = 0.0
+        follow = {"trace": str(first), "level": "stage"} if path == other else None
+        weights = ({"what": ["weights"], "trace": str(first)},) if follow else ()
+        spec = {"label": "x", "argv": ("x",), "steps": 2**30, "trace": str(path)}
+        run = build(ScriptSpec, follow=follow, replay=weights, **spec)
+        recorder = Recorder(adapter_for((model, optimizer)), run)
+        model.compile(optimizer, "sparse_categorical_crossentropy")
+        draw = np.random.default_rng(0)
+        x, y = draw.normal(0, 1, (24, 9, 6, 2)).astype(np.float32), draw.integers(0, 3, 24)
+        x = x if path == first else x[::-1]
+        callback = recorder._adapter.callback(recorder)
+        model.fit(x, y, 6, verbose=0, shuffle=False, callbacks=[callback])
 
 
 if __name__ == "__main__":
     given.both([by_tape, by_function, by_fit, by_eager_fit, by_compiled_fit])
+    following(given.OUT)

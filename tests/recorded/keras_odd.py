@@ -1,10 +1,14 @@
 """Scripts in Keras and TensorFlow that do things in ways of their own; python FILE OUT."""
 
+import json
+
 import keras
 import keras_given as given
 import numpy as np
 import tensorflow as tf
 from keras import layers
+
+import harness
 
 STEPS = 4
 
@@ -235,6 +239,27 @@ def noisy(record):
     return model.variables
 
 
+class Residual(keras.Model):
+    """Sums right after products: TensorFlow fuses them in graphs, where nobody reads between."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = layers.Dense(16, name="one"), layers.Dense(16, name="two")
+        self.last = layers.Dense(2, name="last")
+
+    def call(self, x):
+        h = self.one(x)
+        h = h + self.two(tf.nn.relu(h))
+        return self.last(tf.nn.gelu(h) + h)
+
+
+def fused(record):
+    model, optimizer = Residual(), keras.optimizers.SGD(0.1)
+    step = given.tape(model, optimizer, mean_square, True)
+    given.loop(record(model, optimizer), step, **{**DATA, "steps": given.STEPS})
+    return model.variables
+
+
 class Custom(keras.Model):
     """A train_step of its own, which clips."""
 
@@ -270,8 +295,38 @@ def custom_fit(record):
 
 CASES = [
     *(shared, module, adversaries, halves, branches, reversed_gradient, mixed, recurrent),
-    *(penalties, operations, not_a_number, noisy, custom_fit),
+    *(penalties, operations, not_a_number, noisy, fused, custom_fit),
 ]
+
+
+def interrupted(out):
+    """What is left of hooks where a step, and where model.fit, ends by an exception."""
+    model, optimizer = small("relu", None), keras.optimizers.SGD(0.1)
+    model.compile(optimizer, "mse")
+    found = []
+
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            raise KeyError("stop")
+
+    def in_a_step():
+        with harness.record(model, out=out / "step.trace") as rec, rec.step(x=np.ones(2)):
+            model(np.ones((4, 5)))
+            raise KeyError("stop")
+
+    def in_fit():
+        recorded = harness.callback(model, out=out / "fit.trace")
+        data = np.ones((4, 5), np.float32), np.ones((4, 2), np.float32)
+        model.fit(*data, verbose=0, callbacks=[recorded, Stop()])
+
+    for run in (in_a_step, in_fit):
+        try:
+            run()
+        except KeyError:
+            found.append(given.left())
+    return found
+
 
 if __name__ == "__main__":
     given.both(CASES)
+    print(json.dumps(interrupted(given.OUT)))

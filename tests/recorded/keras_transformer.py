@@ -43,7 +43,7 @@ class Net(keras.Model):
         return {"logits": self.head(h), "mean": tf.reduce_mean(h, 1)}
 
 
-def trained(record, optimizer, function=False, gelu=keras.activations.gelu):
+def trained(record, optimizer, function=False, gelu=keras.activations.gelu, steps=4):
     """Train with a penalty on the mean; the loss is logged as a number."""
     model = Net(gelu)
     loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -58,12 +58,12 @@ def trained(record, optimizer, function=False, gelu=keras.activations.gelu):
 
     step = tf.function(step) if function else step
     data = {"x": given.integers(V, 4, T), "y": given.integers(V, 4, T)}
-    given.loop(record(model, optimizer), lambda x, y: float(step(x, y)), **data)
+    given.loop(record(model, optimizer), lambda x, y: float(step(x, y)), steps, **data)
     return model.variables + optimizer.variables
 
 
 def momentum(record):
-    return trained(record, keras.optimizers.SGD(0.02, momentum=0.9), function=True)
+    return trained(record, keras.optimizers.SGD(0.02, momentum=0.9), function=True, steps=20)
 
 
 def nesterov(record):
