@@ -9,6 +9,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -26,33 +27,33 @@ UPDATES = 512
 NOISE = 1e-6  # of gradients that are zero but for rounding
 
 
-class Ran:
-    """What a script left: traces, and what it printed."""
+class Ran(NamedTuple):
+    """What a script left: traces in a folder, and what it printed."""
 
-    def __init__(self, name, folder):
-        self.folder = folder
-        self.done = subprocess.Popen(
-            [sys.executable, str(SCRIPTS / f"{name}.py"), str(folder)],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def lines(self):
-        out, errors = self.done.communicate(timeout=300)
-        assert self.done.returncode == 0, errors
-        return [json.loads(line) for line in out.splitlines() if line.startswith(("{", "["))]
+    folder: Path
+    said: list
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """The scripts, each run once: name to what it said and the folder of its traces."""
-    started = {}
-    for name in ("keras_cnn", "keras_transformer", "keras_odd"):
-        started[name] = one = Ran(name, tmp_path_factory.mktemp(name))
-        one.said = one.lines()
-    return started
+    """The scripts by name, run in one process: TensorFlow takes long to import."""
+    folder = tmp_path_factory.mktemp("keras")
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "keras_all.py"), str(folder)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = {}
+    for line in done.stdout.splitlines():
+        said = json.loads(line) if line.startswith(("{", "[")) else {}
+        if "script" in said:
+            found[said["script"]] = one = Ran(folder / said["script"], [])
+        elif said:
+            one.said.append(said)
+    return found
 
 
 @cache
@@ -66,7 +67,7 @@ def read_all(path):
 def stages(path):
     """Of some steps: number, the stages that their entries declare and imply, and tensors."""
     trace, steps = read_all(path)
-    for step in dict.fromkeys((*trace.steps[:2], trace.steps[-1])):
+    for step in dict.fromkeys((*trace.steps[:2], *trace.steps[-1:])):
         tensors = steps[step]
         graph = graph_from(trace.entry(step).tensors, derive=True)
 

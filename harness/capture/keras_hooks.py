@@ -210,7 +210,7 @@ def _custom(
         result = original(function, *args, **kwargs)
     finally:
         watch.inside -= 1
-    given = args[0] if args else ()
+    given: Any = args[0] if args else ()
     silu = getattr(function, "__name__", "") == "swish_impl" and watch.of(given[1]) == 1
     made = Made("silu", (watch.of(given[0]),), {}) if silu else Made("tf_custom_gradient", (), {})
     for x in tf.nest.flatten(result):

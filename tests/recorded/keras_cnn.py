@@ -97,6 +97,10 @@ def following(out):
         model.fit(x, y, 6, verbose=0, shuffle=False, callbacks=[callback])
 
 
-if __name__ == "__main__":
+def main():
     given.both([by_tape, by_function, by_fit, by_eager_fit, by_compiled_fit])
     following(given.OUT)
+
+
+if __name__ == "__main__":
+    main()

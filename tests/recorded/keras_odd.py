@@ -327,6 +327,10 @@ def interrupted(out):
     return found
 
 
-if __name__ == "__main__":
+def main():
     given.both(CASES)
     print(json.dumps(interrupted(given.OUT)))
+
+
+if __name__ == "__main__":
+    main()

@@ -87,5 +87,9 @@ def adagrad(record):
     return trained(record, keras.optimizers.Adagrad(schedule), function=True)
 
 
-if __name__ == "__main__":
+def main():
     given.both([momentum, nesterov, adam, rmsprop, adagrad])
+
+
+if __name__ == "__main__":
+    main()
