@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from harness.align import align as align
     from harness.capture import Recorder as Recorder
+    from harness.capture import callback as callback
     from harness.capture import record as record
     from harness.compare import Comparison as Comparison
     from harness.compare import DiffResult as DiffResult
@@ -67,6 +68,7 @@ _HOMES = {
     "TraceWriter": ("harness.trace", "TraceWriter"),
     "TrainSpec": ("harness.spec", "TrainSpec"),
     "Verdict": ("harness.explain", "Verdict"),
+    "callback": ("harness.capture", "callback"),
     "check_trace": ("harness.trace", "check_trace"),
     "compare": ("harness.compare", "compare"),
     "convert_weights": ("harness.data.weights", "convert"),

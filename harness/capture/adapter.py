@@ -90,6 +90,16 @@ class Adapter:
     def call(self, value: Any, name: str) -> None:
         """A logged value goes by this name from now on."""
 
+    def callback(self, recorder: Any) -> Any:
+        """What the framework's own training loop calls, so that `recorder` has its steps.
+
+        Raises HarnessError where there is no such loop.
+        """
+        raise HarnessError(
+            "callback: only Keras' model.fit is recorded so; put `with rec.step(..)` of "
+            "harness.record into the loop"
+        )
+
     def tap(self, step: Step | None, name: str, value: Any) -> Any:
         """A value inside the model, by a name of the script's own; what the script goes on with."""
         if step is not None:

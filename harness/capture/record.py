@@ -79,6 +79,23 @@ def record(
     return Recorder(adapter_for(objects), run)
 
 
+def callback(*objects: Any, **options: Any) -> Any:
+    """Record what a training loop of the framework's own does: a callback for `model.fit`.
+
+    Args:
+        objects: the model; of Keras, a compiled one.
+        options: those of `record`.
+
+    Raises HarnessError for a framework that has no such loop.
+
+    Example:
+        model.fit(x, y, callbacks=[harness.callback(model)])
+
+    """
+    recorder = record(*objects, **options)
+    return recorder._adapter.callback(recorder)
+
+
 def _script() -> str:
     """What the script is called; "interactive" where there is none."""
     name = Path(sys.argv[0] if sys.argv else "").stem
@@ -173,6 +190,14 @@ class Recorder:
         made = Made("add", (known,), {}) if isinstance(known, str) else known
         self._now.see(name, self._adapter.owned(value), made, line())
         self._adapter.call(value, name)
+
+    def handed(self, number: int, name: str) -> Any:
+        """The input that is handed over to a step in place of the script's own, if any."""
+        return self._replay.input(number, name)
+
+    def undo(self) -> None:
+        """The step that began last was none: a loop found no more data."""
+        self._number -= 1
 
     @property
     def _forked(self) -> bool:
