@@ -379,3 +379,16 @@ def test_a_script_run_by_itself_writes_to_the_traces_folder_and_tells_the_cost(t
     assert trace.header.label == "mine"
     assert trace.sources["forward/model"].endswith("mine.py:8")
     assert trace.sources["params/weight"].endswith("mine.py:10")
+
+
+def test_zeros_that_dropout_dropped_are_known_from_those_that_it_kept(tmp_path):
+    def thinned():
+        layers = nn.Linear(6, 40), nn.ReLU(), nn.Dropout(0.5), nn.Linear(40, 3)
+        return nn.Sequential(*layers)
+
+    def batches(step):
+        return torch.randn(8, 6), torch.randint(3, (8,))
+
+    bare, seen = (train(made(thinned), tmp_path / "t", batches, 3, on=on) for on in (False, True))
+    assert all(map(torch.equal, bare.parameters(), seen.parameters()))  # draws are not moved
+    assert not disagreeing(tmp_path / "t")[0]

@@ -29,9 +29,7 @@ def gradient(
         with watch.unseen():
             return original(tape, target, sources, **given)
     _root(watch, root)
-    points = (
-        [(x, key) for x, key in watch.points if _same_place(x, root)] if watch.step.whole else []
-    )
+    points = [(x, key) for x, key in watch.points if _same_place(x, root)]
     with watch.unseen():
         found = original(tape, target, [*flat, *(x for x, _ in points)], **given)
     zeros = given.get("unconnected_gradients", tf.UnconnectedGradients.NONE)

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.capture.adapter import Adapter, Array, Tensors
-from harness.capture.pytorch_calls import Calls, Hooks, compiled_regions
+from harness.capture.pytorch_calls import Calls
+from harness.capture.pytorch_compiled import Hooks, compiled_regions
 from harness.capture.pytorch_optim import SLOTS, hyperparameters, update_of
 from harness.capture.step import Step, line
 from harness.errors import HarnessError

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -13,7 +11,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils.weak import WeakIdKeyDictionary
 
-from harness.capture.pytorch_ops import LOWERED, RULES, Call, Operand, plain_name
+from harness.capture.pytorch_call import Call, Operand
+from harness.capture.pytorch_ops import LOWERED, RULES, plain_name
 from harness.capture.step import Step, line
 from harness.models.entries import Made
 
@@ -59,6 +58,8 @@ class Calls(TorchFunctionMode):
         self._free: set[str] = set()  # points named for their length alone that nothing has read
         self._dirty = False
         self._slept = False
+        self._handed_mask: Tensor | None = None
+        self._drawn: Tensor | None = None  # the state of the generator before the last dropout
 
     def asleep(self, asleep: bool) -> None:
         """Be off the stack of modes, or on it again: an optimizer makes thousands of calls."""
@@ -96,7 +97,10 @@ class Calls(TorchFunctionMode):
             if self._dirty and name == "grad":
                 self._collect(feed=True)
             before = _version(args)
-            result: Any = self._dropped(args, kwargs) if name == "dropout" else None
+            result: Any = None
+            if name == "dropout":
+                result = self._dropped(args, kwargs)
+                self._drawn = torch.get_rng_state()
             if result is None:
                 result = func(*args, **kwargs)
             if name == "item":
@@ -114,7 +118,27 @@ class Calls(TorchFunctionMode):
         if not found.arg(2, "training", True) or not 0 < rate < 1 or found.arg(3, "inplace"):
             return None
         mask = self.step.mask(self._site("dropout"), tuple(x.shape), rate)
-        return None if mask is None else x * torch.as_tensor(mask).to(x) / (1 - rate)
+        self._handed_mask = None if mask is None else torch.as_tensor(mask)
+        if self._handed_mask is None:
+            return None
+        return x * self._handed_mask.to(x) / (1 - rate)  # type: ignore[no-any-return]
+
+    def _kept(self, args: Any, kwargs: Any, result: Tensor) -> Tensor:
+        """What a dropout has kept: where its operand is zero, drawn once more to be known."""
+        x, zeros = args[0], args[0] == 0
+        if self._handed_mask is not None:
+            return self._handed_mask
+        kept = result != 0
+        if not bool(zeros.any()) or self._drawn is None or x.device.type != "cpu":
+            return kept | zeros
+        own = torch.get_rng_state()
+        try:
+            torch.set_rng_state(self._drawn)
+            rate = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
+            again = torch.nn.functional.dropout(torch.ones_like(x), rate, training=True)
+            return torch.ne(again, 0)
+        finally:
+            torch.set_rng_state(own)
 
     def _site(self, function: str) -> str:
         """What the mask of a dropout is called that runs now."""
@@ -223,7 +247,8 @@ class Calls(TorchFunctionMode):
         if rule is not None:
             of = partial(self._operand, low=_lowered(name, args))
             try:
-                made = rule(Call(args, kwargs, result, of, partial(self._keep, name)))
+                kept = partial(self._kept, args, kwargs, result)
+                made = rule(Call(args, kwargs, result, of, partial(self._keep, name), kept))
             except (IndexError, TypeError, ValueError, AttributeError):
                 made = None  # called in a way that the rule does not know
             if made is not None:
@@ -413,70 +438,3 @@ def _norm_of(calls: Calls, name: str, args: Any, result: Any) -> Any:
             ):
                 return Made(COEFFICIENT, (float(limit),), {})
     return None
-
-
-@contextmanager
-def compiled_regions(hooks: Hooks) -> Iterator[None]:
-    """While this lasts, compiled functions run without the mode and without module hooks.
-
-    Either would be traced into them, and they would compute something else than unwatched. What
-    enters and leaves them goes through one function of torch._dynamo, which is not public: the
-    frame that calls it first enters the outermost of them, and leaves it with its second call.
-    """
-    frames = sys.modules.get("torch._dynamo.eval_frame")
-    enter = getattr(frames, "_maybe_set_eval_frame", None)
-    if frames is None or enter is None:
-        yield
-        return
-    inside: list[tuple[Any, Callable[[], None]]] = []
-
-    def watched(callback: Any) -> Any:
-        frame = sys._getframe(1)
-        if not inside and callable(callback):
-            inside.append((frame, _pause(hooks)))
-        elif inside and inside[0][0] is frame:
-            inside.pop()[1]()
-        return enter(callback)
-
-    frames._maybe_set_eval_frame = watched  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        frames._maybe_set_eval_frame = enter  # type: ignore[attr-defined]
-
-
-class Hooks:
-    """Hooks on some modules, which can be taken away and put back."""
-
-    def __init__(
-        self, modules: Sequence[Any], before: Callable[..., None], after: Callable[..., Any]
-    ) -> None:
-        """None is there yet."""
-        self._modules, self._before, self._after = modules, before, after
-        self._handles: list[Any] = []
-
-    def add(self) -> None:
-        """Put them on."""
-        for module in self._modules:
-            self._handles.append(module.register_forward_pre_hook(self._before))
-            self._handles.append(module.register_forward_hook(self._after))
-
-    def remove(self) -> None:
-        """Take them away."""
-        while self._handles:
-            self._handles.pop().remove()
-
-
-def _pause(hooks: Hooks) -> Callable[[], None]:
-    """Take the mode and the hooks away; what puts them back."""
-    hooks.remove()
-    stack = []
-    while torch._C._len_torch_function_stack():
-        stack.append(torch.overrides._pop_mode())  # type: ignore[no-untyped-call]
-
-    def resume() -> None:
-        while stack:
-            torch.overrides._push_mode(stack.pop())  # type: ignore[no-untyped-call]
-        hooks.add()
-
-    return resume

@@ -8,47 +8,13 @@ torch.nn.functional, and harness.models.ops, whose tests hold them against PyTor
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from harness.capture import pytorch_shapes as shapes
+from harness.capture.pytorch_call import Call, Rule, made
 from harness.models.entries import Made
-
-Operand = str | float | Made
-Rule = Callable[["Call"], Made | None]
-
-
-class Call:
-    """A call of a function: its arguments, and how tensors among them were made."""
-
-    def __init__(
-        self,
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
-        result: Any,
-        of: Callable[[Any], Operand],
-        keep: Callable[[str, Any, Made | None], str],
-    ) -> None:
-        """`of` says how a tensor was made; `keep` makes a point of one and returns its name."""
-        self.args, self.kwargs, self.result, self._of, self.keep = args, kwargs, result, of, keep
-
-    def arg(self, place: int, name: str, default: Any = None) -> Any:
-        """An argument by its place or name."""
-        return self.args[place] if place < len(self.args) else self.kwargs.get(name, default)
-
-    def of(self, value: Any) -> Operand:
-        """A tensor or number as an operand."""
-        return self._of(value)
-
-    def operand(self, place: int, name: str = "") -> Operand:
-        """An argument that is a tensor or a number, as an operand."""
-        return self._of(self.arg(place, name))
-
-
-def made(op: str, *operands: Operand, **args: Any) -> Made:
-    """An op of operands, not checked: the tests check every rule against harness.stage."""
-    return Made(op, operands, args)
 
 
 def _unary(op: str, *numbers: float) -> Rule:
@@ -255,7 +221,7 @@ def _dropout(call: Call) -> Made | None:
         return made("add", call.of(x))
     if rate >= 1:
         return None
-    mask = call.keep("mask", (call.result != 0) | (x == 0), None)
+    mask = call.keep("mask", call.kept(), None)
     return made("dropout", call.of(x), mask, float(rate))
 
 
@@ -311,129 +277,6 @@ def _masked_fill(call: Call) -> Made | None:
     if not _hides_later(mask.reshape(x.shape[-2:])):
         return None
     return made("causal_mask", call.of(x), fill=max(float(value), -1e30))
-
-
-def _reshape(call: Call) -> Made:
-    return made("reshape", call.operand(0, "input"), shape=list(call.result.shape))
-
-
-def _permute(call: Call) -> Made:
-    axes = call.args[1:] if len(call.args) > 2 else call.arg(1, "dims")
-    count = call.arg(0, "input").dim()
-    return made("permute", call.operand(0), axes=[int(a) % count for a in axes])
-
-
-def _transpose(call: Call) -> Made:
-    count = call.arg(0, "input").dim()
-    one, two = (int(call.arg(i, name)) % count for i, name in ((1, "dim0"), (2, "dim1")))
-    axes = list(range(count))
-    axes[one], axes[two] = axes[two], axes[one]
-    return made("permute", call.operand(0), axes=axes)
-
-
-def _turned(call: Call) -> Made:
-    return made("permute", call.operand(0), axes=list(range(call.args[0].dim()))[::-1])
-
-
-def _last_turned(call: Call) -> Made:
-    return made("swap_last", call.operand(0))
-
-
-def _moved_axes(call: Call) -> Made | None:
-    x = call.arg(0, "input")
-    axes = torch.empty(x.shape, device="meta").movedim(call.arg(1, "s"), call.arg(2, "d")).stride()
-    order = torch.empty(x.shape, device="meta").stride()
-    if len(set(order)) < len(order):
-        return None
-    return made("permute", call.of(x), axes=[order.index(s) for s in axes])
-
-
-def _concat(call: Call) -> Made:
-    parts = call.arg(0, "tensors")
-    return made("concat", *map(call.of, parts), axis=int(call.arg(1, "dim", 0)))
-
-
-def _parts(call: Call) -> list[Made | None]:
-    """chunk, split, tensor_split: consecutive pieces along one axis."""
-    x = call.arg(0, "input")
-    axis = int(call.arg(2, "dim", 0)) % x.dim()
-    parts: list[Made | None] = []
-    at = 0
-    for piece in call.result:
-        end = at + piece.shape[axis]
-        parts.append(made("cut", call.of(x), axis=axis, start=at, stop=end))
-        at = end
-    return parts
-
-
-def _unbound(call: Call) -> list[Made | None]:
-    x = call.arg(0, "input")
-    axis = int(call.arg(1, "dim", 0)) % x.dim()
-    return [
-        made(
-            "reshape",
-            made("cut", call.of(x), axis=axis, start=i, stop=i + 1),
-            shape=list(piece.shape),
-        )
-        for i, piece in enumerate(call.result)
-    ]
-
-
-def _item(call: Call) -> Made | None:
-    """x[..]: slices with a step of one, numbers, None and ...; nothing that gathers."""
-    x, index = call.args[0], call.args[1]
-    index = index if isinstance(index, tuple) else (index,)
-    if any(not (i is None or i is ... or isinstance(i, int | slice)) for i in index):
-        return None
-    if any(isinstance(i, bool) for i in index):
-        return None
-    if ... in index:
-        at = index.index(...)
-        named = sum(i is not None for i in index) - 1
-        index = (*index[:at], *[slice(None)] * (x.dim() - named), *index[at + 1 :])
-    found, axis = call.of(x), 0
-    for i in index:
-        if i is None:
-            continue
-        size = x.shape[axis]
-        if isinstance(i, slice):
-            start, stop, by = i.indices(size)
-            if by != 1:
-                return None
-        else:
-            start = int(i) % size
-            stop = start + 1
-        if (start, stop) != (0, size):
-            found = made("cut", found, axis=axis, start=start, stop=stop)
-        axis += 1
-    return made("reshape", found, shape=list(call.result.shape))
-
-
-def _over(op: str) -> Rule:
-    def rule(call: Call) -> Made | None:
-        x, axis = call.arg(0, "input"), call.arg(1, "dim")
-        axes = (
-            range(x.dim()) if axis is None else axis if isinstance(axis, tuple | list) else [axis]
-        )
-        found = made(op, call.of(x), axis=[int(a) % x.dim() for a in axes])
-        if call.arg(2, "keepdim", False):
-            found = made("reshape", found, shape=list(call.result.shape))
-        return found
-
-    return rule
-
-
-def _cast(call: Call) -> Made | None:
-    x, result = call.args[0], call.result
-    if result.dtype == x.dtype or not (x.is_floating_point() and result.is_floating_point()):
-        return made("add", call.of(x))
-    wider = torch.finfo(result.dtype).eps <= torch.finfo(x.dtype).eps
-    to = str(result.dtype).removeprefix("torch.")
-    return made("add" if wider else "rounded", call.of(x), **({} if wider else {"to": to}))
-
-
-def _same(call: Call) -> Made:
-    return made("add", call.operand(0, "input"))
 
 
 def _cross_entropy(call: Call) -> Made | None:
@@ -528,41 +371,41 @@ RULES: dict[str, Any] = {
     "scaled_dot_product_attention": _attention,
     "multi_head_attention_forward": _heads,
     "masked_fill": _masked_fill,
-    "reshape": _reshape,
-    "reshape_as": _reshape,
-    "view": _reshape,
-    "view_as": _reshape,
-    "flatten": _reshape,
-    "unflatten": _reshape,
-    "squeeze": _reshape,
-    "unsqueeze": _reshape,
-    "permute": _permute,
-    "transpose": _transpose,
-    "swapaxes": _transpose,
-    "swapdims": _transpose,
-    "T": _turned,
-    "t": _turned,
-    "mT": _last_turned,
-    "movedim": _moved_axes,
-    "cat": _concat,
-    "concat": _concat,
-    "concatenate": _concat,
-    "chunk": _parts,
-    "split": _parts,
-    "tensor_split": _parts,
-    "unbind": _unbound,
-    "getitem": _item,
-    "mean": _over("mean_over"),
-    "sum": _over("sum_over"),
-    "to": _cast,
-    "type": _cast,
-    "type_as": _cast,
-    "float": _cast,
-    "double": _cast,
-    "half": _cast,
-    "bfloat16": _cast,
-    "contiguous": _same,
-    "clone": _same,
+    "reshape": shapes.reshape,
+    "reshape_as": shapes.reshape,
+    "view": shapes.reshape,
+    "view_as": shapes.reshape,
+    "flatten": shapes.reshape,
+    "unflatten": shapes.reshape,
+    "squeeze": shapes.reshape,
+    "unsqueeze": shapes.reshape,
+    "permute": shapes.permute,
+    "transpose": shapes.transpose,
+    "swapaxes": shapes.transpose,
+    "swapdims": shapes.transpose,
+    "T": shapes.turned,
+    "t": shapes.turned,
+    "mT": shapes.last_turned,
+    "movedim": shapes.moved_axes,
+    "cat": shapes.concat,
+    "concat": shapes.concat,
+    "concatenate": shapes.concat,
+    "chunk": shapes.parts,
+    "split": shapes.parts,
+    "tensor_split": shapes.parts,
+    "unbind": shapes.unbound,
+    "getitem": shapes.item,
+    "mean": shapes.over("mean_over"),
+    "sum": shapes.over("sum_over"),
+    "to": shapes.cast,
+    "type": shapes.cast,
+    "type_as": shapes.cast,
+    "float": shapes.cast,
+    "double": shapes.cast,
+    "half": shapes.cast,
+    "bfloat16": shapes.cast,
+    "contiguous": shapes.same,
+    "clone": shapes.same,
     "detach": _unary("stop_gradient"),
     "data": _unary("stop_gradient"),
     "cross_entropy": _cross_entropy,
