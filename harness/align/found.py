@@ -11,9 +11,10 @@ import numpy as np
 from harness.align.units import Array, Unit
 from harness.models.habits import kind, parent
 from harness.trace.alignment import Sure
-from harness.trace.chain import Chain, MisfitError
+from harness.trace.chain import Chain, MisfitError, Move
 
 PROOF = 40.0  # bits: what is found by numbers that say less is not certain
+DECLARED = 1000  # siblings that what both sides say of their stages counts as
 SAMPLED = 4096
 UNANIMOUS = 0.75  # of the siblings
 
@@ -84,6 +85,9 @@ class Rules:
         `own` is the pair's own chain, where it was learned from too.
         """
         made: dict[Chain, int] = {}
+        declared = as_declared(x, y)
+        if declared is not None:
+            made[declared] = DECLARED
         for key in _keys(x, y):
             seen = self._chains[key] - Counter([own] if own is not None else [])
             fitting = {c: n for c, n in seen.items() if fits(c, [x], [y])}
@@ -102,6 +106,15 @@ class Rules:
         for chain in self._chains[_keys(x, y)[-1]]:
             if fits(chain, [x], [y]):
                 yield chain
+
+
+def as_declared(x: Unit, y: Unit) -> Chain | None:
+    """How a pair of weights lies by how either side's stages read them; None: not known."""
+    if x.read_as is None or y.read_as is None or len(x.shape) != len(y.shape):
+        return None
+    order = tuple(x.read_as[y.read_as.index(k)] for k in range(len(x.shape)))
+    chain = Chain((Move("axes", order),) if order != tuple(range(len(order))) else ())
+    return chain if fits(chain, [x], [y]) else None
 
 
 def could_lie_otherwise(found: Found) -> bool:

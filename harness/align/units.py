@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.models.graph import Graph
+from harness.models.graph import Graph, below, is_ref, name_of
 from harness.trace import Step, TensorEntry, Trace
 from harness.trace.alignment import FAMILIES, SLOTS
 from harness.trace.dtypes import epsilon
@@ -29,6 +29,8 @@ class Unit:
         self.section, self.name, self.place = section, name, place
         self.entries: dict[Facet, tuple[Step, TensorEntry]] = {}
         self.op: str | None = None
+        # The order of axes that makes [out, in, ..] of a weight, by how its stage reads it.
+        self.read_as: tuple[int, ...] | None = None
         self._kept: dict[Facet, Array] = {}
 
     def __repr__(self) -> str:
@@ -95,6 +97,7 @@ def units(trace: Trace, steps: Iterable[int]) -> dict[str, list[Unit]]:
             unit = found[section].setdefault(name, Unit(section, name, place))
             unit.entries[number, prefix] = (step, entry)
     _add_ops(found, trace.graph)
+    _add_layouts(found, trace.graph)
     return {
         section: sorted(by_name.values(), key=lambda unit: unit.place)
         for section, by_name in found.items()
@@ -119,6 +122,24 @@ def _add_ops(found: dict[str, dict[str, Unit]], graph: Graph | None) -> None:
         unit = found[section].get(name.removeprefix(prefix)) if section else None
         if unit is not None and prefix in ("forward/", "buffers/", ""):
             unit.op = stage.value.op
+
+
+def _add_layouts(found: dict[str, dict[str, Unit]], graph: Graph | None) -> None:
+    """How the stages read their weights: a kernel of [in, out], or of [out, in]."""
+    for stage in graph.stages.values() if graph else ():
+        for x in below(stage.value):
+            if x.op not in ("linear", "conv") or len(x.inputs) < 2:
+                continue
+            w, turned = x.inputs[1], x.op == "linear"
+            if w.op == "transpose":
+                w, turned = w.inputs[0], False
+            unit = found["params"].get(name_of(w).removeprefix("params/")) if is_ref(w) else None
+            if unit is None:
+                continue
+            count = len(unit.shape)
+            plain = tuple(range(count))
+            last = turned or (x.op == "conv" and x.arg("layout") == "last")
+            unit.read_as = (count - 1, count - 2, *plain[:-2]) if last else plain
 
 
 def slots_of(step: Step, param: str) -> dict[str, TensorEntry]:

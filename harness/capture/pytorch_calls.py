@@ -130,7 +130,7 @@ class Calls(TorchFunctionMode):
             return self._handed_mask
         kept = result != 0
         if not bool(zeros.any()) or self._drawn is None or x.device.type != "cpu":
-            return kept | zeros
+            return torch.logical_or(kept, zeros)
         own = torch.get_rng_state()
         try:
             torch.set_rng_state(self._drawn)

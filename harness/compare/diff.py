@@ -36,7 +36,7 @@ from harness.models.graph import Graph
 from harness.spec import Capture, build
 from harness.trace import Alignment, Header, Step, TensorEntry, Trace, open_trace
 from harness.trace.aligned import AlignedTrace
-from harness.trace.dtypes import BETWEEN, is_float
+from harness.trace.dtypes import BETWEEN, are_integers, is_float
 from harness.trace.sketch import GREATEST_ERROR, LIKELY_ERROR, ROUNDING
 
 __all__ = ["Difference", "DiffResult", "StepSummary", "Structure", "Value", "diff"]
@@ -326,9 +326,10 @@ class _Walk:
         """What is to be said of the way in which was compared."""
         for pair, places in self.dtypes.items():
             first = places[0]
+            how = "in the wider, with the eps of the narrower" if is_float(pair) else "by value"
             yield (
                 f"of two dtypes, {pair}: {len(places)} tensors, first {first.tensor} of step "
-                f"{first.step}; compared in the wider, with the eps of the narrower"
+                f"{first.step}; compared {how}"
             )
         if self.disagreed:
             yield (
@@ -359,8 +360,8 @@ def _labels(a: str, b: str) -> tuple[str, str]:
 
 
 def _alike(a: TensorEntry, b: TensorEntry) -> bool:
-    """Whether two tensors can be compared: of one shape, and of one dtype or both floats."""
-    same = a.dtype == b.dtype
+    """Whether two tensors can be compared: of one shape, and both floats or both integers."""
+    same = a.dtype == b.dtype or are_integers(a.dtype, b.dtype)
     return a.shape == b.shape and (same or (is_float(a.dtype) and is_float(b.dtype)))
 
 
@@ -414,11 +415,20 @@ def _notes(a: Trace, b: Trace, nan_equal: list[Place]) -> Iterable[str]:
     yield from _programs(a.header, b.header)
     spec_a, spec_b = _flat(a.header.spec), _flat(b.header.spec)
     for key in sorted(spec_a.keys() | spec_b.keys()):
-        if spec_a.get(key) != spec_b.get(key):
+        if not _same_setting(key, spec_a.get(key), spec_b.get(key)):
             yield f"the sides' settings differ: {key} = {spec_a.get(key)!r} | {spec_b.get(key)!r}"
     for key in sorted(a.header.digests.keys() & b.header.digests.keys()):
         if a.header.digests[key] != b.header.digests[key]:
             yield f"the sides were given different {key}"
+
+
+def _same_setting(key: str, x: Any, y: Any) -> bool:
+    """Whether a setting is the same; of scripts, whose frameworks name and round it, nearly so."""
+    if not key.startswith("script.") or x == y:
+        return bool(x == y)
+    if isinstance(x, float | int) and isinstance(y, float | int):
+        return math.isclose(x, y, rel_tol=1e-6)
+    return x is None or y is None or key == "script.optimizer"
 
 
 def _programs(a: Header, b: Header) -> Iterable[str]:

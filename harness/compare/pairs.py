@@ -19,6 +19,7 @@ from harness.compare.tolerance import Allowance, Tolerance
 from harness.kernels.floats import standard_floats
 from harness.models.graph import Graph
 from harness.trace import Step, TensorEntry, TraceError
+from harness.trace.dtypes import are_integers
 from harness.trace.sketch import distance
 from harness.trace.statistics import Digest, describe
 
@@ -97,6 +98,8 @@ def _by_elements(a: Side, b: Side, allowed: Allowance, compiled: bool) -> Found:
 
     Raises TraceError for elements that are damaged.
     """
+    if a.entry.dtype != b.entry.dtype and are_integers(a.entry.dtype, b.entry.dtype):
+        return _by_value(a, b, allowed)
     x, y = a.step.view(a.entry), b.step.view(b.entry)
     hashes, flat = (Digest(), Digest()), [v.reshape(-1) for v in (x, y)]
     maps = [_Mapped(v) for v in flat]
@@ -118,6 +121,16 @@ def _by_elements(a: Side, b: Side, allowed: Allowance, compiled: bool) -> Found:
     for mapped, array in zip(maps, flat, strict=True):
         mapped.release(array.nbytes)
     return found
+
+
+def _by_value(a: Side, b: Side, allowed: Allowance) -> Found:
+    """Compare integers of two dtypes in one that holds both."""
+    x, y = a.step.read(a.entry), b.step.read(b.entry)
+    kind = np.result_type(x, y)
+    x, y = x.astype(kind), y.astype(kind)
+    figures = compare(x, y, allowed)
+    at = [None if i is None else (x[i].item(), y[i].item()) for i in (figures.index, figures.onset)]
+    return Found(figures, allowed, at[0], at[1])
 
 
 class _Mapped:

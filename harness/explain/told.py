@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.explain.say import figure, say
-from harness.models.graph import Graph, Node, below, is_ref
+from harness.models.graph import Graph, Node, below, const, is_ref, node, rebuilt
 from harness.models.ops import OPS
 
 MOST = 3  # differences that are told of
@@ -29,12 +29,16 @@ PUT_IN = {
 }
 
 
-def told_words(base: Node, other: Node) -> str:
-    """What a program does that computes `other` where `base` is the stage."""
-    found = list(dict.fromkeys(_words(x, y) for x, y in _parting(base, other)))
+def told_words(base: Node, other: Node) -> tuple[str, bool]:
+    """What a program does that computes `other` where `base` is the stage.
+
+    And whether that says it in so many words, and not only that it is another.
+    """
+    pairs = _parting(rebuilt(base, _plain), rebuilt(other, _plain))
+    found = list(dict.fromkeys(_words(x, y) for x, y in pairs))
     if len(found) > MOST:
-        return "computes another stage"
-    return ", and ".join(found)
+        return "computes another stage", False
+    return ", and ".join(found), not any(words.startswith("computes ") for words in found)
 
 
 def detached(graph: Graph | None, other: Graph | None) -> str | None:
@@ -48,6 +52,14 @@ def detached(graph: Graph | None, other: Graph | None) -> str | None:
         if len(own) > len(theirs):
             return f"lets no gradient pass through {_short(own[0].inputs[0])}, detached in {name}"
     return None
+
+
+def _plain(x: Node) -> Node | None:
+    """The mean of a batch normalization as torch counts its momentum, which Keras counts from 1."""
+    if x.op != "running_mean_keras" or x.inputs[2].op != "const":
+        return None
+    new = const(1 - x.inputs[2].arg("value"), x.inputs[2].arg("name"))
+    return node("running_mean", *x.inputs[:2], new, **dict(x.args))
 
 
 def _parting(x: Node, y: Node) -> list[tuple[Node, Node]]:

@@ -276,7 +276,10 @@ def _narrower(path: str) -> str | None:
     floats = ("float32", "float16", "bfloat16")
     names = [e.name for step in trace.steps[:1] for e in trace.entry(step).tensors]
     narrow = [
-        e.name for step in trace.steps[:1] for e in trace.entry(step).tensors if e.dtype in floats
+        e.name
+        for step in trace.steps[:1]
+        for e in trace.entry(step).tensors
+        if e.dtype in floats and not e.name.startswith("inputs/")
     ]
     if not narrow:
         return None

@@ -11,7 +11,7 @@ from typing import Any
 import ml_dtypes  # after this import numpy.dtype knows the names too
 import numpy as np
 
-from harness.trace.schema import FLOATS
+from harness.trace.schema import FLOATS, INTEGERS
 
 BETWEEN = " | "  # of the dtypes of two sides, where they are not the same
 
@@ -22,6 +22,14 @@ Dtype = str | np.dtype[Any]
 def is_float(dtype: Dtype) -> bool:
     """Whether this is a floating-point dtype of the format ("float32 | float64": both)."""
     return all(np.dtype(name).name in FLOATS for name in _names(dtype))
+
+
+@cache
+def are_integers(a: Dtype, b: Dtype) -> bool:
+    """Whether two dtypes are of integers or booleans, which one dtype of integers holds."""
+    x, y = (np.dtype(name).name for name in (a, b))
+    exact = x in (*INTEGERS, "bool") and y in (*INTEGERS, "bool")
+    return exact and np.result_type(np.dtype(x), np.dtype(y)).kind in "iub"
 
 
 @cache
