@@ -119,7 +119,11 @@ class JAX(Adapter):
             return None
         found = {leaf.name for leaf in trees.weights(value)[0] if leaf.name}
         known = {n for n in self._now if not n.startswith("optimizer/")}
-        return "params" if found and (name in ("params", "variables", "model") or found == known) else None
+        return (
+            "params"
+            if found and (name in ("params", "variables", "model") or found == known)
+            else None
+        )
 
     def _keep(self, leaves: Sequence[Leaf]) -> dict[str, Any]:
         found = {leaf.name: leaf.value for leaf in leaves if leaf.name.startswith(STATE)}
@@ -248,7 +252,9 @@ class JAX(Adapter):
             return None
         if isinstance(value, float):
             points = self._calls.step.points
-            same = [n for n in ("forward/objective",) if n in points and float(points[n].array) == value]
+            same = [
+                n for n in ("forward/objective",) if n in points and float(points[n].array) == value
+            ]
             return same[0] if same else None
         return self._calls.origin(value)
 

@@ -74,7 +74,11 @@ class Calls:
         if isinstance(value, int | float | bool):
             return Known(np.asarray(value))
         dtype = getattr(value, "dtype", None)
-        if dtype is None or np.size(value) > SMALL or jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        if (
+            dtype is None
+            or np.size(value) > SMALL
+            or jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+        ):
             return UNKNOWN
         array = np.asarray(value)
         if array.dtype.kind not in "fiub":
@@ -214,7 +218,9 @@ class Calls:
 
     # The calls of the script.
 
-    def primitive(self, original: Callable[..., Any], primitive: Any, args: Any, params: Any) -> Any:
+    def primitive(
+        self, original: Callable[..., Any], primitive: Any, args: Any, params: Any
+    ) -> Any:
         """One primitive of the script's own, outside of compiled functions."""
         if primitive.name in ("jit", "pjit"):
             jaxpr = params["jaxpr"]
@@ -269,6 +275,7 @@ class Calls:
             finally:
                 waiting, self._waiting = self._waiting, []
                 self._walk = None
+            waiting = self._needed(waiting)
             fed = self._fed(waiting)
             made = None if fed else run()
             inside = self._inside(jaxpr, kept, waiting, fed, made)
@@ -287,6 +294,12 @@ class Calls:
             for value, name in self._known.values()
             if isinstance(name, str) and name.startswith(prefixes) and "@" not in name
         }
+
+    def _needed(self, waiting: list[Any]) -> list[Any]:
+        """All but numbers that turned out to be no learning rate, and that nothing is made of."""
+        used = {x for made in self.later.values() for x in _names(made)}
+        used |= {x for _, _, made, _ in waiting if made for x in _names(made)}
+        return [w for w in waiting if not w[0].startswith(FACTOR) or w[0] in used]
 
     def _fed(self, waiting: Sequence[Any]) -> dict[int, Any]:
         found = {}
@@ -326,6 +339,14 @@ def _kept(value: Any) -> Any:
     return jax.numpy.array(value, copy=True) if isinstance(value, jax.Array) else value
 
 
+def _names(made: Made) -> list[str]:
+    """The tensors that an expression reads."""
+    found = []
+    for x in made.operands:
+        found += _names(x) if isinstance(x, Made) else [x] if isinstance(x, str) else []
+    return found
+
+
 def _equal(given: Any, array: Any) -> bool:
     try:
         return bool(np.array_equal(np.asarray(given), array))
@@ -358,7 +379,9 @@ def intercept(calls: Callable[[], Calls | None], tracing: marks.Tracing) -> None
         now = calls()
         if now is None or now.busy or not core.trace_state_clean():
             return python(p, args, fun, a, k)
-        outs = now.compiled(p.params["jaxpr"], args, p.params, lambda: python(p, args, fun, a, k)[1])
+        outs = now.compiled(
+            p.params["jaxpr"], args, p.params, lambda: python(p, args, fun, a, k)[1]
+        )
         tree = p.out_tree
         made = jax.tree_util.tree_unflatten(tree, outs)
         return made, outs, tree, args, p.params["jaxpr"], None, None, []

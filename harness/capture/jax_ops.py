@@ -18,10 +18,21 @@ from harness.capture import jax_patterns as patterns
 from harness.capture.jax_patterns import UNKNOWN as UNKNOWN
 from harness.capture.jax_patterns import Known as Known
 from harness.capture.jax_patterns import Operand as Operand
-from harness.capture.jax_patterns import core, made, number, size_of
+from harness.capture.jax_patterns import core, made, number, public, size_of
 from harness.models.entries import Made
 
-__all__ = ["CALLED", "FOLDED", "RULES", "UNKNOWN", "Call", "Known", "Operand", "size_of"]
+__all__ = [
+    "CALLED",
+    "FOLDED",
+    "RULES",
+    "UNKNOWN",
+    "Call",
+    "Known",
+    "Operand",
+    "number",
+    "public",
+    "size_of",
+]
 
 Rule = Callable[["Call"], Any]
 
@@ -59,6 +70,12 @@ class Call:
         """How an operand was made, in its own shape."""
         return patterns.whole(self.raw(place), self.shape(place))
 
+    def term(self, place: int) -> Operand:
+        """The same; a single number as repeated in the shape of the result."""
+        if self.shape(place) == () and self.out:
+            return patterns.repeated(self.raw(place), (), (1,) * len(self.out))
+        return self.raw(place)
+
     def number(self, place: int) -> float | None:
         """An operand that is one number in all its elements."""
         return number(self.raw(place))
@@ -79,7 +96,8 @@ def _sub(call: Call) -> Operand:
 
 
 def _terms(call: Call) -> tuple[Operand, Operand]:
-    return tuple(n if (n := call.number(k)) is not None else call.raw(k) for k in (0, 1))  # type: ignore[return-value]
+    one, other = _terms_of(call, 0, 1)
+    return one, other
 
 
 def _mul(call: Call) -> Operand:
@@ -97,6 +115,8 @@ def _neg(call: Call) -> Operand:
 
 def _power(call: Call) -> Operand | None:
     n = call.params["y"]
+    if n == 1:
+        return call.raw(0)
     if n == 2:
         return patterns.inside(call.raw(0), lambda x: made("square", x))
     if n == 3:
@@ -369,7 +389,7 @@ def _select(call: Call) -> Operand | None:
 
 
 def _terms_of(call: Call, *places: int) -> tuple[Operand, ...]:
-    return tuple(n if (n := call.number(k)) is not None else call.raw(k) for k in places)
+    return tuple(n if (n := call.number(k)) is not None else call.term(k) for k in places)
 
 
 def _dropped(call: Call, x: Operand, place: int) -> Operand:
@@ -474,6 +494,16 @@ FOLDED = frozenset(
         *("iota", "broadcast_in_dim", "reshape", "convert_element_type", "add", "sub", "mul"),
         *("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "select_n", "squeeze"),
         *("expand_dims", "slice", "transpose", "max", "min", "div", "sqrt", "rsqrt", "neg", "pow"),
-        *("integer_pow", "concatenate", "exp", "log", "clamp", "rem", "sign", "square", "stop_gradient"),
+        *(
+            "integer_pow",
+            "concatenate",
+            "exp",
+            "log",
+            "clamp",
+            "rem",
+            "sign",
+            "square",
+            "stop_gradient",
+        ),
     }
 )

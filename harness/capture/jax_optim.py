@@ -68,7 +68,9 @@ def clipped(x: Operand) -> Update | None:
 def _by_coefficient(g: str, most: float, by: Operand) -> Made | None:
     """g min(1, limit / norm), with what torch adds to the norm or without it."""
     match by:
-        case Made("divide", (limit, Made("broadcast_add", (norm, more)))) if abs(more - 1e-6) < 1e-9:
+        case Made("divide", (limit, Made("broadcast_add", (norm, more)))) if (
+            abs(more - 1e-6) < 1e-9
+        ):
             return Made("clip_torch", (g, norm, limit), {}) if most == 1 else None
         case Made("divide", (limit, str() as norm)):
             return Made("clip_by_norm", (g, norm, limit), {}) if most == 1 else None
@@ -164,7 +166,9 @@ def _rule(old: str, d: Operand, rate: str, step: int, made: dict[str, Made]) -> 
     match d:
         case Made("add", (inner, Made("scale", (str() as p, float() as share)))) if p == old:
             if is_gradient(inner):
-                return Made("descend", (old, Made("decay_gradient", (inner, p, share), {}), rate), {})
+                return Made(
+                    "descend", (old, Made("decay_gradient", (inner, p, share), {}), rate), {}
+                )
             found = _rule(old, inner, rate, step, made)
             return Made("decay_weights", (found, old, rate, share), {}) if found else None
         case Made("add", (g, Made("scale", (str() as v, float() as mu)))) if _is_velocity(v, made):
@@ -186,7 +190,9 @@ def _is_velocity(x: str, made: dict[str, Made]) -> bool:
 def _adam(old: str, m: Any, below: Operand, rate: str, step: int) -> Made | None:
     (first, beta1, count) = m
     match below:
-        case Made("broadcast_add", (Made("root", (Made("_corrected", (second, beta2, times)),)), eps)):
+        case Made(
+            "broadcast_add", (Made("root", (Made("_corrected", (second, beta2, times)),)), eps)
+        ):
             if count == times == step and isinstance(first, str) and isinstance(second, str):
                 given = (old, first, second, rate, beta1, beta2, eps, Made("step", (), {}))
                 return Made("adam", given, {})
@@ -203,9 +209,14 @@ def _over_root(old: str, d: Operand, rate: str) -> Made | None:
         match by:
             case Made("_rsqrt", (Made("broadcast_add", (str() as slot, float() as eps)),)):
                 return Made("over_root_inside", (old, g, slot, rate, eps), {})
-            case Made("divide", (1.0 | 1, Made("broadcast_add", (Made("root", (str() as slot,)), float() as eps)))):
+            case Made(
+                "divide",
+                (1.0 | 1, Made("broadcast_add", (Made("root", (str() as slot,)), float() as eps))),
+            ):
                 return Made("over_root", (old, g, slot, rate, eps), {})
-            case Made("broadcast_add", (Made("root", (str() as slot,)), float() as eps)) if d.op == "divide":
+            case Made("broadcast_add", (Made("root", (str() as slot,)), float() as eps)) if (
+                d.op == "divide"
+            ):
                 return Made("over_root", (old, g, slot, rate, eps), {})
     return None
 
@@ -227,4 +238,14 @@ def numbers(stages: Sequence[Made]) -> dict[str, Any]:
     return {k: decimal(v) if isinstance(v, float) else v for k, v in found.items()}
 
 
-__all__ = ["SLOTS", "Update", "clipped", "core", "decayed", "moved", "norm_of", "numbers", "slot_of"]
+__all__ = [
+    "SLOTS",
+    "Update",
+    "clipped",
+    "core",
+    "decayed",
+    "moved",
+    "norm_of",
+    "numbers",
+    "slot_of",
+]

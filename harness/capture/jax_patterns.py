@@ -75,7 +75,11 @@ def repeated(x: Operand, own: Sequence[int], ones: Sequence[int]) -> Operand:
         return x
     if isinstance(x, Made) and x.op == REPEAT:
         kept = [n for n in ones if n != 1] == [n for n in x.args["own"] if n != 1]
-        return Made(REPEAT, x.operands, {"own": x.args["own"], "ones": tuple(ones)}) if kept else UNKNOWN
+        return (
+            Made(REPEAT, x.operands, {"own": x.args["own"], "ones": tuple(ones)})
+            if kept
+            else UNKNOWN
+        )
     return Made(REPEAT, (x,), {"own": tuple(own), "ones": tuple(ones)})
 
 
@@ -133,7 +137,11 @@ def reshaped(x: Operand, old: Sequence[int], new: Sequence[int]) -> Operand:
     if isinstance(x, Known):
         return Known(x.array.reshape(new), x.fixed)
     if isinstance(x, Made) and x.op == REPEAT:
-        x, old = (x.operands[0], x.args["own"]) if math.prod(x.args["own"]) == math.prod(old) else (whole(x, old), old)
+        x, old = (
+            (x.operands[0], x.args["own"])
+            if math.prod(x.args["own"]) == math.prod(old)
+            else (whole(x, old), old)
+        )
         return reshaped(x, old, new)
     if len(new) > len(old) and [n for n in new if n != 1] == [n for n in old if n != 1]:
         return repeated(x, old, new)
@@ -154,7 +162,11 @@ def permuted(x: Operand, axes: list[int]) -> Operand:
 
 def turned(x: Operand) -> Operand:
     """Weights the other way round."""
-    if isinstance(x, Made) and x.op in ("transpose", "permute") and x.args.get("axes", [1, 0]) == [1, 0]:
+    if (
+        isinstance(x, Made)
+        and x.op in ("transpose", "permute")
+        and x.args.get("axes", [1, 0]) == [1, 0]
+    ):
         return x.operands[0]
     return made("transpose", x)
 
@@ -178,8 +190,9 @@ def negated(x: Operand) -> Operand:
             return x.operands[0]
         if isinstance(x, Made) and x.op == "scale" and isinstance(x.operands[1], float):
             return made("scale", x.operands[0], -x.operands[1])
-        if isinstance(x, Made) and x.op == "_pick":
-            return made("_nll", *x.operands)
+        picked = core(x)
+        if isinstance(picked, Made) and picked.op == "_pick":
+            return made("_nll", *picked.operands)
         return made("negate", x)
 
     return inside(x, one)
@@ -198,14 +211,18 @@ def added(x: Operand, y: Operand, out: Sequence[int]) -> Operand:
     if UNKNOWN in (one, two):
         return UNKNOWN
     if shape is not None and shape == other:
-        return Made(REPEAT, (added(x.operands[0], y.operands[0], x.args["own"]),), x.args) if (
-            x.args["own"] == y.args["own"]
-        ) else made("broadcast_add", one, two)
+        return (
+            Made(REPEAT, (added(x.operands[0], y.operands[0], x.args["own"]),), x.args)
+            if (x.args["own"] == y.args["own"])
+            else made("broadcast_add", one, two)
+        )
     if shape is not None and other is None:
         one, two, other = two, one, shape
     if other is None and not isinstance(one, Known) and not isinstance(two, Known):
         return _loss_terms(one, two) or made("add", one, two)
-    return _log_softmax(one, two) or _biased(one, two, other, out) or made("broadcast_add", one, two)
+    return (
+        _log_softmax(one, two) or _biased(one, two, other, out) or made("broadcast_add", one, two)
+    )
 
 
 def _more(x: Operand, n: float) -> Operand:
@@ -286,7 +303,14 @@ def divided(x: Operand, y: Operand, out: Sequence[int]) -> Operand:
         return x / y if isinstance(x, int | float) else inside(x, lambda e: scaled(e, 1 / y))
     if isinstance(x, int | float):
         n = x
-        return inside(y, lambda e: made("_rsqrt", e.operands[0]) if (isinstance(e, Made) and e.op == "root" and n == 1) else made("divide", n, e))
+        return inside(
+            y,
+            lambda e: (
+                made("_rsqrt", e.operands[0])
+                if (isinstance(e, Made) and e.op == "root" and n == 1)
+                else made("divide", n, e)
+            ),
+        )
     (one, shape), (two, other) = parts(x), parts(y)
     if UNKNOWN in (one, two):
         return UNKNOWN
@@ -389,7 +413,9 @@ def summed(x: Operand, axes: list[int], shape: Sequence[int]) -> Operand:
         for one, two in (x.operands, x.operands[::-1]):
             if isinstance(one, Made) and one.op == "_onehot":
                 return made("_pick", two, *one.operands)
-            minus = isinstance(one, Made) and one.op == "negate" and isinstance(one.operands[0], Made)
+            minus = (
+                isinstance(one, Made) and one.op == "negate" and isinstance(one.operands[0], Made)
+            )
             if minus and one.operands[0].op == "_onehot":
                 return made("_nll", two, *one.operands[0].operands)
     count = math.prod(shape[a] for a in axes)
@@ -448,7 +474,9 @@ def _gated(x: Operand, gate: Operand) -> Operand | None:
 def _gelu_of(x: Operand, one_more: Operand) -> Operand | None:
     """The GELU of x from 1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)), or from 1 + erf(x / sqrt 2)."""
     match one_more:
-        case Made("broadcast_add", (Made("tanh", (Made("scale", (Made("add", terms), root)),)), one)):
+        case Made(
+            "broadcast_add", (Made("tanh", (Made("scale", (Made("add", terms), root)),)), one)
+        ):
             cube = made("multiply", x, made("square", x))
             for first, second in (terms, terms[::-1]):
                 match second:
@@ -470,12 +498,23 @@ def chosen(pred: Made, no: Operand, yes: Operand) -> Operand | None:
     low, high = pred.operands
     if isinstance(low, Made) and low.op == "_count":
         return yes
-    if high == 0 and pred.op == "_less" and isinstance(yes, Made) and core(yes).op == "broadcast_add":
+    if (
+        high == 0
+        and pred.op == "_less"
+        and isinstance(yes, Made)
+        and core(yes).op == "broadcast_add"
+    ):
         return no if core(yes).operands[0] == core(low) else None  # places counted from the end
     clipped = _clipped(low, high, no, yes)
     if clipped is not None:
         return clipped
-    above = high if low == 0 and pred.op == "_less" else low if high == 0 and pred.op == "_not_less" else None
+    above = (
+        high
+        if low == 0 and pred.op == "_less"
+        else low
+        if high == 0 and pred.op == "_not_less"
+        else None
+    )
     if above is None:
         return None
     if yes == above and no == 0:
@@ -493,7 +532,11 @@ def chosen(pred: Made, no: Operand, yes: Operand) -> Operand | None:
 def _clipped(norm: Operand, limit: Operand, no: Operand, yes: Operand) -> Operand | None:
     """optax.clip_by_global_norm: g where norm < limit, else g / norm limit."""
     match no:
-        case Made("scale", (Made("_over", (g, by)), most)) if (g, by, most) == (yes, core(norm), limit):
+        case Made("scale", (Made("_over", (g, by)), most)) if (g, by, most) == (
+            yes,
+            core(norm),
+            limit,
+        ):
             return made("clip_by_norm", yes, by, most)
     return None
 
@@ -526,7 +569,13 @@ def _moment(x: Operand) -> tuple[Operand, list[int]] | None:
         case Made("mean_over", (Made("square", (inner,)),), args):
             centre = _centred(inner)
             return (centre[0], args["axis"]) if centre and centre[1] == args["axis"] else None
-        case Made("add", (Made("mean_over", (Made("square", (one,)),), args), Made("negate", (Made("square", (Made("mean_over", (two,), other),)),)))):
+        case Made(
+            "add",
+            (
+                Made("mean_over", (Made("square", (one,)),), args),
+                Made("negate", (Made("square", (Made("mean_over", (two,), other),)),)),
+            ),
+        ):
             return (one, args["axis"]) if one == two and args == other else None
     return None
 
@@ -567,8 +616,16 @@ def _normal(x: Operand, y: Operand, out: Sequence[int]) -> Operand | None:
             for g in others:
                 own = core(g) if not isinstance(g, str) else g
                 last = isinstance(op, Made) and op.op in ("layer_norm", "rms_norm")
-                gained = op.operands[1] == 1.0 and (last or isinstance(g, Made)) and (g is own or not last)
-                op = Made(op.op, (op.operands[0], own, *op.operands[2:]), op.args) if gained else made("broadcast_multiply", op, g)
+                gained = (
+                    op.operands[1] == 1.0
+                    and (last or isinstance(g, Made))
+                    and (g is own or not last)
+                )
+                op = (
+                    Made(op.op, (op.operands[0], own, *op.operands[2:]), op.args)
+                    if gained
+                    else made("broadcast_multiply", op, g)
+                )
             return op
     return None
 
@@ -584,7 +641,9 @@ def _normal_of(x: Operand, spread: Operand, epsilon: float, rank: int) -> Made |
             return made("batch_norm", of, 1.0, 0.0, epsilon, axis=axis)
         return None
     match spread:
-        case Made("mean_over", (Made("square", (of,)),), args) if of == x and args["axis"] == [rank - 1]:
+        case Made("mean_over", (Made("square", (of,)),), args) if of == x and args["axis"] == [
+            rank - 1
+        ]:
             return made("rms_norm", x, 1.0, epsilon)
     return None
 

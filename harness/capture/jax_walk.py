@@ -15,7 +15,18 @@ import numpy as np
 from jax._src import core, source_info_util
 
 from harness.capture import jax_marks as marks
-from harness.capture.jax_ops import CALLED, FOLDED, RULES, UNKNOWN, Call, Known, Operand, number, size_of
+from harness.capture.jax_ops import (
+    CALLED,
+    FOLDED,
+    RULES,
+    UNKNOWN,
+    Call,
+    Known,
+    Operand,
+    number,
+    public,
+    size_of,
+)
 from harness.models.entries import Made
 
 MOST_OPS, DEEPEST = 64, 11  # ops of an expression, and how deep they nest, before it gets a name
@@ -148,8 +159,9 @@ class Walk:
         rule = RULES.get(primitive.name)
         if rule is None:
             return
-        if primitive.name == "broadcast_in_dim" and self.sink.updating:
-            self._scalar(ins[0])
+        if self.sink.updating and primitive.name in ("mul", "broadcast_in_dim"):
+            for thing in ins:
+                self._scalar(thing)
         try:
             made = rule(Call(params, ins, outs, self.sink.keep))
         except (IndexError, TypeError, ValueError, AttributeError, KeyError):
@@ -165,9 +177,9 @@ class Walk:
 
     def _scalar(self, thing: Thing) -> None:
         """A number of the update that is about to be repeated, by a name of its own."""
-        known = number(thing.expr) is not None or isinstance(thing.expr, str)
-        if thing.shape == () and not known and marks.is_float_dtype(thing.dtype):
-            if not (isinstance(thing.expr, Made) and thing.expr.op in ("_correction", "_least")):
+        if thing.shape == () and marks.is_float_dtype(thing.dtype):
+            part = isinstance(thing.expr, Made) and thing.expr.op in ("_correction", "_least")
+            if number(thing.expr) is None and not part and public(thing.expr) is None:
                 thing.expr = self.sink.factor(thing)
 
     def _bound(self, out: Thing, eqn: Any) -> None:
@@ -226,7 +238,9 @@ def _function(eqn: Any) -> str:
 def inlined(eqn: Any) -> Any:
     """The function that an equation calls, where it is gone into; None where it is one op."""
     if eqn.primitive.name in INLINED:
-        found = next((eqn.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in eqn.params), None)
+        found = next(
+            (eqn.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in eqn.params), None
+        )
         return found if isinstance(found, core.ClosedJaxpr) else None
     if eqn.primitive.name in ("checkpoint", "remat2") and not eqn.params.get("differentiated"):
         return core.ClosedJaxpr(eqn.params["jaxpr"], ())
