@@ -61,7 +61,7 @@ class JAX(Adapter):
         self._inputs: dict[str, Any] = {}
         self._wanted: str | None = None
         self._loaded: tuple[Mapping[str, Array], int] = ({}, 0)
-        self._apart = 0.0
+        self._apart = 0
         for kind, tree in self._trees:
             self._keep(self._leaves(kind, tree)[0])
 
@@ -162,13 +162,13 @@ class JAX(Adapter):
         self._tracing.end()
         self._twins.clear()
         if self._apart:
+            what = "activations" if self._apart == 1 else "activations and gradients"
             print(
                 "harness: XLA rounds what is inside of a compiled function otherwise where it also "
-                f"hands it out: recorded values are up to {self._apart:.0f} eps from those that "
-                "the script trained with",
+                f"hands it out: the {what} that were recorded are those of a second function",
                 file=sys.stderr,
             )
-            self._apart = 0.0
+            self._apart = 0
 
     def versions(self) -> dict[str, str]:
         """JAX's, and those of the libraries that the script has imported."""

@@ -240,7 +240,7 @@ def _biased(x: Operand, b: Operand, ones: Any, out: Sequence[int]) -> Operand | 
     """A number for each unit or channel."""
     long = [k for k, n in enumerate(ones or ()) if n != 1]
     inner = core(b)
-    if len(long) != 1 or ones is None or ones[long[0]] != out[long[0]]:
+    if len(long) != 1 or ones is None or not isinstance(inner, str) or ones[long[0]] != out[long[0]]:
         return None
     axis, last = long[0], len(out) - 1
     if isinstance(x, Made) and x.op in ("layer_norm", "batch_norm") and x.operands[2] == 0.0:
@@ -496,8 +496,9 @@ def chosen(pred: Made, no: Operand, yes: Operand) -> Operand | None:
     if pred.op not in ("_less", "_not_less"):
         return None
     low, high = pred.operands
-    if isinstance(low, Made) and low.op == "_count":
-        return yes
+    if isinstance(low, Made) and low.op == "_count" and isinstance(high, int | float):
+        under = low.args["value"] < high
+        return yes if under == (pred.op == "_less") else no
     if (
         high == 0
         and pred.op == "_less"
@@ -583,7 +584,7 @@ def _moment(x: Operand) -> tuple[Operand, list[int]] | None:
 def _centred(x: Operand) -> tuple[Operand, list[int]] | None:
     """What has had its mean taken off, and the axes of that."""
     match x:
-        case Made("broadcast_add", (of, less)):
+        case Made("broadcast_add" | "bias" | "bias_channels", (of, less)):
             mean = core(less)
             match mean:
                 case Made("negate", (Made("mean_over", (inner,), args),)) if inner == of:
@@ -614,18 +615,11 @@ def _normal(x: Operand, y: Operand, out: Sequence[int]) -> Operand | None:
         if op is not None:
             others = [g for g in rest if g is not f]
             for g in others:
-                own = core(g) if not isinstance(g, str) else g
-                last = isinstance(op, Made) and op.op in ("layer_norm", "rms_norm")
-                gained = (
-                    op.operands[1] == 1.0
-                    and (last or isinstance(g, Made))
-                    and (g is own or not last)
-                )
-                op = (
-                    Made(op.op, (op.operands[0], own, *op.operands[2:]), op.args)
-                    if gained
-                    else made("broadcast_multiply", op, g)
-                )
+                last = op.op in ("layer_norm", "rms_norm")
+                if op.operands[1] == 1.0 and (not last or core(g) is g):
+                    op = Made(op.op, (op.operands[0], core(g), *op.operands[2:]), op.args)
+                else:
+                    return None
             return op
     return None
 

@@ -24,12 +24,19 @@ from harness.capture.jax_ops import (
     Known,
     Operand,
     number,
-    public,
     size_of,
 )
 from harness.models.entries import Made
 
-MOST_OPS, DEEPEST = 64, 11  # ops of an expression, and how deep they nest, before it gets a name
+# How many ops an expression may have, and how deep they may nest, before it gets a name: where it
+# ends in an op that is whole, and anywhere. A trace takes no more than 16 (harness.models.entries).
+LONG, TOO_LONG = (24, 7), (128, 13)
+WHOLE = frozenset(
+    {
+        *("linear", "matmul", "conv", "softmax", "log_softmax", "layer_norm", "rms_norm", "add"),
+        *("batch_norm", "gelu", "gelu_tanh", "relu", "silu", "dropout", "concat", "max_pool"),
+    }
+)
 SMALL = 1 << 20  # elements of a constant that is computed at once
 INLINED = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
 NOT_PUBLIC = "_"  # what the names of ops begin with that stand for a part of one
@@ -159,9 +166,8 @@ class Walk:
         rule = RULES.get(primitive.name)
         if rule is None:
             return
-        if self.sink.updating and primitive.name in ("mul", "broadcast_in_dim"):
-            for thing in ins:
-                self._scalar(thing)
+        if self.sink.updating:
+            self._scalars(primitive.name, ins, outs[0])
         try:
             made = rule(Call(params, ins, outs, self.sink.keep))
         except (IndexError, TypeError, ValueError, AttributeError, KeyError):
@@ -175,11 +181,17 @@ class Walk:
         if primitive.name == "sqrt" and outs[0].shape == ():
             self.sink.reduced(outs[0])
 
-    def _scalar(self, thing: Thing) -> None:
-        """A number of the update that is about to be repeated, by a name of its own."""
-        if thing.shape == () and marks.is_float_dtype(thing.dtype):
-            part = isinstance(thing.expr, Made) and thing.expr.op in ("_correction", "_least")
-            if number(thing.expr) is None and not part and public(thing.expr) is None:
+    def _scalars(self, primitive: str, ins: list[Thing], out: Thing) -> None:
+        """Numbers of the update that a tensor is about to be multiplied with get names."""
+        if primitive not in ("mul", "broadcast_in_dim", "convert_element_type"):
+            return
+        for thing in ins:
+            if thing.shape != () or not marks.is_float_dtype(thing.dtype):
+                continue
+            if number(thing.expr) is not None or isinstance(thing.expr, str):
+                continue
+            meets = out.shape != () or primitive == "convert_element_type"
+            if meets and not _of_norm(thing.expr):
                 thing.expr = self.sink.factor(thing)
 
     def _bound(self, out: Thing, eqn: Any) -> None:
@@ -188,7 +200,8 @@ class Walk:
         if not isinstance(made, Made) or made.op.startswith(NOT_PUBLIC) or self.sink.updating:
             return
         count, depth = size_of(made)
-        if count > MOST_OPS or depth > DEEPEST:
+        most_ops, deepest = LONG if made.op in WHOLE else TOO_LONG
+        if count > most_ops or depth > deepest:
             out.expr = self.sink.point(f"forward/{_function(eqn)}/{made.op}", out)
 
     def _marked(self, params: Mapping[str, Any], value: Thing, out: Thing) -> None:
@@ -221,6 +234,13 @@ class Walk:
             out = primitive.bind(*fixed, **params)
         outs[0].expr = Known(np.asarray(out))
         return True
+
+
+def _of_norm(x: Operand) -> bool:
+    """Whether a number is made of gradients, or corrects an average: it has a meaning already."""
+    if isinstance(x, Made):
+        return x.op in ("_correction", "_power") or any(map(_of_norm, x.operands))
+    return isinstance(x, str) and x.startswith(("update/global_norm", "grads/"))
 
 
 def _is_back(eqn: Any) -> bool:
