@@ -23,7 +23,6 @@ from harness.capture import jax_trees as trees
 from harness.capture.adapter import Adapter, Array, Tensors
 from harness.capture.jax_calls import Calls, intercept
 from harness.capture.jax_modules import watch_modules
-from harness.capture.jax_optim import numbers
 from harness.capture.jax_trees import Held, Leaf, is_array, is_of
 from harness.capture.step import Step
 from harness.errors import HarnessError
@@ -335,10 +334,6 @@ class JAX(Adapter):
         if isinstance(known, str) and known.partition("@")[0] == name:
             return Made("add", (known,), {})  # as it was
         return known if isinstance(known, Made) else None
-
-    def settings(self) -> dict[str, Any]:
-        """Nothing: an optimizer of optax is a pair of functions, and its numbers are in them."""
-        return numbers(())
 
 
 def _shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

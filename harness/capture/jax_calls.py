@@ -10,7 +10,7 @@ import numpy as np
 from jax._src import core, pjit
 
 from harness.capture import jax_marks as marks
-from harness.capture.jax_optim import FACTOR, RATE, clipped, decayed, moved, norm_of, slot_of
+from harness.capture.jax_optim import FACTOR, RATE, clipped, decayed, moved, norm_of, running, slot_of
 from harness.capture.jax_patterns import UNKNOWN, Known, Operand, public
 from harness.capture.jax_walk import SMALL, Thing, Walk, twin
 from harness.capture.step import Step
@@ -147,6 +147,10 @@ class Calls:
     def settle(self, out: Thing) -> None:
         """Name what is the clipped gradient, the slot or the new value of a parameter."""
         if not self._gradients:
+            found = running(out.expr)
+            if found:
+                self.later[found.name] = found.made
+                out.expr = found.name
             return
         cut = clipped(out.expr)
         if cut:
@@ -201,8 +205,7 @@ class Calls:
         if isinstance(thing.value, int) and self._walk is not None:
             self._waiting.append((name, thing, made, times))
             return
-        array = _copy(thing.value)
-        self.step.see(name, array if times == 1.0 else array * times, made)
+        self.step.see(name, _shown(thing, thing.value, times), made)
 
     def _settled(self, made: Made) -> Made | None:
         """The same, with arrays of nothing known as numbers or as points."""
@@ -314,10 +317,13 @@ class Calls:
 
     def _fed(self, waiting: Sequence[Any]) -> dict[int, Any]:
         found = {}
-        for name, thing, _, _ in waiting if self.step.fed else ():
+        for name, thing, _, times in waiting if self.step.fed else ():
+            if times != 1.0:
+                continue
             fed = self.step.onward(name, thing.shape)
             if fed is not None:
-                found[thing.value] = fed
+                back = None if thing.axes is None else np.argsort(thing.axes)
+                found[thing.value] = fed if back is None else np.transpose(fed, back)
         return found
 
     def _inside(
@@ -328,15 +334,15 @@ class Calls:
             return made
         values, outs = self._values(jaxpr, args, waiting, fed)
         if made is not None and not _same(outs, made):
-            # What the update is made of has to be what the script's own update was made of: it is
-            # asked for alone, which leaves the rest of the program as it was.
-            update = [w for w in waiting if w[0].startswith(("grads/", "update/"))]
-            few, again = self._values(jaxpr, args, update, fed)
-            values |= few
+            # What the update is made of has to be what the script's own update was made of: the
+            # gradients are asked for alone, which leaves the rest of the program as it was, and
+            # what is made of them with these in their place.
+            found, again = self._values(jaxpr, args, _of(waiting, "grads/"), fed)
+            later, _ = self._values(jaxpr, args, _of(waiting, "update/"), {**found, **fed})
+            values |= {**found, **later}
             self.differ = max(self.differ, 1 if _same(again, made) else 2)
         for name, thing, how, times in waiting:
-            array = _copy(values[thing.value])
-            self.step.see(name, array if times == 1.0 else array * times, how)
+            self.step.see(name, _shown(thing, values[thing.value], times), how)
         return outs
 
     def _values(
@@ -351,9 +357,10 @@ class Calls:
         return dict(zip(wanted, values, strict=True)), outs
 
 
-def _copy(value: Any) -> Any:
-    """An array that nothing changes any more, of a dtype that a trace takes."""
-    return np.array(value)
+def _shown(thing: Thing, value: Any, times: float) -> Any:
+    """A value as a trace has it: an array that nothing changes any more."""
+    array = np.array(value if thing.axes is None else np.transpose(value, thing.axes))
+    return array if times == 1.0 else array * times
 
 
 def _kept(value: Any) -> Any:
@@ -374,6 +381,10 @@ def _equal(given: Any, array: Any) -> bool:
         return bool(np.array_equal(np.asarray(given), array))
     except TypeError:
         return False
+
+
+def _of(waiting: Sequence[Any], prefix: str) -> list[Any]:
+    return [w for w in waiting if w[0].startswith(prefix)]
 
 
 def _same(one: Sequence[Any], other: Sequence[Any]) -> bool:

@@ -35,7 +35,7 @@ def mark(value: Any, kind: str, key: int, name: Any = "") -> Any:
     """A value with a mark on it; anything that is no floating-point array as it is."""
     if not is_float(value):
         return value
-    return mark_p.bind(value, kind=kind, key=key, name=name)
+    return mark_p.bind(value, kind=kind, key=key, name=name, axes=())
 
 
 def is_float(value: Any) -> bool:
@@ -53,25 +53,35 @@ def new_key() -> int:
     return next(_keys)
 
 
-def _slope(primals: Any, tangents: Any, *, kind: str, key: int, name: Any) -> Any:
-    value = mark_p.bind(*primals, kind=kind, key=key, name=name)
+def _slope(primals: Any, tangents: Any, **params: Any) -> Any:
+    value = mark_p.bind(*primals, **params)
     (slope,) = tangents
-    if type(slope) is ad.Zero or kind != POINT:
+    if type(slope) is ad.Zero or params["kind"] != POINT:
         return value, slope
-    return value, mark_p.bind(slope, kind=SLOPE, key=key, name=name)
+    return value, mark_p.bind(slope, **{**params, "kind": SLOPE})
 
 
-def _transposed(gradient: Any, value: Any, *, kind: str, key: int, name: Any) -> Any:
-    if type(gradient) is ad.Zero or kind != SLOPE:
+def _transposed(gradient: Any, value: Any, **params: Any) -> Any:
+    if type(gradient) is ad.Zero or params["kind"] != SLOPE:
         return [gradient]
-    return [mark_p.bind(gradient, kind=BACK, key=key, name=name)]
+    return [mark_p.bind(gradient, **{**params, "kind": BACK})]
 
 
-def _batched(args: Any, axes: Any, **params: Any) -> Any:
-    (value,), (axis,) = args, axes
-    if axis is not batching.not_mapped:
-        value, axis = batching.moveaxis(value, axis, 0), 0
+def _batched(args: Any, dims: Any, /, **params: Any) -> Any:
+    """The axis that jax.vmap adds stays where it is: to move it would be another program."""
+    (value,), (axis,) = args, dims
+    if axis is not None:
+        params["axes"] = (*params["axes"], axis)
     return mark_p.bind(value, **params), axis
+
+
+def order(rank: int, axes: tuple[int, ...]) -> list[int]:
+    """The axes of a marked value with those that jax.vmap added first, the outermost before all."""
+    places: list[Any] = list(range(rank - len(axes)))
+    for k, axis in enumerate(axes):
+        places.insert(axis, f"vmap {k}")
+    added = [places.index(f"vmap {k}") for k in reversed(range(len(axes)))]
+    return [*added, *(k for k in range(rank) if k not in added)]
 
 
 mark_p.def_impl(lambda value, **params: value)

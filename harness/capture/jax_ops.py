@@ -399,7 +399,7 @@ def _dropped(call: Call, x: Operand, place: int) -> Operand:
     if isinstance(x, Made) and x.op == "scale" and isinstance(x.operands[1], float):
         factor = x.operands[1]
         if factor > 1:
-            return made("dropout", x.operands[0], mask, patterns.decimal(1 - 1 / factor))
+            return made("dropout", x.operands[0], mask, patterns.near(1 - 1 / factor))
     return made("dropout", x, mask, 0.0)
 
 

@@ -6,10 +6,10 @@ Nothing is asked of the optimizer: what is recognised is the formula, by whateve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from harness.capture.jax_patterns import Operand, core, decimal
+from harness.capture.jax_patterns import Operand, moment
 from harness.models.entries import Made
 
 RATE, FACTOR = "update/learning_rate", "update/factor"
@@ -118,6 +118,28 @@ def _of_gradient(x: Operand) -> bool:
     return is_gradient(x)
 
 
+def running(x: Operand) -> Update | None:
+    """The new value of a running statistic of a batch normalisation, as flax keeps it."""
+    match x:
+        case Made("stop_gradient", (inner,)):
+            return running(inner)
+        case Made("add", (Made("scale", (str() as old, float() as m)), Made("scale", (new, rest)))):
+            if not old.startswith("buffers/") or "@step-1" not in old or not _is_rest(rest, m):
+                return None
+            match new:
+                case Made("mean_over", (of,), args) if args["axis"] == list(
+                    range(len(args["axis"]))
+                ):
+                    return Update(
+                        _named(old), Made("running_mean_keras", (old, of, m), {"axis": -1})
+                    )
+            found = moment(new)
+            if found and found[1] == list(range(len(found[1]))):
+                made = Made("running_variance_keras", (old, found[0], m), {"axis": -1})
+                return Update(_named(old), made)
+    return None
+
+
 def decayed(x: Operand) -> Made | None:
     """A gradient to which a share of the weights is added."""
     match x:
@@ -221,31 +243,7 @@ def _over_root(old: str, d: Operand, rate: str) -> Made | None:
     return None
 
 
-def numbers(stages: Sequence[Made]) -> dict[str, Any]:
-    """The settings that the stages of an update show, by the names of harness.models.update."""
-    found: dict[str, Any] = {}
-    for made in stages:
-        if made.op == "decay_weights":
-            found.setdefault("weight_decay", made.operands[3])
-            made = made.operands[0]
-        if made.op == "adam":
-            found |= dict(zip(("beta1", "beta2", "epsilon"), made.operands[4:7], strict=True))
-            found["optimizer"] = "adam"
-        elif made.op in ("along_velocity", "nesterov"):
-            found |= {"optimizer": "momentum", "momentum": made.operands[4]}
-        elif made.op == "descend":
-            found["optimizer"] = "sgd"
-    return {k: decimal(v) if isinstance(v, float) else v for k, v in found.items()}
-
-
 __all__ = [
-    "SLOTS",
-    "Update",
-    "clipped",
-    "core",
-    "decayed",
-    "moved",
-    "norm_of",
-    "numbers",
+    *("FACTOR", "RATE", "SLOTS", "Update", "clipped", "decayed", "moved", "norm_of", "running"),
     "slot_of",
 ]

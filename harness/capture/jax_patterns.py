@@ -38,12 +38,16 @@ def made(op: str, *operands: Operand, **args: Any) -> Made:
 
 
 def decimal(value: Any) -> float:
-    """A number as it was written: the shortest decimal that a float32 of this value has."""
-    wide = float(value)
-    if not math.isfinite(wide):
-        return wide
-    near = float(str(np.float32(wide)))
-    return near if abs(near - wide) <= abs(wide) * 1e-7 else wide
+    """A number as it was written: of a float32, the shortest decimal that it stands for."""
+    if getattr(value, "dtype", None) == np.float64 or type(value) is float:
+        return float(value)
+    return float(str(np.float32(value)))
+
+
+def near(value: float) -> float:
+    """A number that was computed, as the short decimal that it is but for float32's rounding."""
+    short = round(value, 6)
+    return short if abs(short - value) < 1e-7 else value
 
 
 def number(x: Operand) -> float | None:
@@ -240,7 +244,12 @@ def _biased(x: Operand, b: Operand, ones: Any, out: Sequence[int]) -> Operand | 
     """A number for each unit or channel."""
     long = [k for k, n in enumerate(ones or ()) if n != 1]
     inner = core(b)
-    if len(long) != 1 or ones is None or not isinstance(inner, str) or ones[long[0]] != out[long[0]]:
+    if (
+        len(long) != 1
+        or ones is None
+        or not isinstance(inner, str)
+        or ones[long[0]] != out[long[0]]
+    ):
         return None
     axis, last = long[0], len(out) - 1
     if isinstance(x, Made) and x.op in ("layer_norm", "batch_norm") and x.operands[2] == 0.0:
@@ -289,7 +298,7 @@ def scaled(x: Operand, n: float) -> Operand:
     if isinstance(x, Made) and x.op == "_sum" and abs(n * x.args["count"] - 1) < 1e-6:
         return _mean(x)
     if isinstance(x, Made) and x.op == "scale" and isinstance(x.operands[1], float):
-        return scaled(x.operands[0], decimal(x.operands[1] * n))
+        return scaled(x.operands[0], x.operands[1] * n)
     if isinstance(x, Made) and x.op == "negate":
         return scaled(x.operands[0], -n)
     return made("scale", x, n)
@@ -344,11 +353,23 @@ def _of_exp(total: Made) -> tuple[Any, ...]:
 # Softmax, and losses made of it.
 
 
+def _most(x: Operand) -> Operand:
+    """What a maximum is of, in the order of axes that it was brought into; None for no maximum."""
+    most = peeled(x)
+    match most:
+        case Made("_max", (z,)):
+            return z
+        case Made("permute", (Made("_max", (z,), of),), {"axes": axes}) if of["axis"] == [
+            len(axes)
+        ]:
+            return permuted(z, [*axes, len(axes)])
+    return None
+
+
 def shiftless(x: Operand) -> Operand:
     """x without the maximum that was taken off it, which changes no softmax."""
     if isinstance(x, Made) and x.op == "broadcast_add" and len(x.operands) == 2:
-        most = peeled(x.operands[1])
-        if isinstance(most, Made) and most.op == "_max" and most.operands[0] == x.operands[0]:
+        if _most(x.operands[1]) == x.operands[0]:
             return x.operands[0]
     return x
 
@@ -381,8 +402,8 @@ def _loss_terms(x: Operand, y: Operand) -> Operand | None:
         if not isinstance(one, Made):
             continue
         if one.op == "_logsum":
-            most, z = peeled(two), shiftless(one.operands[0])
-            if isinstance(most, Made) and most.op == "_max" and most.operands[0] == z:
+            z = shiftless(one.operands[0])
+            if _most(two) == z:
                 return made("_lse", z, axis=one.args["axis"])
         if one.op in ("_lse", "_logsum") and isinstance(two, Made) and two.op == "_nll":
             if two.operands[0] == one.operands[0]:
@@ -446,7 +467,7 @@ def _error(total: Made, reduce: str) -> Made | None:
 
 def at_least_zero(x: Operand) -> Operand:
     """max(x, 0): nothing of a variance, which is at least that but for rounding."""
-    return x if _moment(x) is not None else made("relu", x)
+    return x if moment(x) is not None else made("relu", x)
 
 
 def _near(x: Operand, value: float) -> bool:
@@ -564,7 +585,7 @@ def masked(pred: Known, no: Operand, yes: Operand, out: Sequence[int]) -> Operan
 # Normalisation.
 
 
-def _moment(x: Operand) -> tuple[Operand, list[int]] | None:
+def moment(x: Operand) -> tuple[Operand, list[int]] | None:
     """What a variance is of, and its axes: mean(x^2) - mean(x)^2, or the mean of centred squares."""
     match x:
         case Made("mean_over", (Made("square", (inner,)),), args):
@@ -625,7 +646,7 @@ def _normal(x: Operand, y: Operand, out: Sequence[int]) -> Operand | None:
 
 
 def _normal_of(x: Operand, spread: Operand, epsilon: float, rank: int) -> Made | None:
-    found, centre = _moment(spread), _centred(x)
+    found, centre = moment(spread), _centred(x)
     if found and centre and centre[0] == found[0] and centre[1] == found[1]:
         of, axes = found
         if axes == [rank - 1]:

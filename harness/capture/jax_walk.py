@@ -26,6 +26,8 @@ from harness.capture.jax_ops import (
     number,
     size_of,
 )
+
+from harness.capture.jax_patterns import permuted, whole
 from harness.models.entries import Made
 
 # How many ops an expression may have, and how deep they may nest, before it gets a name: where it
@@ -48,11 +50,14 @@ class Thing:
     `value` is the array itself, or the number that a walk gave it.
     """
 
-    __slots__ = ("dtype", "expr", "shape", "value")
+    __slots__ = ("axes", "dtype", "expr", "shape", "value")
 
-    def __init__(self, shape: Sequence[int], dtype: Any, expr: Operand, value: Any) -> None:
-        """A value."""
+    def __init__(
+        self, shape: Sequence[int], dtype: Any, expr: Operand, value: Any, axes: Any = None
+    ) -> None:
+        """A value; `axes` are those of `value` in the order in which it is to be read."""
         self.shape, self.dtype, self.expr, self.value = tuple(shape), dtype, expr, value
+        self.axes = axes
 
 
 class Sink(Protocol):
@@ -207,11 +212,13 @@ class Walk:
     def _marked(self, params: Mapping[str, Any], value: Thing, out: Thing) -> None:
         kind, key, name = params["kind"], params["key"], params["name"]
         out.expr = value.expr
+        axes = marks.order(len(out.shape), params["axes"])
         if kind == marks.POINT:
-            out.expr = self.sink.point(name, Thing(out.shape, out.dtype, value.expr, out.value))
-            self._open.setdefault(key, []).append(str(out.expr))
+            found = self.sink.point(name, _turned(out, axes))
+            self._open.setdefault(key, []).append(found)
+            out.expr = permuted(found, [axes.index(k) for k in range(len(axes))])
         elif kind == marks.BACK and self._open.get(key):
-            self.sink.back(self._open[key].pop(), out)
+            self.sink.back(self._open[key].pop(), _turned(out, axes))
         elif kind == marks.OBJECTIVE:
             out.expr = self.sink.objective(out)
         elif kind == marks.BY:
@@ -241,6 +248,15 @@ def _of_norm(x: Operand) -> bool:
     if isinstance(x, Made):
         return x.op in ("_correction", "_power") or any(map(_of_norm, x.operands))
     return isinstance(x, str) and x.startswith(("update/global_norm", "grads/"))
+
+
+def _turned(thing: Thing, axes: list[int]) -> Thing:
+    """A value with its axes in another order."""
+    if axes == sorted(axes):
+        return thing
+    shape = [thing.shape[k] for k in axes]
+    expr = permuted(whole(thing.expr, thing.shape), axes)
+    return Thing(shape, thing.dtype, expr, thing.value, axes)
 
 
 def _is_back(eqn: Any) -> bool:
