@@ -138,12 +138,18 @@ def _max(call: Call) -> Operand | None:
             return other
         if n == 0:
             return patterns.inside(other, patterns.at_least_zero)
+        if n is not None and n < 0:
+            return patterns.inside(other, lambda x, n=n: made("_from", x, n))  # type: ignore[misc]
     return None
 
 
 def _min(call: Call) -> Operand | None:
     for place in (0, 1):
         n = call.number(place)
+        other = call.raw(1 - place)
+        if n is not None and isinstance(other, Made) and other.op == "_from":
+            x, low = other.operands
+            return made("clip_elements", x, 0.0, n) if low == -n else None
         if n is not None and call.out == ():
             return made("_least", n, call.raw(1 - place))
     return None
@@ -306,6 +312,11 @@ def _gather(call: Call) -> Operand | None:
         if isinstance(index, Known) or sizes != (1, shape[1]):
             return None
         return made("embed", call.of(0), tokens)
+    match core(index):
+        case Made("concat", (tokens, Known() as zero)) if not zero.array.any() and rank == 2:
+            if sizes == (1, shape[1]) and d.start_index_map == (0, 1):
+                row = made("embed", call.of(0), core(tokens))
+                return patterns.reshaped(row, (*call.out[:-2], call.out[-1]), call.out)
     if d.operand_batching_dims == tuple(range(rank - 1)) and set(sizes) == {1}:
         picked = made("_pick", call.of(0), core(index))
         return patterns.repeated(picked, call.out[:-1], call.out) if call.out[-1] == 1 else None

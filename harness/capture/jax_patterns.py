@@ -197,6 +197,10 @@ def negated(x: Operand) -> Operand:
         picked = core(x)
         if isinstance(picked, Made) and picked.op == "_pick":
             return made("_nll", *picked.operands)
+        if isinstance(picked, Made) and picked.op == "_likelihood":
+            return made("nll_loss", *picked.operands, **picked.args)
+        if isinstance(picked, Made) and picked.op == "_sum":
+            return Made("_sum", (negated(picked.operands[0]),), picked.args)
         return made("negate", x)
 
     return inside(x, one)
@@ -297,6 +301,8 @@ def scaled(x: Operand, n: float) -> Operand:
         return x
     if isinstance(x, Made) and x.op == "_sum" and abs(n * x.args["count"] - 1) < 1e-6:
         return _mean(x)
+    if isinstance(x, Made) and x.op == "_sum" and abs(n * x.args["count"] + 1) < 1e-6:
+        return negated(_mean(x))
     if isinstance(x, Made) and x.op == "scale" and isinstance(x.operands[1], float):
         return scaled(x.operands[0], x.operands[1] * n)
     if isinstance(x, Made) and x.op == "negate":
@@ -455,6 +461,9 @@ def _error(total: Made, reduce: str) -> Made | None:
         return None
     if x.op == "_nll":
         return made("nll_loss", *x.operands, reduce=reduce)
+    picked = core(x)
+    if isinstance(picked, Made) and picked.op == "_pick":
+        return made("_likelihood", *picked.operands, reduce=reduce)
     if x.op == "square" and isinstance(x.operands[0], Made) and x.operands[0].op == "add":
         one, two = x.operands[0].operands
         if isinstance(two, Made) and two.op == "negate":
@@ -539,8 +548,12 @@ def chosen(pred: Made, no: Operand, yes: Operand) -> Operand | None:
     )
     if above is None:
         return None
-    if yes == above and no == 0:
-        return made("relu", above)
+    if no == 0:
+        if yes == above:
+            return made("relu", above)
+        match core(yes):  # Adagrad's: where nothing has been added up, the gradient is 0 too
+            case Made("_rsqrt", (Made("broadcast_add", (of, _)),)) if of == above:
+                return yes
     match no:
         case Made("scale", (Made("_expm1", (Made("_below", (x,)),)), alpha)) if yes == x == above:
             return made("elu", above, alpha)
@@ -689,6 +702,8 @@ def public(x: Operand, shape: Sequence[int] | None = None) -> Operand | None:
     if x.op == "_sum":
         error = _error(x, "sum")
         return public(error if error else Made("sum_over", x.operands, {"axis": x.args["axis"]}))
+    if x.op == "_likelihood":
+        return public(Made("negate", (Made("nll_loss", x.operands, x.args),), {}))
     if x.op == "_over":
         return public(Made("scale", (x.operands[0], Made("divide", (1.0, x.operands[1]), {})), {}))
     if x.op == "_rsqrt":
