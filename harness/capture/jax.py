@@ -74,8 +74,8 @@ class JAX(Adapter):
             thing, "flax.linen", "Module"
         ):
             return  # they hold no numbers
-        elif hasattr(thing, "params") and hasattr(thing, "opt_state"):
-            self._trees += [("params", thing.params), ("opt_state", thing.opt_state)]
+        elif trees.is_whole(thing):
+            self._trees.append(("whole", thing))
         elif trees.has_slots(thing):
             self._trees.append(("opt_state", thing))
         elif any(is_array(x) for x in jax.tree_util.tree_leaves(thing)):
@@ -102,6 +102,8 @@ class JAX(Adapter):
         return found
 
     def _leaves(self, kind: str, tree: Any) -> tuple[list[Leaf], Any]:
+        if kind == "whole":
+            return trees.whole(tree)
         if kind == "opt_state":
             return trees.slots(tree, _shapes(self._now))
         return trees.buffers(tree) if kind == "buffers" else trees.weights(tree)
@@ -113,6 +115,8 @@ class JAX(Adapter):
             return "params" if alone else None
         if name in trees.BUFFERS:
             return "buffers"
+        if trees.is_whole(value):
+            return "whole"
         if trees.has_slots(value) or name == "opt_state":
             return "opt_state"
         if is_of(value, "flax.nnx", "Module") or is_of(value, "flax.nnx", "Object"):
@@ -318,6 +322,7 @@ class JAX(Adapter):
         if calls is None:
             return
         found = {**calls.made_under(STATE), **self._logged}
+        self._counts = {id(x): x for x in calls.counts()} or self._counts
         held = {h.name: h.get() for h in self._held() if h.name != trees.COUNT}
         self._now |= {n: x for n, x in found.items() if n in self._now}
         for name, value in {**{n: self._now[n] for n in self._now if n in found}, **held}.items():

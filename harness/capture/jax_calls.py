@@ -301,6 +301,11 @@ class Calls:
                 self.name(value, out.expr)
         return made
 
+    def counts(self) -> list[Any]:
+        """The numbers of steps that optimizers keep."""
+        exprs = self._known.values()
+        return [x for x, made in exprs if isinstance(made, Made) and made.op == "_count"]
+
     def made_under(self, prefixes: tuple[str, ...]) -> dict[str, Any]:
         """By name, the arrays that the step made as new parameters and slots."""
         return {

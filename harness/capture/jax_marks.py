@@ -191,7 +191,7 @@ class Tracing:
             finally:
                 self._within -= 1
             name = NAMED.get(primitive.name)
-            if name and self._differentiated and not self.scope and _is_lookup(primitive, args):
+            if name and self._differentiated and not self.scope and _is_lookup(primitive, args, params):
                 return mark(made, POINT, new_key(), f"forward/{_caller()}/{name}")
             return made
 
@@ -201,9 +201,12 @@ class Tracing:
 NAMED = {"dot_general": "linear", "conv_general_dilated": "conv", "gather": "embed"}
 
 
-def _is_lookup(primitive: Any, args: Any) -> bool:
+def _is_lookup(primitive: Any, args: Any, params: Any) -> bool:
     """Whether a gather reads rows of a table, as an embedding does; true of all that is none."""
-    return primitive.name != "gather" or (args[0].ndim == 2 and args[1].ndim > 1)
+    if primitive.name != "gather":
+        return True
+    picked = params["dimension_numbers"].operand_batching_dims
+    return args[0].ndim == 2 and args[1].ndim > 1 and not picked
 
 
 def _caller() -> str:

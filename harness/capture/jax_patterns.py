@@ -225,11 +225,11 @@ def added(x: Operand, y: Operand, out: Sequence[int]) -> Operand:
             else made("broadcast_add", one, two)
         )
     if shape is not None and other is None:
-        one, two, other = two, one, shape
+        one, two, other, y = two, one, shape, x
     if other is None and not isinstance(one, Known) and not isinstance(two, Known):
         return _loss_terms(one, two) or made("add", one, two)
     return (
-        _log_softmax(one, two) or _biased(one, two, other, out) or made("broadcast_add", one, two)
+        _log_softmax(one, two) or _biased(one, y, other, out) or made("broadcast_add", one, two)
     )
 
 
@@ -292,7 +292,8 @@ def multiplied(x: Operand, y: Operand, out: Sequence[int]) -> Operand:
         if one == two:
             return made("square", one)
         return _gated(one, two) or _gated(two, one) or made("multiply", one, two)
-    return _gained(one, two, other, out) or made("broadcast_multiply", one, two)
+    gained = _gained(one, y, other, out) if len(y.args["own"]) == 1 else None
+    return gained or made("broadcast_multiply", one, two)
 
 
 def scaled(x: Operand, n: float) -> Operand:

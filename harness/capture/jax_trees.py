@@ -66,6 +66,24 @@ def buffers(tree: Any) -> tuple[list[Leaf], Any]:
     return [Leaf(f"buffers/{'/'.join(p)}" if is_array(x) else "", x) for p, x in found], form
 
 
+def is_whole(thing: Any) -> bool:
+    """Whether a thing holds both parameters and the state of an optimizer (flax's TrainState)."""
+    return hasattr(thing, "params") and hasattr(thing, "opt_state")
+
+
+def whole(thing: Any) -> tuple[list[Leaf], Any]:
+    """The parameters, buffers and slots of such a thing, by name."""
+    found, form = paths(thing)
+    leaves, _ = weights(thing.params)
+    shapes = {x.name.removeprefix("params/"): np.shape(x.value) for x in leaves if x.name}
+    inner = [(path[1:], leaf) for path, leaf in found if path[0] == "opt_state"]
+    named = {"params": iter(leaves), "opt_state": iter(list(slots_of(inner, shapes)))}
+    for name in BUFFERS:
+        if hasattr(thing, name):
+            named[name] = iter(buffers(getattr(thing, name))[0])
+    return [next(named[p[0]]) if p[0] in named else Leaf("", leaf) for p, leaf in found], form
+
+
 def slots(tree: Any, params: Mapping[str, tuple[int, ...]]) -> tuple[list[Leaf], Any]:
     """The state of an optimizer by the names of its parameters, whose shapes are given."""
     found, form = paths(tree)
