@@ -146,7 +146,7 @@ class JAX(Adapter):
     def begin(self, dtype: str | None) -> None:
         """Put hooks in place; bring what objects hold to `dtype`."""
         self._wanted = dtype
-        if dtype == "float64" and not jax.config.jax_enable_x64:
+        if dtype == "float64" and not jax.config.read("jax_enable_x64"):
             print(
                 "harness: float64 was asked for, and JAX is told to make float32 of it: set "
                 "JAX_ENABLE_X64=1 before the script starts",
@@ -269,7 +269,7 @@ class JAX(Adapter):
 
     def tap(self, step: Step | None, name: str, value: Any) -> Any:
         """A value by a name of the script's own, inside of compiled functions too."""
-        return self._tracing.point(name, value)
+        return self._tracing.point(name, value, marks.TAP)
 
     @contextmanager
     def watch(self, step: Step) -> Iterator[None]:
@@ -356,7 +356,7 @@ def _named(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     leaves, _ = trees.paths(value)
     for path, leaf in leaves:
         shown = isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float)
-        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             continue
         if shown:
             yield "/".join((name, *path)), leaf

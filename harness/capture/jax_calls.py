@@ -78,7 +78,7 @@ class Calls:
         if (
             dtype is None
             or np.size(value) > SMALL
-            or jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+            or jax.numpy.issubdtype(dtype, jax.dtypes.prng_key)
         ):
             return UNKNOWN
         array = np.asarray(value)
@@ -91,9 +91,9 @@ class Calls:
 
     # What a walk finds.
 
-    def point(self, wanted: str, thing: Thing) -> str:
-        """A value gets a name of its own, unless it has one."""
-        if isinstance(thing.expr, str) and thing.expr.startswith("forward/"):
+    def point(self, wanted: str, thing: Thing, asked: bool = False) -> str:
+        """A value gets a name of its own, if it has none or the script `asked` for it."""
+        if not asked and isinstance(thing.expr, str) and thing.expr.startswith("forward/"):
             return thing.expr
         match thing.expr:
             case Made("dropout", (x, str() as mask, rate)) if mask.startswith(MASK):

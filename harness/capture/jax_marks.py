@@ -19,10 +19,10 @@ import numpy as np
 from jax._src import api, core, source_info_util
 from jax._src.interpreters import ad, batching, mlir
 
-# What a mark says of its value: it is a point; the slope along a point, and the gradient by it;
+# What a mark says of its value: it is a point, or one that the script asked for; the slope along a point, and the gradient by it;
 # what a gradient is taken by, what is differentiated, and the gradient; an operand of a module that
 # is one op, and its result.
-POINT, SLOPE, BACK = "point", "slope", "back"
+POINT, TAP, SLOPE, BACK = "point", "tap", "slope", "back"
 BY, OBJECTIVE, GRADIENT = "by", "objective", "gradient"
 OWN = ("site-packages", "dist-packages", "harness/capture", "/contextlib.py", "/functools.py")
 
@@ -56,7 +56,7 @@ def new_key() -> int:
 def _slope(primals: Any, tangents: Any, **params: Any) -> Any:
     value = mark_p.bind(*primals, **params)
     (slope,) = tangents
-    if type(slope) is ad.Zero or params["kind"] != POINT:
+    if type(slope) is ad.Zero or params["kind"] not in (POINT, TAP):
         return value, slope
     return value, mark_p.bind(slope, **{**params, "kind": SLOPE})
 
@@ -140,13 +140,13 @@ class Tracing:
         finally:
             self.scope.pop()
 
-    def point(self, name: str, tree: Any) -> Any:
+    def point(self, name: str, tree: Any, kind: str = POINT) -> Any:
         """Marks on all arrays of a tree: one by the name itself, several by theirs in the tree."""
         leaves, form = jax.tree_util.tree_flatten_with_path(tree)
         if len(leaves) == 1 and not leaves[0][0]:
-            return mark(leaves[0][1], POINT, new_key(), name)
+            return mark(leaves[0][1], kind, new_key(), name)
         marked = [
-            mark(leaf, POINT, new_key(), "/".join((name, *map(plain, path))))
+            mark(leaf, kind, new_key(), "/".join((name, *map(plain, path))))
             for path, leaf in leaves
         ]
         return jax.tree_util.tree_unflatten(form, marked)

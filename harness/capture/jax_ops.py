@@ -415,7 +415,10 @@ def _dropped(call: Call, x: Operand, place: int) -> Operand:
 
 
 def _stop(call: Call) -> Operand:
-    return patterns.inside(call.raw(0), lambda x: made("stop_gradient", x))
+    x = call.raw(0)
+    if isinstance(x, str) and x.startswith("buffers/"):
+        return x
+    return patterns.inside(x, lambda x: made("stop_gradient", x))
 
 
 def _compare(op: str) -> Rule:

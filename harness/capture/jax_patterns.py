@@ -685,7 +685,7 @@ def _gained(x: Operand, gain: Operand, ones: Any, out: Sequence[int]) -> Operand
     axis = x.args.get("axis", len(out) - 1)
     if x.operands[1] != 1.0 or long != [axis] or (len(x.operands) > 3 and x.operands[2] != 0.0):
         return None
-    return Made(x.op, (x.operands[0], core(gain), *x.operands[2:]), x.args)
+    return Made(x.op, (x.operands[0], gain.operands[0], *x.operands[2:]), x.args)
 
 
 # What the graph has.

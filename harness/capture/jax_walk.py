@@ -66,8 +66,8 @@ class Sink(Protocol):
     def thing(self, value: Any) -> Thing:
         """An array, with what is known of it."""
 
-    def point(self, wanted: str, thing: Thing) -> str:
-        """A value gets a name of its own; which."""
+    def point(self, wanted: str, thing: Thing, asked: bool = False) -> str:
+        """A value gets a name of its own, if it has none or the script `asked` for it; which."""
 
     def back(self, name: str, thing: Thing) -> None:
         """The gradient by a point."""
@@ -102,8 +102,10 @@ class Walk:
         """Nothing is known yet."""
         self.sink = sink
         self.count = 0
-        self._open: dict[int, list[str]] = {}  # names by the key of their mark, for the way back
-        self._by: dict[tuple[int, int], Operand] = {}
+        # Names and shapes by the key of their mark, for the way back.
+        self._open: dict[int, list[tuple[str, tuple[int, ...]]]] = {}
+        self._by: dict[tuple[int, int], tuple[Operand, tuple[int, ...]]] = {}
+        self._several = False
         self._folding: dict[int, tuple[Any, Any]] = {}
 
     def closed(self, jaxpr: Any, args: Sequence[Thing], on_way_back: bool = False) -> list[Thing]:
@@ -213,18 +215,23 @@ class Walk:
         kind, key, name = params["kind"], params["key"], params["name"]
         out.expr = value.expr
         axes = marks.order(len(out.shape), params["axes"])
-        if kind == marks.POINT:
-            found = self.sink.point(name, _turned(out, axes))
-            self._open.setdefault(key, []).append(found)
+        if kind in (marks.POINT, marks.TAP):
+            found = self.sink.point(name, _turned(out, axes), kind == marks.TAP)
+            self._open.setdefault(key, []).append((found, out.shape))
             out.expr = permuted(found, [axes.index(k) for k in range(len(axes))])
         elif kind == marks.BACK and self._open.get(key):
-            self.sink.back(self._open[key].pop(), _turned(out, axes))
+            point, shape = self._open[key].pop()
+            if shape == out.shape and not self._several:
+                self.sink.back(point, _turned(out, axes))
         elif kind == marks.OBJECTIVE:
-            out.expr = self.sink.objective(out)
+            self._several = out.shape != ()  # a loss for each example, each with its own gradients
+            out.expr = value.expr if self._several else self.sink.objective(out)
         elif kind == marks.BY:
-            self._by[key, name] = value.expr
+            self._by[key, name] = value.expr, value.shape
         elif kind == marks.GRADIENT:
-            out.expr = self.sink.gradient(self._by.get((key, name), UNKNOWN), out)
+            by, shape = self._by.get((key, name), (UNKNOWN, None))
+            known = shape == out.shape and not self._several
+            out.expr = self.sink.gradient(by, out) if known else UNKNOWN
 
     def _folded(
         self, primitive: Any, params: Any, ins: list[Thing], outs: list[Thing], eqn: Any
