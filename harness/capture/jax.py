@@ -22,7 +22,7 @@ from harness.capture import jax_marks as marks
 from harness.capture import jax_trees as trees
 from harness.capture.adapter import Adapter, Array, Tensors
 from harness.capture.jax_calls import Calls, intercept
-from harness.capture.jax_patterns import decimal
+from harness.capture.jax_expressions import decimal
 from harness.capture.jax_modules import watch_modules
 from harness.capture.jax_trees import Held, Leaf, is_array, is_of
 from harness.capture.step import Step
@@ -312,7 +312,9 @@ class JAX(Adapter):
         if name not in self._first:
             array = np.asarray(value, np.float64)
             alike = number == 1 and array.size > 0 and bool((array == array.flat[0]).all())
-            start = f"all {decimal(np.asarray(value).flat[0])}" if alike and array.flat[0] else "zeros"
+            start = (
+                f"all {decimal(np.asarray(value).flat[0])}" if alike and array.flat[0] else "zeros"
+            )
             self._first[name] = f"|{start}" if alike else ""
         return f"{name}@step-1{self._first[name]}"
 

@@ -10,8 +10,18 @@ import numpy as np
 from jax._src import core, pjit
 
 from harness.capture import jax_marks as marks
-from harness.capture.jax_optim import FACTOR, RATE, clipped, decayed, moved, norm_of, running, slot_of
-from harness.capture.jax_patterns import UNKNOWN, Known, Operand, public
+from harness.capture.jax_expressions import UNKNOWN, Known, Operand
+from harness.capture.jax_optim import (
+    FACTOR,
+    RATE,
+    clipped,
+    decayed,
+    moved,
+    norm_of,
+    running,
+    slot_of,
+)
+from harness.capture.jax_patterns import public
 from harness.capture.jax_walk import SMALL, Thing, Walk, twin
 from harness.capture.step import Step
 from harness.models.entries import Made
@@ -283,7 +293,7 @@ class Calls:
             ins = [self.thing(x) for x in args]
             donated = params.get("donated_invars") or (False,) * len(args)
             kept = [_kept(x) if gone else x for x, gone in zip(args, donated, strict=True)]
-            self._walk = Walk(self)
+            self._walk = Walk(self, self._eager)
             try:
                 outs = self._walk.closed(jaxpr, ins)
             finally:

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax._src import api, core, source_info_util
+from jax._src.ad_util import Zero
 from jax._src.interpreters import ad, batching, mlir
 
 # What a mark says of its value: it is a point, or one that the script asked for; the slope along a point, and the gradient by it;
@@ -56,13 +57,13 @@ def new_key() -> int:
 def _slope(primals: Any, tangents: Any, **params: Any) -> Any:
     value = mark_p.bind(*primals, **params)
     (slope,) = tangents
-    if type(slope) is ad.Zero or params["kind"] not in (POINT, TAP):
+    if type(slope) is Zero or params["kind"] not in (POINT, TAP):
         return value, slope
     return value, mark_p.bind(slope, **{**params, "kind": SLOPE})
 
 
 def _transposed(gradient: Any, value: Any, **params: Any) -> Any:
-    if type(gradient) is ad.Zero or params["kind"] != SLOPE:
+    if type(gradient) is Zero or params["kind"] != SLOPE:
         return [gradient]
     return [mark_p.bind(gradient, **{**params, "kind": BACK})]
 
@@ -191,7 +192,12 @@ class Tracing:
             finally:
                 self._within -= 1
             name = NAMED.get(primitive.name)
-            if name and self._differentiated and not self.scope and _is_lookup(primitive, args, params):
+            if (
+                name
+                and self._differentiated
+                and not self.scope
+                and _is_lookup(primitive, args, params)
+            ):
                 return mark(made, POINT, new_key(), f"forward/{_caller()}/{name}")
             return made
 

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from harness.capture import jax_expressions as expressions
+from harness.capture import jax_formulas as formulas
 from harness.capture import jax_patterns as patterns
-from harness.capture.jax_patterns import UNKNOWN as UNKNOWN
-from harness.capture.jax_patterns import Known as Known
-from harness.capture.jax_patterns import Operand as Operand
-from harness.capture.jax_patterns import core, made, number, public, size_of
+from harness.capture.jax_expressions import UNKNOWN as UNKNOWN
+from harness.capture.jax_expressions import Known as Known
+from harness.capture.jax_expressions import Operand as Operand
+from harness.capture.jax_expressions import core, made, number, size_of
 from harness.models.entries import Made
 
 __all__ = [
@@ -30,7 +32,6 @@ __all__ = [
     "Known",
     "Operand",
     "number",
-    "public",
     "size_of",
 ]
 
@@ -68,12 +69,12 @@ class Call:
 
     def of(self, place: int) -> Operand:
         """How an operand was made, in its own shape."""
-        return patterns.whole(self.raw(place), self.shape(place))
+        return expressions.whole(self.raw(place), self.shape(place))
 
     def term(self, place: int) -> Operand:
         """The same; a single number as repeated in the shape of the result."""
         if self.shape(place) == () and self.out:
-            return patterns.repeated(self.raw(place), (), (1,) * len(self.out))
+            return expressions.repeated(self.raw(place), (), (1,) * len(self.out))
         return self.raw(place)
 
     def number(self, place: int) -> float | None:
@@ -83,7 +84,7 @@ class Call:
 
 def _through(op: str, *numbers: float) -> Rule:
     """An op of single elements."""
-    return lambda call: patterns.inside(call.raw(0), lambda x: made(op, x, *numbers))
+    return lambda call: expressions.inside(call.raw(0), lambda x: made(op, x, *numbers))
 
 
 def _add(call: Call) -> Operand:
@@ -118,9 +119,9 @@ def _power(call: Call) -> Operand | None:
     if n == 1:
         return call.raw(0)
     if n == 2:
-        return patterns.inside(call.raw(0), lambda x: made("square", x))
+        return expressions.inside(call.raw(0), lambda x: made("square", x))
     if n == 3:
-        return patterns.inside(call.raw(0), lambda x: made("multiply", x, made("square", x)))
+        return expressions.inside(call.raw(0), lambda x: made("multiply", x, made("square", x)))
     return patterns.divided(1.0, call.raw(0), call.out) if n == -1 else None
 
 
@@ -137,9 +138,9 @@ def _max(call: Call) -> Operand | None:
         if n == -math.inf:
             return other
         if n == 0:
-            return patterns.inside(other, patterns.at_least_zero)
+            return expressions.inside(other, formulas.at_least_zero)
         if n is not None and n < 0:
-            return patterns.inside(other, lambda x, n=n: made("_from", x, n))  # type: ignore[misc]
+            return expressions.inside(other, lambda x, n=n: made("_from", x, n))  # type: ignore[misc]
     return None
 
 
@@ -156,7 +157,7 @@ def _min(call: Call) -> Operand | None:
 
 
 def _reshape(call: Call) -> Operand:
-    return patterns.reshaped(call.raw(0), call.shape(0), call.out)
+    return expressions.reshaped(call.raw(0), call.shape(0), call.out)
 
 
 def _broadcast(call: Call) -> Operand:
@@ -164,12 +165,12 @@ def _broadcast(call: Call) -> Operand:
     ones = [1] * len(shape)
     for axis, n in zip(axes, call.shape(0), strict=True):
         ones[int(axis)] = n
-    return patterns.repeated(call.raw(0), call.shape(0), tuple(ones))
+    return expressions.repeated(call.raw(0), call.shape(0), tuple(ones))
 
 
 def _transpose(call: Call) -> Operand:
     axes = [int(a) for a in call.params["permutation"]]
-    return patterns.permuted(call.of(0), axes)
+    return expressions.permuted(call.of(0), axes)
 
 
 def _reduce(op: str) -> Rule:
@@ -188,10 +189,10 @@ def _dot(call: Call) -> Operand | None:
     n, m = len(call.shape(0)), len(call.shape(1))
     if not left_batch and len(left) == 1:
         if m == 2 and n >= 1 and left == [n - 1]:
-            return made("linear", x, y if right == [0] else patterns.turned(y))
+            return made("linear", x, y if right == [0] else expressions.turned(y))
         if n == 2 and right == [m - 1]:  # weights first: [out, in] by [.., in]
-            product = made("linear", y, patterns.turned(x) if left == [1] else x)
-            return patterns.permuted(product, [m - 1, *range(m - 1)])
+            product = made("linear", y, expressions.turned(x) if left == [1] else x)
+            return expressions.permuted(product, [m - 1, *range(m - 1)])
     return _batched_dot(call, x, y, left, right, list(left_batch), list(right_batch))
 
 
@@ -208,16 +209,16 @@ def _batched_dot(
 
     def ordered(x: Operand, which: int, axes: list[int], rows: Any, columns: Any) -> Operand:
         shape = shapes[which]
-        moved = patterns.permuted(x, [int(a) for a in axes])
+        moved = expressions.permuted(x, [int(a) for a in axes])
         new = (*batch, *(math.prod(shape[k] for k in part) for part in (rows, columns)))
-        return patterns.reshaped(moved, tuple(shape[k] for k in axes), tuple(map(int, new)))
+        return expressions.reshaped(moved, tuple(shape[k] for k in axes), tuple(map(int, new)))
 
     one = ordered(x, 0, [*left_batch, *free[0], *left], free[0], left)
     two = ordered(y, 1, [*right_batch, *right, *free[1]], right, free[1])
     product = made("matmul", one, two)
     rows = math.prod(shapes[0][k] for k in free[0])
     columns = math.prod(shapes[1][k] for k in free[1])
-    return patterns.reshaped(product, (*batch, rows, columns), call.out)
+    return expressions.reshaped(product, (*batch, rows, columns), call.out)
 
 
 def _padding(pairs: Any, shape: Any, window: Any, stride: Any, dilation: Any) -> Any:
@@ -249,7 +250,7 @@ def _conv(call: Call) -> Operand | None:
     w = call.of(1)
     if tuple(spec.rhs_spec) != kernels[layout]:
         order = [spec.rhs_spec[kernels[layout].index(k)] for k in range(rank)]
-        w = patterns.permuted(w, [int(k) for k in order])
+        w = expressions.permuted(w, [int(k) for k in order])
     window = [call.shape(1)[k] for k in spec.rhs_spec[2:]]
     shape = [call.shape(0)[k] for k in spec.lhs_spec[2:]]
     padding = _padding(p["padding"], shape, window, p["window_strides"], p["rhs_dilation"])
@@ -316,14 +317,14 @@ def _gather(call: Call) -> Operand | None:
         case Made("concat", (tokens, Known() as zero)) if not zero.array.any() and rank == 2:
             if sizes == (1, shape[1]) and d.start_index_map == (0, 1):
                 row = made("embed", call.of(0), core(tokens))
-                return patterns.reshaped(row, (*call.out[:-2], call.out[-1]), call.out)
+                return expressions.reshaped(row, (*call.out[:-2], call.out[-1]), call.out)
     if d.operand_batching_dims == tuple(range(rank - 1)) and set(sizes) == {1}:
         picked = made("_pick", call.of(0), core(index))
-        return patterns.repeated(picked, call.out[:-1], call.out) if call.out[-1] == 1 else None
+        return expressions.repeated(picked, call.out[:-1], call.out) if call.out[-1] == 1 else None
     if isinstance(index, Known) and len(d.start_index_map) == 1 and index.array.size == 1:
         axis, at = d.start_index_map[0], int(index.array.ravel()[0])
-        part = patterns.parted(call.of(0), shape, axis, at, at + sizes[axis])
-        return patterns.reshaped(part, sizes, call.out)
+        part = expressions.parted(call.of(0), shape, axis, at, at + sizes[axis])
+        return expressions.reshaped(part, sizes, call.out)
     return None
 
 
@@ -333,7 +334,7 @@ def _slice(call: Call) -> Operand | None:
         return None
     found = call.of(0)
     for axis, (start, stop) in enumerate(zip(p["start_indices"], p["limit_indices"], strict=True)):
-        found = patterns.parted(found, shape, axis, int(start), int(stop))
+        found = expressions.parted(found, shape, axis, int(start), int(stop))
     return found
 
 
@@ -344,7 +345,7 @@ def _dynamic_slice(call: Call) -> Operand | None:
         if at is None:
             return None
         start = min(max(int(at), 0), shape[axis] - size)
-        found = patterns.parted(found, shape, axis, start, start + int(size))
+        found = expressions.parted(found, shape, axis, start, start + int(size))
     return found
 
 
@@ -352,7 +353,7 @@ def _split(call: Call) -> list[Operand]:
     parts: list[Operand] = []
     at, axis = 0, int(call.params["axis"])
     for size in call.params["sizes"]:
-        parts.append(patterns.parted(call.of(0), call.shape(0), axis, at, at + int(size)))
+        parts.append(expressions.parted(call.of(0), call.shape(0), axis, at, at + int(size)))
         at += int(size)
     return parts
 
@@ -367,9 +368,9 @@ def _cast(call: Call) -> Operand:
     found = call.raw(0)
     kinds = [_kind(d) for d in (old, new)]
     if kinds == ["f", "f"] and _epsilon(new) > _epsilon(old):
-        return patterns.inside(found, lambda x: made("rounded", x, to=np.dtype(new).name))
+        return expressions.inside(found, lambda x: made("rounded", x, to=np.dtype(new).name))
     if kinds == ["b", "f"] and isinstance(found, Made) and found.op == "_equal":
-        return patterns.one_hot(found)
+        return formulas.one_hot(found)
     return found
 
 
@@ -389,11 +390,11 @@ def _select(call: Call) -> Operand | None:
         return None
     pred, (no, yes) = call.raw(0), _terms_of(call, 1, 2)
     if isinstance(pred, Made):
-        known = patterns.chosen(pred, no, yes)
+        known = formulas.chosen(pred, no, yes)
         if known is not None:
             return known
     if isinstance(pred, Known):
-        return patterns.masked(pred, no, yes, call.out)
+        return formulas.masked(pred, no, yes, call.out)
     if no == 0 and not isinstance(yes, int | float):
         return _dropped(call, yes, 2)
     return None
@@ -406,11 +407,11 @@ def _terms_of(call: Call, *places: int) -> tuple[Operand, ...]:
 def _dropped(call: Call, x: Operand, place: int) -> Operand:
     """What a mask keeps: dropout, where what is kept was scaled."""
     mask = call.keep("mask", call.ins[0])
-    x = patterns.whole(x, call.shape(place))
+    x = expressions.whole(x, call.shape(place))
     if isinstance(x, Made) and x.op == "scale" and isinstance(x.operands[1], float):
         factor = x.operands[1]
         if factor > 1:
-            return made("dropout", x.operands[0], mask, patterns.near(1 - 1 / factor))
+            return made("dropout", x.operands[0], mask, expressions.near(1 - 1 / factor))
     return made("dropout", x, mask, 0.0)
 
 
@@ -418,7 +419,7 @@ def _stop(call: Call) -> Operand:
     x = call.raw(0)
     if isinstance(x, str) and x.startswith("buffers/"):
         return x
-    return patterns.inside(x, lambda x: made("stop_gradient", x))
+    return expressions.inside(x, lambda x: made("stop_gradient", x))
 
 
 def _compare(op: str) -> Rule:
@@ -439,7 +440,7 @@ def _clamp(call: Call) -> Operand | None:
 
 
 def _erfc(call: Call) -> Operand:
-    return patterns.inside(call.raw(0), lambda x: made("_erfc", x))
+    return expressions.inside(call.raw(0), lambda x: made("_erfc", x))
 
 
 RULES: dict[str, Rule] = {
@@ -453,7 +454,7 @@ RULES: dict[str, Rule] = {
     "pow": _pow,
     "square": _through("square"),
     "exp": _through("exp"),
-    "log": lambda call: patterns.inside(call.raw(0), patterns.logarithm),
+    "log": lambda call: expressions.inside(call.raw(0), formulas.logarithm),
     "log1p": _through("_log1p"),
     "abs": _through("_absolute"),
     "sqrt": _through("root"),

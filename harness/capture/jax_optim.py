@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from harness.capture.jax_patterns import Operand, moment
+from harness.capture.jax_expressions import Operand
+from harness.capture.jax_formulas import moment
 from harness.models.entries import Made
 
 RATE, FACTOR = "update/learning_rate", "update/factor"

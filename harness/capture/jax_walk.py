@@ -15,6 +15,7 @@ import numpy as np
 from jax._src import core, source_info_util
 
 from harness.capture import jax_marks as marks
+from harness.capture.jax_expressions import permuted, whole
 from harness.capture.jax_ops import (
     CALLED,
     FOLDED,
@@ -26,8 +27,6 @@ from harness.capture.jax_ops import (
     number,
     size_of,
 )
-
-from harness.capture.jax_patterns import permuted, whole
 from harness.models.entries import Made
 
 # How many ops an expression may have, and how deep they may nest, before it gets a name: where it
@@ -98,15 +97,14 @@ class Sink(Protocol):
 class Walk:
     """One pass over equations, in the order in which they run."""
 
-    def __init__(self, sink: Sink) -> None:
-        """Nothing is known yet."""
+    def __init__(self, sink: Sink, before: Walk | None = None) -> None:
+        """`before`: a walk of the same step, whose marks this one's stand for the way back of."""
         self.sink = sink
         self.count = 0
         # Names and shapes by the key of their mark, for the way back.
-        self._open: dict[int, list[tuple[str, tuple[int, ...]]]] = {}
-        self._by: dict[tuple[int, int], tuple[Operand, tuple[int, ...]]] = {}
+        self._open: dict[int, list[tuple[str, tuple[int, ...]]]] = before._open if before else {}
+        self._by: dict[tuple[int, int], tuple[Operand, Any]] = before._by if before else {}
         self._several = False
-        self._folding: dict[int, tuple[Any, Any]] = {}
 
     def closed(self, jaxpr: Any, args: Sequence[Thing], on_way_back: bool = False) -> list[Thing]:
         """The results of a function of these arguments."""

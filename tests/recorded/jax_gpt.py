@@ -14,7 +14,7 @@ import optax
 
 import harness
 
-B, T, V, E, HEADS, LAYERS, STEPS = 3, 5, 11, 8, 2, 2, 20
+B, T, V, E, HEADS, LAYERS, STEPS = 3, 5, 11, 8, 2, 1, 20
 
 
 def initial(key):
