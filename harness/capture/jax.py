@@ -188,11 +188,11 @@ class JAX(Adapter):
         """Parameters that are not of the dtype that was asked for."""
         if not self._wanted:
             return []
-        epsilon = jax.numpy.finfo(self._wanted).eps
+        epsilon = marks.epsilon(self._wanted)
         return [
             name
             for name, x in self._tensors().items()
-            if name.startswith("params/") and jax.numpy.finfo(x.dtype).eps > epsilon
+            if name.startswith("params/") and marks.epsilon(x.dtype) > epsilon
         ]
 
     def state(self) -> Tensors:

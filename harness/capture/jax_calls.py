@@ -413,7 +413,8 @@ def _same(one: Sequence[Any], other: Sequence[Any]) -> bool:
 
 def intercept(calls: Callable[[], Calls | None], tracing: marks.Tracing) -> None:
     """While a block records, let every call of the script come to `calls`."""
-    evaluate, python = core.EvalTrace.process_primitive, pjit._run_python_pjit
+    evaluate: Any = core.EvalTrace.process_primitive
+    python: Any = pjit._run_python_pjit
 
     def process(trace: Any, primitive: Any, args: Any, params: Any) -> Any:
         now = calls()

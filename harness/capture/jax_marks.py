@@ -1,4 +1,4 @@
-"""Names inside of functions that JAX traces: a primitive that computes nothing, and where it is put.
+"""Names inside of functions that JAX traces: a primitive that computes nothing, and its places.
 
 A mark is lowered to its operand, so what XLA is given is the same program, text for text, with and
 without it. What is marked in the forward pass is differentiated as the identity; the mark that
@@ -20,9 +20,8 @@ from jax._src import api, core, source_info_util
 from jax._src.ad_util import Zero
 from jax._src.interpreters import ad, batching, mlir
 
-# What a mark says of its value: it is a point, or one that the script asked for; the slope along a point, and the gradient by it;
-# what a gradient is taken by, what is differentiated, and the gradient; an operand of a module that
-# is one op, and its result.
+# What a mark says of its value: it is a point, or one that the script asked for; the slope along a
+# point, and the gradient by it; what a gradient is taken by, what is differentiated, the gradient.
 POINT, TAP, SLOPE, BACK = "point", "tap", "slope", "back"
 BY, OBJECTIVE, GRADIENT = "by", "objective", "gradient"
 OWN = ("site-packages", "dist-packages", "harness/capture", "/contextlib.py", "/functools.py")
@@ -47,6 +46,11 @@ def is_float(value: Any) -> bool:
 def is_float_dtype(dtype: Any) -> bool:
     """Whether a dtype is one of floating-point numbers."""
     return dtype is not None and bool(jax.numpy.issubdtype(dtype, np.floating))
+
+
+def epsilon(dtype: Any) -> float:
+    """The rounding of a floating-point format, those of ml_dtypes too."""
+    return float(jax.numpy.finfo(dtype).eps)  # type: ignore[no-untyped-call]
 
 
 def new_key() -> int:

@@ -21,7 +21,9 @@ def watch_modules(tracing: Tracing, models: Sequence[Any]) -> None:
     tracing.until_end(paths.clear)
     classes = {type(m): None for model in models for _, m in submodules(model)}
     for kind in classes:
-        call = getattr(kind, "__call__", None)
+        call = vars(kind).get("__call__") or next(
+            (vars(k)["__call__"] for k in kind.__mro__ if "__call__" in vars(k)), None
+        )
         if call is not None:
             tracing.put(kind, "__call__", _watched(call, tracing, paths))
 

@@ -17,6 +17,7 @@ import numpy as np
 from harness.capture import jax_expressions as expressions
 from harness.capture import jax_formulas as formulas
 from harness.capture import jax_patterns as patterns
+from harness.capture import jax_windows as windows
 from harness.capture.jax_expressions import UNKNOWN as UNKNOWN
 from harness.capture.jax_expressions import Known as Known
 from harness.capture.jax_expressions import Operand as Operand
@@ -221,89 +222,6 @@ def _batched_dot(
     return expressions.reshaped(product, (*batch, rows, columns), call.out)
 
 
-def _padding(pairs: Any, shape: Any, window: Any, stride: Any, dilation: Any) -> Any:
-    """Zeros before and after each axis as the ops have them; None for what they have not."""
-    if all(before == after for before, after in pairs):
-        return _plain([before for before, _ in pairs])
-    same = []
-    for n, k, s, d in zip(shape, window, stride, dilation, strict=True):
-        total = max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)
-        same.append((total // 2, total - total // 2))
-    return "same" if [tuple(map(int, p)) for p in pairs] == same else None
-
-
-def _plain(numbers: Sequence[Any]) -> Any:
-    found = [int(n) for n in numbers]
-    return found[0] if len(set(found)) == 1 else found
-
-
-def _conv(call: Call) -> Operand | None:
-    p, spec = call.params, call.params["dimension_numbers"]
-    if p["feature_group_count"] != 1 or p["batch_group_count"] != 1 or set(p["lhs_dilation"]) - {1}:
-        return None
-    rank = len(call.out)
-    first, last = tuple(range(rank)), (0, rank - 1, *range(1, rank - 1))
-    kernels = {"first": first, "last": (rank - 1, rank - 2, *range(rank - 2))}
-    layout = next((n for n, s in (("first", first), ("last", last)) if spec.lhs_spec == s), None)
-    if layout is None or spec.out_spec != spec.lhs_spec:
-        return None
-    w = call.of(1)
-    if tuple(spec.rhs_spec) != kernels[layout]:
-        order = [spec.rhs_spec[kernels[layout].index(k)] for k in range(rank)]
-        w = expressions.permuted(w, [int(k) for k in order])
-    window = [call.shape(1)[k] for k in spec.rhs_spec[2:]]
-    shape = [call.shape(0)[k] for k in spec.lhs_spec[2:]]
-    padding = _padding(p["padding"], shape, window, p["window_strides"], p["rhs_dilation"])
-    if padding is None:
-        return None
-    return made(
-        "conv",
-        call.of(0),
-        w,
-        stride=_plain(p["window_strides"]),
-        padding=padding,
-        dilation=_plain(p["rhs_dilation"]),
-        layout=layout,
-    )
-
-
-def _pool(call: Call) -> Operand | None:
-    p = call.params
-    window, stride = list(p["window_dimensions"]), list(p["window_strides"])
-    if set(p["base_dilation"]) - {1} or set(p["window_dilation"]) - {1}:
-        return None
-    if window[0] != 1 or not (window[1] == 1 or window[-1] == 1):
-        return None
-    layout = "last" if window[-1] == 1 else "first"
-    at = slice(1, -1) if layout == "last" else slice(2, None)
-    shape = call.shape(0)
-    ones = [1] * len(shape[at])
-    padding = _padding(p["padding"][at], shape[at], window[at], stride[at], ones)
-    return None if padding is None else _window(call, window[at], stride[at], padding, layout)
-
-
-def _window(call: Call, window: Any, stride: Any, padding: Any, layout: str) -> Any:
-    return {
-        "size": _plain(window),
-        "stride": _plain(stride),
-        "padding": padding,
-        "layout": layout,
-    }
-
-
-def _max_pool(call: Call) -> Operand | None:
-    args: Any = _pool(call)
-    return None if args is None else made("max_pool", call.of(0), **args)
-
-
-def _sum_pool(call: Call) -> Operand | None:
-    args: Any = _pool(call)
-    if args is None:
-        return None
-    mean = made("average_pool", call.of(0), **args)
-    return made("scale", mean, float(math.prod(call.params["window_dimensions"])))
-
-
 def _gather(call: Call) -> Operand | None:
     """Rows of a table by tokens; one element of each row, by its class; a part at a fixed place."""
     d, sizes, shape = call.params["dimension_numbers"], call.params["slice_sizes"], call.shape(0)
@@ -482,9 +400,9 @@ RULES: dict[str, Rule] = {
     "reduce_sum": _reduce("sum"),
     "reduce_max": _reduce("_max"),
     "dot_general": _dot,
-    "conv_general_dilated": _conv,
-    "reduce_window_max": _max_pool,
-    "reduce_window_sum": _sum_pool,
+    "conv_general_dilated": windows.conv,
+    "reduce_window_max": windows.max_pool,
+    "reduce_window_sum": windows.sum_pool,
     "gather": _gather,
     "slice": _slice,
     "dynamic_slice": _dynamic_slice,

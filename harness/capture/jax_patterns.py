@@ -92,18 +92,15 @@ def _more(x: Operand, n: float) -> Operand:
 def _biased(x: Operand, b: Operand, ones: Any, out: Sequence[int]) -> Operand | None:
     """A number for each unit or channel."""
     long = [k for k, n in enumerate(ones or ()) if n != 1]
-    inner = core(b)
-    if (
-        len(long) != 1
-        or ones is None
-        or not isinstance(inner, str)
-        or ones[long[0]] != out[long[0]]
-    ):
+    if not isinstance(b, Made) or b.op != REPEAT or len(b.args["own"]) != 1:
+        return None
+    (inner,) = b.operands
+    if len(long) != 1 or not isinstance(inner, str) or ones[long[0]] != out[long[0]]:
         return None
     axis, last = long[0], len(out) - 1
-    if isinstance(x, Made) and x.op in ("layer_norm", "batch_norm") and x.operands[2] == 0.0:
-        if axis == x.args.get("axis", last) % len(out):
-            return made(x.op, x.operands[0], x.operands[1], inner, x.operands[3], **x.args)
+    norm = isinstance(x, Made) and x.op in ("layer_norm", "batch_norm") and x.operands[2] == 0.0
+    if norm and isinstance(x, Made) and axis == x.args.get("axis", last) % len(out):
+        return made(x.op, x.operands[0], x.operands[1], inner, x.operands[3], **x.args)
     if axis == last:
         return made("bias", x, inner)
     return made("bias_channels", x, inner, axis=axis)

@@ -1,4 +1,4 @@
-"""The state of a JAX script by name: pytrees of parameters and slots, and objects that hold them."""
+"""The state of a JAX script by name: pytrees of parameters and slots, and what holds them."""
 
 from __future__ import annotations
 

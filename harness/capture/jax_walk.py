@@ -1,8 +1,8 @@
 """A traced function of JAX equation by equation: how its values are made, and what they are.
 
 `Walk` goes through a jaxpr with how its arguments were made and finds that of all else. `twin` is
-the same function with more results: the values that the walk wants to see. The script's own function
-is run untouched beside it, for handing out more may have XLA fuse, and so round, otherwise.
+the same function with more results: the values that the walk wants to see. The script's own
+function is run untouched beside it: handing out more may have XLA fuse, and so round, otherwise.
 """
 
 from __future__ import annotations
