@@ -220,6 +220,18 @@ def test_a_state_that_is_neither_handed_nor_logged_is_found_by_its_formula(tmp_p
     assert wrong_stages(path)[0] == []
 
 
+def test_a_state_of_other_arrays_than_those_that_were_recorded_has_no_wrong_stage(tmp_path):
+    path, tx = tmp_path / "a.trace", optax.adam(1e-2)
+    step, p, state = step_of(tx), params(), tx.init(params())
+    with harness.record(params(), tx.init(params()), out=path) as rec:
+        for _ in range(3):
+            with rec.step(x=X, y=Y) as (x, y):
+                p, state, loss = step(p, state, x, y)
+                rec.log(loss=loss, params=p, opt_state=state)
+    assert wrong_stages(path)[0] == []
+    assert {"grads/w", "params/w", "optimizer/w/m"} <= names(path)
+
+
 def test_a_tap_is_named_as_the_script_says_and_has_its_gradient(tmp_path):
     tx = optax.sgd(0.1)
     recorder = harness.record(params(), tx, out=tmp_path / "a.trace")
@@ -247,8 +259,10 @@ def test_equinox_modules_under_vmap(tmp_path):
         updates, state = tx.update(grads, state, eqx.filter(model, eqx.is_array))
         return eqx.apply_updates(model, updates), state, value
 
+    first = tx.init(eqx.filter(model, eqx.is_array))
+
     def go(recorder=None):
-        now, state = model, tx.init(eqx.filter(model, eqx.is_array))
+        now, state = model, first
         for _ in range(3):
             if recorder is None:
                 now, state, loss = step(now, state, X, Y)
@@ -259,7 +273,7 @@ def test_equinox_modules_under_vmap(tmp_path):
         return bits(eqx.filter((now, state), eqx.is_array))
 
     plain = go()
-    with harness.record(model, tx.init(eqx.filter(model, eqx.is_array)), out=path) as rec:
+    with harness.record(model, first, out=path) as rec:
         assert go(rec) == plain
     assert {"forward/layers/0", "backward/layers/0", "forward/model"} & names(path)
     assert wrong_stages(path)[0] == []

@@ -279,11 +279,12 @@ class JAX(Adapter):
         state = {**self._now, **{h.name: h.get() for h in held if h.name != trees.COUNT}}
         self._must_be_loaded(held)
         calls.handed(self._inputs)
+        calls.state = {n: x for n, x in state.items() if not _is_gone(x)}
         for name, value in state.items():
             calls.name(value, self._before(name, value, step.number))
         counts = [*self._counts.values(), *(h.get() for h in held if h.name == trees.COUNT)]
         for count in counts:
-            if not (isinstance(count, jax.Array) and count.is_deleted()):
+            if not _is_gone(count):
                 calls.name(count, Made("_count", (), {"value": int(count)}))
         self._calls, self._logged = calls, {}
         try:
@@ -328,7 +329,7 @@ class JAX(Adapter):
         held = {h.name: h.get() for h in self._held() if h.name != trees.COUNT}
         self._now |= {n: x for n, x in found.items() if n in self._now}
         for name, value in {**{n: self._now[n] for n in self._now if n in found}, **held}.items():
-            if isinstance(value, jax.Array) and value.is_deleted():
+            if _is_gone(value):
                 continue
             step.see(name, np.array(value), self._settled(step, calls, name, value))
         self._apart = max(self._apart, calls.differ)
@@ -342,6 +343,11 @@ class JAX(Adapter):
         if isinstance(known, str) and known.partition("@")[0] == name:
             return Made("add", (known,), {})  # as it was
         return known if isinstance(known, Made) else None
+
+
+def _is_gone(value: Any) -> bool:
+    """Whether the script gave an array away."""
+    return isinstance(value, jax.Array) and value.is_deleted()
 
 
 def _shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

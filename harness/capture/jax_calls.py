@@ -36,6 +36,7 @@ class Calls:
     def __init__(self, step: Step, twins: dict[Any, Any]) -> None:
         """`twins` are compiled functions by what they are of, kept from step to step."""
         self.step, self.busy = step, 0
+        self.state: dict[str, Any] = {}  # by name: parameters, buffers and slots before the step
         self.later: dict[str, Made] = {}  # by name: how the end of the step is made
         self.differ = 0  # 1: values inside are rounded otherwise; 2: those of the update too
         self._twins = twins
@@ -97,6 +98,9 @@ class Calls:
         for name, given in self._inputs.items():
             if array.ndim and np.shape(given) == array.shape and _equal(given, array):
                 return name
+        same = [name for name, held in self.state.items() if array.ndim and _equal(held, array)]
+        if same:  # a copy of a part of the state: which one, if only one has these elements
+            return self._known[id(self.state[same[0]])][1] if len(same) == 1 else UNKNOWN
         return Known(np.array(array), fixed=False)
 
     # What a walk finds.
@@ -232,7 +236,8 @@ class Calls:
 
     def _of_constant(self, x: Known) -> Operand:
         array = x.array
-        if array.size and array.dtype.kind in "fiub" and bool((array == array.flat[0]).all()):
+        alike = array.size and array.dtype.kind in "fiub" and bool((array == array.flat[0]).all())
+        if alike and (x.fixed or not array.ndim):
             return array.flat[0].item()
         if array.dtype.kind not in "fiub":
             return None

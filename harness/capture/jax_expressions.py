@@ -56,6 +56,8 @@ def number(x: Operand) -> float | None:
         x = x.operands[0]
     if isinstance(x, Known):
         array = x.array
+        if not x.fixed and array.ndim:
+            return None  # alike in this step, and perhaps in no other
         if array.size and array.dtype.kind in "fiub" and bool((array == array.flat[0]).all()):
             return decimal(array.flat[0]) if array.dtype.kind == "f" else int(array.flat[0])
         return None

@@ -15,7 +15,7 @@ from flax import nnx
 
 import harness
 
-B, STEPS = 4, 8
+B, STEPS = 4, 6
 
 
 class Net(nnx.Module):
