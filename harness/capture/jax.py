@@ -3,7 +3,8 @@
 What a script trains with is what it would train with unwatched: names are put into the functions
 that JAX traces (harness.capture.jax_marks), which changes no letter of the program that XLA is
 given. What is inside of a compiled function is computed by a second one, of the same equations with
-more results (jax_walk.twin), so a recorded step takes about twice its time. Compiled functions are
+more results (jax_walk.twin), so a recorded step computes everything twice, and up to four times
+where XLA rounds the twin otherwise. Compiled functions are
 forgotten when a block begins and when it ends (jax.clear_caches), so they compile anew.
 """
 
