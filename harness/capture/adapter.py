@@ -72,6 +72,14 @@ class Adapter:
         """What the script goes on with for an input: `instead` in its place, in `dtype`."""
         return value if instead is None else instead
 
+    def inputs(self, name: str, value: Any) -> Tensors:
+        """What of an input of a step is traced, by name."""
+        return {f"inputs/{name}": self.owned(value)}
+
+    def takes(self, name: str, value: Any) -> bool:
+        """Whether a logged value is a part of the state after the step, which the adapter keeps."""
+        return False
+
     def watch(self, step: Step) -> AbstractContextManager[None]:
         """While a step runs: its points go to `step.see`, and it goes on with what that says."""
         return nullcontext()

@@ -160,6 +160,8 @@ class Recorder:
             return  # a step that is not recorded
         began = time.perf_counter()
         for name, value in values.items():
+            if self._adapter.takes(name, value):
+                continue
             if isinstance(value, Mapping):
                 self._log_tree(logged(name), value)
             else:
@@ -237,7 +239,8 @@ class Recorder:
             return None, handed
         step = Step(number, self._replay.feed(number), self._replay.seed)
         for name, value in zip(inputs, handed, strict=True):
-            step.see(f"inputs/{name}", self._adapter.owned(value))
+            for point, tensor in self._adapter.inputs(name, value).items():
+                step.see(point, tensor)
         if number == 1:
             for name, tensor in self._adapter.state().items():
                 if not name.startswith("optimizer/"):

@@ -1,0 +1,344 @@
+"""A traced function of JAX equation by equation: how its values are made, and what they are.
+
+`Walk` goes through a jaxpr with how its arguments were made and finds that of all else. `twin` is
+the same function with more results: the values that the walk wants to see. The script's own
+function is run untouched beside it: handing out more may have XLA fuse, and so round, otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax._src import core, source_info_util
+
+from harness.capture import jax_marks as marks
+from harness.capture.jax_expressions import permuted, whole
+from harness.capture.jax_ops import (
+    CALLED,
+    FOLDED,
+    RULES,
+    UNKNOWN,
+    Call,
+    Known,
+    Operand,
+    number,
+    size_of,
+)
+from harness.models.entries import Made
+
+# How many ops an expression may have, and how deep they may nest, before it gets a name: where it
+# ends in an op that is whole, and anywhere. A trace takes no more than 16 (harness.models.entries).
+LONG, TOO_LONG = (24, 7), (128, 13)
+WHOLE = frozenset(
+    {
+        *("linear", "matmul", "conv", "softmax", "log_softmax", "layer_norm", "rms_norm", "add"),
+        *("batch_norm", "gelu", "gelu_tanh", "relu", "silu", "dropout", "concat", "max_pool"),
+    }
+)
+SMALL = 1 << 20  # elements of a constant that is computed at once
+INLINED = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call")
+NOT_PUBLIC = "_"  # what the names of ops begin with that stand for a part of one
+
+
+class Thing:
+    """A value on the way: its shape and dtype, how it was made, and where it is to be had.
+
+    `value` is the array itself, or the number that a walk gave it.
+    """
+
+    __slots__ = ("axes", "dtype", "expr", "shape", "value")
+
+    def __init__(
+        self, shape: Sequence[int], dtype: Any, expr: Operand, value: Any, axes: Any = None
+    ) -> None:
+        """A value; `axes` are those of `value` in the order in which it is to be read."""
+        self.shape, self.dtype, self.expr, self.value = tuple(shape), dtype, expr, value
+        self.axes = axes
+
+
+class Sink(Protocol):
+    """What is done with what a walk finds."""
+
+    def thing(self, value: Any) -> Thing:
+        """An array, with what is known of it."""
+
+    def point(self, wanted: str, thing: Thing, asked: bool = False) -> str:
+        """A value gets a name of its own, if it has none or the script `asked` for it; which."""
+
+    def back(self, name: str, thing: Thing) -> None:
+        """The gradient by a point."""
+
+    def objective(self, thing: Thing) -> str:
+        """What is differentiated."""
+
+    def gradient(self, by: Operand, thing: Thing) -> Operand:
+        """A gradient of what was differentiated."""
+
+    def keep(self, kind: str, thing: Thing) -> str:
+        """A mask or a number that nothing is known of becomes a point."""
+
+    def settle(self, out: Thing) -> None:
+        """Something was made that may be a step of the update."""
+
+    @property
+    def updating(self) -> bool:
+        """Whether gradients have been made."""
+
+    def factor(self, thing: Thing) -> str:
+        """A number of the update that nothing is known of becomes a point."""
+
+    def reduced(self, thing: Thing) -> None:
+        """A number that was made of all elements of tensors: perhaps a norm."""
+
+
+class Walk:
+    """One pass over equations, in the order in which they run."""
+
+    def __init__(self, sink: Sink, before: Walk | None = None) -> None:
+        """`before`: a walk of the same step, whose marks this one's stand for the way back of."""
+        self.sink = sink
+        self.count = 0
+        # Names and shapes by the key of their mark, for the way back.
+        self._open: dict[int, list[tuple[str, tuple[int, ...]]]] = before._open if before else {}
+        self._by: dict[tuple[int, int], tuple[Operand, Any]] = before._by if before else {}
+        self._several = False
+
+    def closed(self, jaxpr: Any, args: Sequence[Thing], on_way_back: bool = False) -> list[Thing]:
+        """The results of a function of these arguments."""
+        env: dict[Any, Thing] = {}
+        inner = jaxpr.jaxpr
+        for var, const in zip(inner.constvars, jaxpr.consts, strict=True):
+            env[var] = self.constant(const)
+        env.update(zip(inner.invars, args, strict=True))
+        for eqn in inner.eqns:
+            ins = [self._read(env, v) for v in eqn.invars]
+            outs = self._equation(eqn, ins, on_way_back or _is_back(eqn))
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [self._read(env, v) for v in inner.outvars]
+
+    def constant(self, value: Any) -> Thing:
+        """A value that the function has of its own."""
+        dtype = getattr(value, "dtype", None)
+        array = value if isinstance(value, jax.Array) else np.asarray(value, dtype)
+        known = array.size <= SMALL and not isinstance(array, core.Tracer)
+        if isinstance(array, jax.Array) and known:
+            return self.sink.thing(array)
+        return Thing(array.shape, array.dtype, Known(array) if known else UNKNOWN, array)
+
+    def _read(self, env: Mapping[Any, Thing], var: Any) -> Thing:
+        return self.constant(var.val) if isinstance(var, core.Literal) else env[var]
+
+    def _equation(self, eqn: Any, ins: list[Thing], on_way_back: bool) -> list[Thing]:
+        inner = inlined(eqn)
+        if inner is None:
+            outs = [self._new(v.aval) for v in eqn.outvars]
+            self.apply(eqn.primitive, eqn.params, ins, outs, on_way_back, eqn)
+            return outs
+        found = self.closed(inner, ins, on_way_back)
+        rule = CALLED.get(str(eqn.params.get("name", "")).rpartition(".")[2])
+        if rule and not on_way_back and len(found) >= 1:
+            made = rule(Call(eqn.params, ins, found, self.sink.keep))
+            if made is not None:
+                first = found[0]
+                found[0] = Thing(first.shape, first.dtype, made, first.value)
+        return found
+
+    def _new(self, aval: Any) -> Thing:
+        self.count += 1
+        shape, dtype = getattr(aval, "shape", ()), getattr(aval, "dtype", None)
+        return Thing(shape, dtype, UNKNOWN, self.count - 1)
+
+    def apply(
+        self,
+        primitive: Any,
+        params: Mapping[str, Any],
+        ins: list[Thing],
+        outs: list[Thing],
+        on_way_back: bool = False,
+        eqn: Any = None,
+    ) -> None:
+        """Find how the results of one primitive are made."""
+        if primitive is marks.mark_p:
+            self._marked(params, ins[0], outs[0])
+            return
+        if on_way_back:
+            return
+        if self._folded(primitive, params, ins, outs, eqn):
+            return
+        rule = RULES.get(primitive.name)
+        if rule is None:
+            return
+        if self.sink.updating:
+            self._scalars(primitive.name, ins, outs[0])
+        try:
+            made = rule(Call(params, ins, outs, self.sink.keep))
+        except (IndexError, TypeError, ValueError, AttributeError, KeyError):
+            made = None  # called in a way that the rule does not know
+        several = made if isinstance(made, list) else [made]
+        for out, one in zip(outs, several, strict=False):
+            out.expr = UNKNOWN if one is None else one
+            if isinstance(one, Made):
+                self.sink.settle(out)
+                self._bound(out, eqn)
+        if primitive.name == "sqrt" and outs[0].shape == ():
+            self.sink.reduced(outs[0])
+
+    def _scalars(self, primitive: str, ins: list[Thing], out: Thing) -> None:
+        """Numbers of the update that a tensor is about to be multiplied with get names."""
+        if primitive not in ("mul", "broadcast_in_dim", "convert_element_type"):
+            return
+        for thing in ins:
+            if thing.shape != () or not marks.is_float_dtype(thing.dtype):
+                continue
+            if number(thing.expr) is not None or isinstance(thing.expr, str):
+                continue
+            meets = out.shape != () or primitive == "convert_element_type"
+            if meets and not _of_norm(thing.expr):
+                thing.expr = self.sink.factor(thing)
+
+    def _bound(self, out: Thing, eqn: Any) -> None:
+        """A point of its own for what has become long."""
+        made = out.expr
+        if not isinstance(made, Made) or made.op.startswith(NOT_PUBLIC) or self.sink.updating:
+            return
+        count, depth = size_of(made)
+        most_ops, deepest = LONG if made.op in WHOLE else TOO_LONG
+        if count > most_ops or depth > deepest:
+            out.expr = self.sink.point(f"forward/{_function(eqn)}/{made.op}", out)
+
+    def _marked(self, params: Mapping[str, Any], value: Thing, out: Thing) -> None:
+        kind, key, name = params["kind"], params["key"], params["name"]
+        out.expr = value.expr
+        axes = marks.order(len(out.shape), params["axes"])
+        if kind in (marks.POINT, marks.TAP):
+            found = self.sink.point(name, _turned(out, axes), kind == marks.TAP)
+            self._open.setdefault(key, []).append((found, out.shape))
+            out.expr = permuted(found, [axes.index(k) for k in range(len(axes))])
+        elif kind == marks.BACK and self._open.get(key):
+            point, shape = self._open[key].pop()
+            if shape == out.shape and not self._several:
+                self.sink.back(point, _turned(out, axes))
+        elif kind == marks.OBJECTIVE:
+            self._several = out.shape != ()  # a loss for each example, each with its own gradients
+            out.expr = value.expr if self._several else self.sink.objective(out)
+        elif kind == marks.BY:
+            self._by[key, name] = value.expr, value.shape
+        elif kind == marks.GRADIENT:
+            by, shape = self._by.get((key, name), (UNKNOWN, None))
+            known = shape == out.shape and not self._several
+            out.expr = self.sink.gradient(by, out) if known else UNKNOWN
+
+    def _folded(
+        self, primitive: Any, params: Any, ins: list[Thing], outs: list[Thing], eqn: Any
+    ) -> bool:
+        """What is made of constants alone is computed: masks, tables of places."""
+        if primitive.name not in FOLDED or len(outs) != 1:
+            return False
+        size = int(np.prod(outs[0].shape, dtype=np.int64))
+        given = [x.expr for x in ins]
+        fixed = [x.array for x in given if isinstance(x, Known) and x.fixed]
+        if size > SMALL or len(fixed) != len(given):
+            return False
+        with jax.ensure_compile_time_eval():
+            out = primitive.bind(*fixed, **params)
+        outs[0].expr = Known(np.asarray(out))
+        return True
+
+
+def _of_norm(x: Operand) -> bool:
+    """Whether a number is made of gradients, or corrects an average: it has a meaning already."""
+    if isinstance(x, Made):
+        return x.op in ("_correction", "_power") or any(map(_of_norm, x.operands))
+    return isinstance(x, str) and x.startswith(("update/global_norm", "grads/"))
+
+
+def _turned(thing: Thing, axes: list[int]) -> Thing:
+    """A value with its axes in another order."""
+    if axes == sorted(axes):
+        return thing
+    shape = [thing.shape[k] for k in axes]
+    expr = permuted(whole(thing.expr, thing.shape), axes)
+    return Thing(shape, thing.dtype, expr, thing.value, axes)
+
+
+def _is_back(eqn: Any) -> bool:
+    """Whether an equation belongs to the way back."""
+    return "transpose(" in str(eqn.source_info.name_stack)
+
+
+def _function(eqn: Any) -> str:
+    """The script's function that an equation is in."""
+    frame = source_info_util.user_frame(eqn.source_info.traceback) if eqn is not None else None
+    name = "".join(c for c in getattr(frame, "function_name", "") if c.isalnum() or c in "_.")
+    return name.rpartition(".")[2] or "model"
+
+
+def inlined(eqn: Any) -> Any:
+    """The function that an equation calls, where it is gone into; None where it is one op."""
+    if eqn.primitive.name in INLINED:
+        found = next(
+            (eqn.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in eqn.params), None
+        )
+        return found if isinstance(found, core.ClosedJaxpr) else None
+    if eqn.primitive.name in ("checkpoint", "remat2") and not eqn.params.get("differentiated"):
+        return core.ClosedJaxpr(eqn.params["jaxpr"], ())
+    return None
+
+
+def twin(jaxpr: Any, wanted: Sequence[int], fed: Sequence[int]) -> Callable[..., Any]:
+    """A compiled function: the results of `jaxpr`, and the values that a walk gave these numbers.
+
+    It takes the arguments, and what to put in place of the values `fed`.
+    """
+    places, puts = frozenset(wanted), {place: k for k, place in enumerate(fed)}
+
+    def run(args: Sequence[Any], instead: Sequence[Any]) -> Any:
+        seen: dict[int, Any] = {}
+        numbers = iter(range(1 << 62))
+        outs = _run(jaxpr, args, numbers, seen, places, {p: instead[k] for p, k in puts.items()})
+        return outs, [seen[place] for place in wanted]
+
+    run.__name__ = run.__qualname__ = "harness_twin"
+    compiled: Callable[..., Any] = jax.jit(run)
+    return compiled
+
+
+def _run(
+    jaxpr: Any,
+    args: Sequence[Any],
+    numbers: Iterator[int],
+    seen: dict[int, Any],
+    places: frozenset[int],
+    instead: Mapping[int, Any],
+) -> list[Any]:
+    """The results, with values counted as a walk counts them."""
+    env: dict[Any, Any] = {}
+    inner = jaxpr.jaxpr
+    env.update(zip(inner.constvars, jaxpr.consts, strict=True))
+    env.update(zip(inner.invars, args, strict=True))
+
+    def read(var: Any) -> Any:
+        return var.val if isinstance(var, core.Literal) else env[var]
+
+    for eqn in inner.eqns:
+        ins = [read(v) for v in eqn.invars]
+        called = inlined(eqn)
+        if called is not None:
+            env.update(
+                zip(eqn.outvars, _run(called, ins, numbers, seen, places, instead), strict=True)
+            )
+            continue
+        if eqn.effects and not eqn.outvars:
+            continue  # the script's own run of it prints what is to be printed
+        params = eqn.primitive.get_bind_params(eqn.params)
+        made = eqn.primitive.bind(*ins, **params)
+        outs = made if eqn.primitive.multiple_results else [made]
+        for var, out in zip(eqn.outvars, outs, strict=True):
+            number = next(numbers)
+            if number in places:
+                seen[number] = out
+            env[var] = instead[number].astype(out.dtype) if number in instead else out
+    return [read(v) for v in inner.outvars]

@@ -1,0 +1,309 @@
+"""Recording JAX: what a trace holds, that every stage is right, that watching changes no bit."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+jax = pytest.importorskip("jax")
+optax = pytest.importorskip("optax")
+
+import jax.numpy as jnp  # noqa: E402
+from jax._src import api, core, pjit  # noqa: E402
+
+import harness  # noqa: E402
+from harness.capture import jax_marks  # noqa: E402
+from harness.errors import HarnessError  # noqa: E402
+from harness.models.evaluate import Values  # noqa: E402
+
+SCRIPTS = Path(__file__).parent / "recorded"
+X = np.random.default_rng(0).normal(size=(4, 3)).astype("f")
+Y = np.random.default_rng(1).normal(size=(4, 2)).astype("f")
+EPS = {"float32": 1.2e-7, "float64": 2.3e-16, "bfloat16": 2**-8}
+
+
+def params():
+    return {"w": jnp.arange(6.0).reshape(3, 2) / 10, "b": jnp.full(2, 0.1)}
+
+
+def loss_fn(p, x, y):
+    return ((jnp.tanh(x @ p["w"] + p["b"]) - y) ** 2).mean()
+
+
+def step_of(tx, loss=loss_fn, **options):
+    def step(p, state, x, y):
+        value, grads = jax.value_and_grad(loss)(p, x, y)
+        updates, state = tx.update(grads, state, p)
+        return optax.apply_updates(p, updates), state, value
+
+    return jax.jit(step, **options)
+
+
+def train(step, tx, recorder=None, steps=3, p=None):
+    """The weights, slots and loss after some steps; recorded where there is a recorder."""
+    p = params() if p is None else p
+    state = tx.init(p)
+    if recorder is None:
+        for _ in range(steps):
+            p, state, loss = step(p, state, X, Y)
+        return p, state, loss
+    with recorder as rec:
+        for _ in range(steps):
+            with rec.step(x=X, y=Y, params=p, opt_state=state) as (x, y, p, state):
+                p, state, loss = step(p, state, x, y)
+                rec.log(loss=loss, params=p, opt_state=state)
+    return p, state, loss
+
+
+def bits(tree):
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def wrong_stages(path, zeros=()):
+    """The stages of a trace that are not what float64 makes of them, and how many there are."""
+    trace = harness.open_trace(path)
+    count, wrong = 0, []
+    held = {n: trace.step(n) for n in trace.steps}
+    by_name = {n: {e.name: e for e in step.entries} for n, step in held.items()}
+    for number, step in held.items():
+        entries = by_name[number]
+
+        def read(back, name, number=number):
+            found = by_name.get(number - back, {}).get(name)
+            return None if found is None else held[number - back].read(found)
+
+        values = Values(read, number, trace.graph)
+        for name, stage in trace.graph.stages.items():
+            if name not in entries or name.endswith(zeros or ("nothing",)):
+                continue
+            count += 1
+            own = np.asarray(step.read(entries[name]), np.float64)
+            again = np.asarray(values.value(stage.value))
+            apart = np.abs(own - again).max() / (np.abs(own).max() + 1e-300)
+            if own.shape != again.shape or not apart < 64 * EPS[entries[name].dtype]:
+                wrong.append((number, name, apart))
+    return wrong, count
+
+
+def names(path, number=2):
+    return {e.name for e in harness.open_trace(path).step(number).entries}
+
+
+def stages(path):
+    return {n: str(s.value) for n, s in harness.open_trace(path).graph.stages.items()}
+
+
+def run(script, *args):
+    command = [sys.executable, SCRIPTS / script, *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=SCRIPTS.parent.parent)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# A gradient that is zero but for rounding: a bias before a batch normalisation, and of keys.
+ZEROS = ("conv/bias", "key/bias")
+
+
+@pytest.mark.parametrize("script", ["jax_gpt.py", "jax_nnx.py"])
+def test_a_recorded_script_computes_the_same_bits_and_every_stage_is_right(script, tmp_path):
+    path = tmp_path / "a.trace"
+    assert run(script, path) == run(script)
+    wrong, count = wrong_stages(path, ZEROS)
+    assert wrong == []
+    assert count > 300
+    assert "forward/loss" in names(path)
+    made = stages(path)
+    undeclared = [n for n in names(path) if n.startswith(("forward/", "params/")) and n not in made]
+    assert undeclared == []
+
+
+def test_what_xla_is_given_is_the_same_program_with_marks(tmp_path):
+    tx = optax.adamw(1e-2)
+    plain = step_of(tx).lower(params(), tx.init(params()), X, Y).as_text()
+    with harness.record(params(), tx, out=tmp_path / "a.trace"):
+        marked = step_of(tx).lower(params(), tx.init(params()), X, Y).as_text()
+    assert plain == marked
+
+
+@pytest.mark.parametrize(
+    ("tx", "op"),
+    [
+        (optax.sgd(0.1), "descend("),
+        (optax.sgd(0.1, momentum=0.9), "along_velocity("),
+        (optax.sgd(0.1, momentum=0.9, nesterov=True), "nesterov("),
+        (optax.adam(1e-2), "adam("),
+        (optax.adamw(1e-2, weight_decay=0.1), "decay_weights(adam("),
+        (optax.rmsprop(1e-2), "over_root_inside("),
+        (optax.rmsprop(1e-2, eps_in_sqrt=False), "over_root("),
+        (optax.adagrad(1e-2), "over_root_inside("),
+        (optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(0.1)), "descend("),
+        (optax.chain(optax.clip(0.01), optax.sgd(0.1)), "descend("),
+        (optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1)), "descend("),
+        (optax.adam(optax.linear_schedule(1e-2, 1e-3, 5)), "adam("),
+        (optax.inject_hyperparams(optax.sgd)(learning_rate=0.1), "descend("),
+    ],
+)
+def test_an_update_is_recognised_by_its_formula(tx, op, tmp_path):
+    path = tmp_path / "a.trace"
+    plain = bits(train(step_of(tx), tx))
+    assert bits(train(step_of(tx), tx, harness.record(params(), tx, out=path))) == plain
+    assert stages(path)["params/w"].startswith(op)
+    assert wrong_stages(path)[0] == []
+
+
+def test_gradients_clipped_ones_slots_and_the_rate_are_named(tmp_path):
+    path = tmp_path / "a.trace"
+    tx = optax.chain(optax.clip_by_global_norm(0.1), optax.adam(1e-2))
+    train(step_of(tx), tx, harness.record(params(), tx, out=path))
+    assert names(path) == {
+        *("inputs/x", "inputs/y", "forward/loss_fn/linear", "forward/loss"),
+        *("backward/loss_fn/linear", "grads/w", "grads/b", "update/global_norm"),
+        *("update/clipped/w", "update/clipped/b", "update/learning_rate"),
+        *("optimizer/w/m", "optimizer/w/v", "optimizer/b/m", "optimizer/b/v"),
+        *("params/w", "params/b"),
+    }
+    assert {"inputs/params/w", "inputs/params/b"} <= names(path, 1)
+
+
+def test_nothing_is_left_behind_after_the_block_also_after_an_error(tmp_path):
+    def state():
+        found = core.Primitive.bind, core.EvalTrace.process_primitive, api.vjp
+        return *found, pjit._run_python_pjit, pjit._get_fastpath_data
+
+    before, tx = state(), optax.sgd(0.1)
+    train(step_of(tx), tx, harness.record(params(), tx, out=tmp_path / "a.trace"))
+    assert state() == before
+
+    def fails():
+        with harness.record(params(), tx, out=tmp_path / "b.trace") as rec, rec.step(x=X) as x:
+            step_of(tx)(params(), tx.init(params()), x, Y)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert state() == before
+    text = str(jax.make_jaxpr(step_of(tx))(params(), tx.init(params()), X, Y))
+    assert jax_marks.mark_p.name not in text
+
+
+def test_arguments_that_a_step_gives_away_and_a_step_compiled_before_the_block(tmp_path):
+    path, tx = tmp_path / "a.trace", optax.adam(1e-2)
+    step = step_of(tx, donate_argnums=(0, 1))
+    plain = bits(train(step, tx))
+    assert bits(train(step, tx, harness.record(params(), tx, out=path))) == plain
+    assert wrong_stages(path)[0] == []
+    assert "backward/loss_fn/linear" in names(path)
+
+
+def test_a_step_that_is_not_compiled(tmp_path):
+    path, tx = tmp_path / "a.trace", optax.adam(1e-2)
+    with jax.disable_jit(False):
+        step = step_of(tx).__wrapped__
+    plain = bits(train(step, tx))
+    assert bits(train(step, tx, harness.record(params(), tx, out=path))) == plain
+    assert wrong_stages(path)[0] == []
+    assert {"grads/w", "backward/loss_fn/linear", "params/w"} <= names(path)
+
+
+def test_a_state_that_is_neither_handed_nor_logged_is_found_by_its_formula(tmp_path):
+    path, tx = tmp_path / "a.trace", optax.adam(1e-2)
+    step, p = step_of(tx), params()
+    state = tx.init(p)
+    with harness.record(p, state, out=path) as rec:
+        for _ in range(3):
+            with rec.step(x=X, y=Y) as (x, y):
+                p, state, loss = step(p, state, x, y)
+                rec.log(loss=float(loss))
+    assert {"params/w", "optimizer/w/m", "forward/loss"} <= names(path)
+    assert wrong_stages(path)[0] == []
+
+
+def test_a_state_of_other_arrays_than_those_that_were_recorded_has_no_wrong_stage(tmp_path):
+    path, tx = tmp_path / "a.trace", optax.adam(1e-2)
+    step, p, state = step_of(tx), params(), tx.init(params())
+    with harness.record(params(), tx.init(params()), out=path) as rec:
+        for _ in range(3):
+            with rec.step(x=X, y=Y) as (x, y):
+                p, state, loss = step(p, state, x, y)
+                rec.log(loss=loss, params=p, opt_state=state)
+    assert wrong_stages(path)[0] == []
+    assert {"grads/w", "params/w", "optimizer/w/m"} <= names(path)
+
+
+def test_a_tap_is_named_as_the_script_says_and_has_its_gradient(tmp_path):
+    tx = optax.sgd(0.1)
+    recorder = harness.record(params(), tx, out=tmp_path / "a.trace")
+
+    def loss(p, x, y):
+        hidden = recorder.tap("hidden", jnp.tanh(x @ p["w"]))
+        return ((hidden + p["b"] - y) ** 2).mean()
+
+    train(step_of(tx, loss), tx, recorder)
+    assert {"forward/hidden", "backward/hidden"} <= names(tmp_path / "a.trace")
+    assert wrong_stages(tmp_path / "a.trace")[0] == []
+
+
+def test_equinox_modules_under_vmap(tmp_path):
+    eqx = pytest.importorskip("equinox")
+    path, tx = tmp_path / "a.trace", optax.adam(1e-2)
+    model = eqx.nn.MLP(3, 2, 8, 2, activation=jax.nn.silu, key=jax.random.key(0))
+
+    @eqx.filter_jit
+    def step(model, state, x, y):
+        def loss(model):
+            return ((jax.vmap(model)(x) - y) ** 2).mean()
+
+        value, grads = eqx.filter_value_and_grad(loss)(model)
+        updates, state = tx.update(grads, state, eqx.filter(model, eqx.is_array))
+        return eqx.apply_updates(model, updates), state, value
+
+    first = tx.init(eqx.filter(model, eqx.is_array))
+
+    def go(recorder=None):
+        now, state = model, first
+        for _ in range(3):
+            if recorder is None:
+                now, state, loss = step(now, state, X, Y)
+                continue
+            with recorder.step(x=X, y=Y) as (x, y):
+                now, state, loss = step(now, state, x, y)
+                recorder.log(loss=loss, params=now, opt_state=state)
+        return bits(eqx.filter((now, state), eqx.is_array))
+
+    plain = go()
+    with harness.record(model, first, out=path) as rec:
+        assert go(rec) == plain
+    assert {"forward/layers/0", "backward/layers/0", "forward/model"} & names(path)
+    assert wrong_stages(path)[0] == []
+
+
+def test_a_state_of_another_run_is_handed_through_the_step(tmp_path):
+    tx = optax.adam(1e-2)
+    recorder = harness.record(params(), tx, out=tmp_path / "a.trace")
+    with recorder as rec:
+        given = {"params/w": np.ones((3, 2), "f"), "optimizer/w/m": np.full((3, 2), 2, "f")}
+        rec._adapter.load(given, 7)
+        p, state = params(), tx.init(params())
+        with rec.step(x=X, params=p, opt_state=state) as (_, p, state):
+            assert (np.asarray(p["w"]) == 1).all()
+            assert (np.asarray(p["b"]) == np.float32(0.1)).all()
+            assert (np.asarray(state[0].mu["w"]) == 2).all()
+            assert int(state[0].count) == 7
+        rec._adapter.load(given, 7)
+        with pytest.raises(HarnessError, match="through the step"), rec.step(x=X):
+            pass
+
+
+def test_what_holds_no_arrays_is_refused():
+    with pytest.raises(HarnessError, match="holds no arrays"):
+        harness.record(params(), 3)
+
+
+def test_float64_that_jax_is_not_told_of_is_said(tmp_path, capsys):
+    recorder = harness.record(params(), out=tmp_path / "a.trace")
+    recorder._adapter.begin("float64")
+    recorder._adapter.end()
+    assert "JAX_ENABLE_X64" in capsys.readouterr().err
+    assert set(recorder._adapter.narrower()) == {"params/w", "params/b"}
