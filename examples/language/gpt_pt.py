@@ -6,14 +6,14 @@ python gpt_pt.py --steps 20 --autocast
 import argparse
 from contextlib import nullcontext
 
+import numpy as np
 import torch
 from text import CHARACTERS, batches
 from torch import nn
 from torch.nn import functional
+from weights import HEADS, LAYERS, LENGTH, WIDTH, initial
 
 import harness
-
-WIDTH, HEADS, LAYERS, LENGTH = 32, 4, 2, 16
 
 
 class Block(nn.Module):
@@ -55,6 +55,28 @@ class GPT(nn.Module):
         return self.head(self.norm(h))
 
 
+def ported(weights):
+    """The weights in the names and layouts of this program."""
+    found = {"tokens.weight": weights["tokens"], "places.weight": weights["places"]}
+    found["head.weight"] = weights["head"].T
+
+    def norm(name, p):
+        found[f"{name}.weight"], found[f"{name}.bias"] = p["scale"], p["bias"]
+
+    def dense(name, *parts):
+        found[f"{name}.weight"] = np.concatenate([p["kernel"].T for p in parts])
+        found[f"{name}.bias"] = np.concatenate([p["bias"] for p in parts])
+
+    norm("norm", weights["norm"])
+    for i, p in enumerate(weights["blocks"]):
+        dense(f"blocks.{i}.qkv", p["query"], p["key"], p["value"])
+        for name in ("out", "wide", "narrow"):
+            dense(f"blocks.{i}.{name}", p[name])
+        norm(f"blocks.{i}.norm1", p["norm1"])
+        norm(f"blocks.{i}.norm2", p["norm2"])
+    return {name: torch.tensor(array) for name, array in found.items()}
+
+
 def main():
     """Train for some steps."""
     parser = argparse.ArgumentParser()
@@ -62,8 +84,8 @@ def main():
     parser.add_argument("--epsilon", type=float, default=1e-5, help="of the layer norms")
     parser.add_argument("--autocast", action="store_true", help="matrix products in bfloat16")
     given = parser.parse_args()
-    torch.manual_seed(1)
     model = GPT(given.epsilon)
+    model.load_state_dict(ported(initial()))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
     low = torch.autocast("cpu", torch.bfloat16) if given.autocast else nullcontext()
     with harness.record(model, optimizer) as rec:

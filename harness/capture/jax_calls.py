@@ -120,8 +120,7 @@ class Calls:
 
     def back(self, name: str, thing: Thing) -> None:
         """The gradient by a point."""
-        if self.step.whole or self.step.fed:
-            self._see(name.replace("forward/", "backward/", 1), thing)
+        self._see(name.replace("forward/", "backward/", 1), thing)
 
     def objective(self, thing: Thing) -> str:
         """What is differentiated: a number."""

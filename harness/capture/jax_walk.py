@@ -94,6 +94,9 @@ class Sink(Protocol):
         """A number that was made of all elements of tensors: perhaps a norm."""
 
 
+PRODUCTS = ("linear", "conv")
+
+
 class Walk:
     """One pass over equations, in the order in which they run."""
 
@@ -105,11 +108,15 @@ class Walk:
         self._open: dict[int, list[tuple[str, tuple[int, ...]]]] = before._open if before else {}
         self._by: dict[tuple[int, int], tuple[Operand, Any]] = before._by if before else {}
         self._several = False
+        # Products that have a name to give, by their expressions: to the sum with their bias.
+        self._products: dict[int, tuple[Thing, str, int]] = {}
+        self._whole: Any = None  # the outermost function
 
     def closed(self, jaxpr: Any, args: Sequence[Thing], on_way_back: bool = False) -> list[Thing]:
         """The results of a function of these arguments."""
         env: dict[Any, Thing] = {}
         inner = jaxpr.jaxpr
+        self._whole = self._whole or jaxpr
         for var, const in zip(inner.constvars, jaxpr.consts, strict=True):
             env[var] = self.constant(const)
         env.update(zip(inner.invars, args, strict=True))
@@ -117,7 +124,10 @@ class Walk:
             ins = [self._read(env, v) for v in eqn.invars]
             outs = self._equation(eqn, ins, on_way_back or _is_back(eqn))
             env.update(zip(eqn.outvars, outs, strict=True))
-        return [self._read(env, v) for v in inner.outvars]
+        found = [self._read(env, v) for v in inner.outvars]
+        for thing in found if jaxpr is self._whole else ():
+            self._name_product(thing)
+        return found
 
     def constant(self, value: Any) -> Thing:
         """A value that the function has of its own."""
@@ -162,10 +172,17 @@ class Walk:
     ) -> None:
         """Find how the results of one primitive are made."""
         if primitive is marks.mark_p:
+            if id(ins[0].expr) in self._products:
+                self._name_product(ins[0])
             self._marked(params, ins[0], outs[0])
             return
         if on_way_back:
             return
+        if any(id(x.expr) in self._products for x in ins):
+            if primitive.name == "add" and self._with_bias(params, ins, outs):
+                return
+            for x in ins:
+                self._name_product(x)
         if self._folded(primitive, params, ins, outs, eqn):
             return
         rule = RULES.get(primitive.name)
@@ -213,7 +230,10 @@ class Walk:
         kind, key, name = params["kind"], params["key"], params["name"]
         out.expr = value.expr
         axes = marks.order(len(out.shape), params["axes"])
-        if kind in (marks.POINT, marks.TAP):
+        plain = axes == sorted(axes) and isinstance(out.expr, Made)
+        if kind == marks.POINT and plain and out.expr.op in PRODUCTS:
+            self._products[id(out.expr)] = out, name, key
+        elif kind in (marks.POINT, marks.TAP):
             found = self.sink.point(name, _turned(out, axes), kind == marks.TAP)
             self._open.setdefault(key, []).append((found, out.shape))
             out.expr = permuted(found, [axes.index(k) for k in range(len(axes))])
@@ -230,6 +250,30 @@ class Walk:
             by, shape = self._by.get((key, name), (UNKNOWN, None))
             known = shape == out.shape and not self._several
             out.expr = self.sink.gradient(by, out) if known else UNKNOWN
+
+    def _with_bias(self, params: Any, ins: list[Thing], outs: list[Thing]) -> bool:
+        """The sum of a product and its bias has the product's name, as in other frameworks."""
+        made = RULES["add"](Call(params, ins, outs, self.sink.keep))
+        if not isinstance(made, Made) or made.op not in ("bias", "bias_channels"):
+            return False
+        waiting = self._products.pop(id(made.operands[0]), None)
+        if waiting is None:
+            return False
+        _, name, key = waiting
+        outs[0].expr = made
+        found = self.sink.point(name, outs[0])
+        self._open.setdefault(key, []).append((found, outs[0].shape))
+        outs[0].expr = found
+        return True
+
+    def _name_product(self, thing: Thing) -> None:
+        """A product that something else reads has its name itself."""
+        waiting = self._products.pop(id(thing.expr), None)
+        if waiting is not None:
+            product, name, key = waiting
+            found = self.sink.point(name, product)
+            self._open.setdefault(key, []).append((found, product.shape))
+            product.expr = thing.expr = found
 
     def _folded(
         self, primitive: Any, params: Any, ins: list[Thing], outs: list[Thing], eqn: Any

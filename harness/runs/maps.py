@@ -52,9 +52,13 @@ class Maps:
 
     def hand_over(self, run: AnyRun, hand: HandOver, leader: AnyRun) -> HandOver:
         """What run is handed of the reference's trace."""
-        there = self.known(run.label, leader.label) is not None
-        file = str(self.file(run.label, leader.label).resolve()) if there else None
-        return HandOver(hand.what, leader.trace, file, there, hand.seed)
+        found = self.known(run.label, leader.label)
+        if found is None:
+            return HandOver(hand.what, leader.trace, seed=hand.seed)
+        # A file of its own: what is found of the whole run later is another map.
+        file = self.folder / f"{run.label}-{leader.label}.start.toml"
+        write_alignment(found, file)
+        return HandOver(hand.what, leader.trace, str(file.resolve()), True, hand.seed)
 
     def _search(self, a: AnyRun, b: AnyRun) -> Alignment | None:
         traces = open_trace(a.trace), open_trace(b.trace)
