@@ -314,6 +314,12 @@ def clipped(norm: Operand, limit: Operand, no: Operand, yes: Operand) -> Operand
             limit,
         ):
             return made("clip_by_norm", yes, by, most)
+        case Made("_over", (g, by)) if (g, by, limit) == (
+            yes,
+            core(norm),
+            1,
+        ):  # times 1 is left out
+            return made("clip_by_norm", yes, by, 1.0)
     return None
 
 

@@ -21,6 +21,10 @@ LEFT_OUT = {
     "decay_gradient": "does not decay this parameter",
     "stop_gradient": "lets gradients pass",
 }
+EXCHANGED = {
+    ("clip_torch", "clip_by_norm"): "adds nothing to the norm that it divides by (torch adds 1e-6)",
+    ("clip_by_norm", "clip_torch"): "adds 1e-6 to the norm that it divides by (as torch does)",
+}
 PUT_IN = {
     "scale": "multiplies {what} by {number}",
     "decay_weights": "decays this parameter (weight decay {number})",
@@ -80,6 +84,8 @@ def _words(x: Node, y: Node) -> str:
         return f"takes {figure(float(y.arg('value')))} for {name} {figure(float(x.arg('value')))}"
     if x.op == y.op and x.args != y.args and not is_ref(x):
         return _arguments(x, y)
+    if (x.op, y.op) in EXCHANGED:
+        return EXCHANGED[x.op, y.op]
     kin = next((k for k in OPS[x.op].kin if _is(k.formula, y)), None) if x.op in OPS else None
     if kin is not None:
         return kin.does
