@@ -224,10 +224,10 @@ class Harness:
     def _kept(self) -> str:
         """What is to be said of traces that pytest is told to remove."""
         config = self._item.config
-        policy = config.getini("tmp_path_retention_policy")
+        none = config.getini("tmp_path_retention_policy") == "none"
         given = config.option.basetemp is not None and not hasattr(config, "workerinput")
-        if policy != "none" or given:
+        if given or not (none or int(config.getini("tmp_path_retention_count")) == 0):
             return ""
         return (
-            "\n  (tmp_path_retention_policy is none: pytest removes these traces; --basetemp keeps)"
+            "\n  (by its tmp_path_retention settings pytest removes these traces; --basetemp keeps)"
         )

@@ -12,6 +12,7 @@ from harness.report.terminal import figures, headline
 from harness.trace import Header, TensorEntry, Trace, TraceError
 
 WIDTH = 96
+LABEL = 24  # characters of what a row is called; one that is longer moves its own row alone
 SHOWN = 4  # of a list that could be long
 ESTIMATED = "distances marked as estimated"  # what a note on sketches begins with
 
@@ -30,7 +31,8 @@ def failure(
     first = result.first_divergence
     rows: list[tuple[str, str]] = []
     if first:
-        rows += ((name, _in_python(text, first.tensor)) for name, text in figures(result, first))
+        rows += figures(result, first)
+        rows[-1] = rows[-1][0], _in_python(rows[-1][1], first.tensor)  # what would pass
         if first.estimated:
             rows[1:1] = _statistics(traces, first.step, first.tensor, result.labels)
     rows += [("structure", line) for line in _structure(result)]
@@ -44,7 +46,7 @@ def failure(
     if len(notes) > SHOWN:
         rows.append(("", f"and {len(notes) - SHOWN} more notes: harness diff shows all"))
     fixed = [*zip(result.labels, (result.a, result.b), strict=True), *commands]
-    width = max(len(name) for name, _ in [*rows, *fixed])
+    width = min(LABEL, max(len(name) for name, _ in [*rows, *fixed]))
     lines += [line for row in rows for line in _wrapped(*row, width)]
     lines += [f"  {name:{width}}  {text}" for name, text in fixed]
     return "\n".join(lines)

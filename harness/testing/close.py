@@ -12,7 +12,7 @@ from harness.compare import diff
 from harness.errors import HarnessError
 from harness.explain import explain_traces
 from harness.report.failure import failure
-from harness.testing.given import arrays, is_trace, opened, write
+from harness.testing.given import arrays, is_trace, opened, unlike_all, write
 from harness.trace import Alignment, Trace, remove_trace
 
 SEARCH = "search"  # in the place of a map: find it, as `harness diff` does
@@ -136,6 +136,9 @@ def words_of(paths: Sequence[Path]) -> str:
 def _arrays(a: Any, b: Any, folder: Path, rule: Rule) -> str | None:
     """The same for arrays: as traces of one step, which are gone again where they are close."""
     given = arrays(a, b)
+    unlike = unlike_all(*given)
+    if unlike:
+        return "\n  ".join(["STRUCTURE: a and b do not hold the same arrays", *unlike])
     number = sum(1 for _ in folder.glob("arrays-*-a.trace")) + 1
     traces = [
         write(one, folder / f"arrays-{number}-{side}.trace", side)

@@ -68,6 +68,23 @@ def arrays(a: Any, b: Any) -> tuple[Arrays, Arrays]:
     return one, two
 
 
+def unlike_all(a: Arrays, b: Arrays) -> list[str]:
+    """Why no array of one side can be compared with one of the other; empty where any can."""
+    lines = []
+    for side, own, other in (("a", a, b), ("b", b, a)):
+        missing = [name for name in other.tensors if name not in own.tensors]
+        lines += [f"not in {side}: {', '.join(missing)}"] if missing else []
+    for name in (name for name in a.tensors if name in b.tensors):
+        x, y = (np.asarray(side.tensors[name]) for side in (a, b))
+        if x.shape != y.shape:
+            lines.append(f"another shape: {name} {list(x.shape)} | {list(y.shape)}")
+        elif x.dtype != y.dtype and not (is_float(str(x.dtype)) and is_float(str(y.dtype))):
+            lines.append(f"another dtype: {name} {x.dtype} | {y.dtype}")
+        else:
+            return []
+    return lines
+
+
 def write(given: Arrays, path: Path, label: str) -> Path:
     """Arrays as a trace of one step."""
     with TraceWriter(path, label=label, dtype=given.dtype) as trace:
