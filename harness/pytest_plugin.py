@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FOLDER, UPDATE = "harness_golden", "--harness-update"
 PROPERTY = "harness_golden"  # of a report: what became of a golden trace
+WRITTEN = pytest.StashKey[set[Path]]()  # by this process: what else has their name is compared
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -166,7 +167,7 @@ class Harness:
         """Fail unless a trace (or arrays) is close to the golden trace of that name.
 
         `name` is by default the test's own. With --harness-update the golden trace is written in
-        place of being compared with.
+        place of being compared with, by the first that has the name; others are compared with it.
         """
         __tracebackhide__ = True
         from harness.errors import HarnessError
@@ -204,9 +205,13 @@ class Harness:
         command = f"pytest {shlex.quote(node)} {UPDATE}"
         golden = Golden(path, shown, file.name, command)
         trace = trace_of(given, self._folder, self._label(alone=True))
-        if not config.getoption(UPDATE):
+        written = config.stash.setdefault(WRITTEN, set())
+        if path in written:
+            golden = golden._replace(update="give each its own golden trace")
+        if path in written or not config.getoption(UPDATE):
             return why_not_golden(trace, golden, rule)
         done = update(trace, golden)
+        written.add(path)
         self._item.user_properties.append((PROPERTY, f"{done.state} {shown}: {done.words()}"))
         return None
 

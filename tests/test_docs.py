@@ -1,5 +1,6 @@
 """What the documents promise: commands that parse, names that exist, fields that are there."""
 
+import glob
 import json
 import re
 import runpy
@@ -167,8 +168,8 @@ def see(pytester, words, shown):
     torch = "import torch" in (pytester.path / words[1]).read_text()
     run = pytester.runpytest_subprocess if torch else pytester.runpytest_inprocess
     result = run("-p", "harness.pytest_plugin", *words[1:])
-    wanted = [line for line in shown if line != "..."]
-    result.stdout.fnmatch_lines(["*" + line.replace("...", "*") for line in wanted])
+    wanted = (line.split("...") for line in shown if line != "...")
+    result.stdout.fnmatch_lines(["*".join(map(glob.escape, parts)) for parts in wanted])
 
 
 def test_the_workflow_is_one_and_calls_what_there_is():

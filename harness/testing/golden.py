@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import filelock
+import msgspec
 import platformdirs
 
-from harness.compare import diff
+from harness.compare import DiffResult, diff
 from harness.errors import HarnessError
 from harness.report.failure import failure
 from harness.testing.close import Rule, words_of
@@ -83,7 +84,7 @@ def why_not_golden(given: Trace, golden: Golden, rule: Rule) -> str | None:
                 f"the golden trace {golden.shown} is damaged ({error}): take it from version "
                 f"control, or make it anew with  {golden.update}"
             ) from None
-        result = diff(given.path, golden.path, **rule._asdict())
+        result = _compared(given, golden.path, rule)
         if result.equivalent:
             return None
         commands = [
@@ -91,6 +92,16 @@ def why_not_golden(given: Trace, golden: Golden, rule: Rule) -> str | None:
             ("if meant", golden.update),
         ]
         return failure(result, None, commands)
+
+
+def _compared(given: Trace, golden: Path, rule: Rule) -> DiffResult:
+    """The diff. A sketch goes by the name in the file, so behind roles sketches are compared."""
+    if not given.header.roles:
+        return diff(given.path, golden, **rule._asdict())
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "given.trace"
+        write_sketched(given, made, given.header.label, Program("script", "", ""))
+        return msgspec.structs.replace(diff(made, golden, **rule._asdict()), a=str(given.path))
 
 
 def update(given: Trace, golden: Golden) -> Written:
