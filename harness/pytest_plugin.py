@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         UPDATE,
         action="store_true",
         default=False,
-        help="Write the golden traces of the tests that run, or replace them, and compare nothing.",
+        help="Write the golden traces of the tests that run, or replace them.",
     )
     parser.addini(FOLDER, "Folder of golden traces, from that of the test file on.", None, "golden")
 
