@@ -1,5 +1,6 @@
 """What the documents promise: commands that parse, names that exist, fields that are there."""
 
+import glob
 import json
 import re
 import runpy
@@ -15,8 +16,11 @@ from harness.cli.main import harness as command_line
 from harness.models.ops import OPS, parameters
 from harness.trace.schema import Header, StepEntry, TensorEntry
 
+pytest_plugins = ["pytester"]
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+PYTEST = (ROOT / "docs" / "pytest.md").read_text("utf-8")
 FORMAT = (ROOT / "traces" / "README.md").read_text("utf-8")
 
 
@@ -49,7 +53,7 @@ def test_the_two_commands_and_the_others_are_targets_of_the_makefile():
 
 
 def test_every_file_that_the_documents_link_to_exists():
-    for document in ("README.md", "traces/README.md", "logs/README.md"):
+    for document in ("README.md", "traces/README.md", "logs/README.md", "docs/pytest.md"):
         text = (ROOT / document).read_text("utf-8")
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
             assert (ROOT / document).parent.joinpath(link).exists(), f"{document}: {link}"
@@ -130,6 +134,58 @@ def test_public_names_are_documented_and_there_is_nothing_else():
         assert getattr(harness, name).__doc__, name
     with pytest.raises(AttributeError):
         _ = harness.nonsense
+
+
+def blocks(text):
+    """The language and the text of every block of code, in order."""
+    return re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_the_page_on_pytest_is_what_happens(pytester, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(pytester.path / "cache"))
+    commands = 0
+    for language, text in blocks(PYTEST):
+        if language == "python":
+            (pytester.path / text.split()[1]).write_text(text)
+        elif language == "console":
+            for command, shown in re.findall(r"^\$ (.*)\n((?:[^$].*\n)*)", text, re.MULTILINE):
+                commands += 1
+                see(pytester, shlex.split(command), shown.splitlines())
+    assert commands >= 4
+    last = pytester.runpytest_inprocess("-p", "harness.pytest_plugin", "test_arrays.py")
+    last.assert_outcomes(passed=1)
+
+
+def see(pytester, words, shown):
+    """Run a command of the page, and see that it prints what is shown there."""
+    if words[0] == "harness":
+        command = command_line.get_command(click.Context(command_line), words[1])
+        command.make_context("harness", words[2:])
+        return
+    assert words[0] == "pytest"
+    torch = "import torch" in (pytester.path / words[1]).read_text()
+    run = pytester.runpytest_subprocess if torch else pytester.runpytest_inprocess
+    result = run("-p", "harness.pytest_plugin", *words[1:])
+    wanted = (line.split("...") for line in shown if line != "...")
+    result.stdout.fnmatch_lines(["*".join(map(glob.escape, parts)) for parts in wanted])
+
+
+def test_the_workflow_is_one_and_calls_what_there_is():
+    yaml = pytest.importorskip("yaml")
+    text = (ROOT / "docs" / "upgrade.yml").read_text("utf-8")
+    workflow = yaml.safe_load(text)
+    (job,) = workflow["jobs"].values()
+    matrix = job["strategy"]["matrix"]
+    assert all(set(row) == set(matrix) - {"include"} for row in matrix["include"])
+    named = set(re.findall(r"matrix\.(\w+)", text))
+    assert named == set(matrix) - {"include"}
+    assert all(("uses" in step) != ("run" in step) for step in job["steps"])
+    (tests,) = (step["run"] for step in job["steps"] if "-m pytest" in step.get("run", ""))
+    folder = re.search(r"--basetemp=(\S+)", tests)[1]
+    assert f"path: {folder}\n" in text
+    assert not re.search(r"\w\.(org|com|io)\b", text)
 
 
 def test_no_corpus_is_committed():

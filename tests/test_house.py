@@ -28,7 +28,8 @@ ORDER = (
     ("runs",),  # starts sides, compares, has it explained, and knows the faults by name
     ("scoreboard", "bench"),  # make many runs and count
     ("report",),  # shows results: of these and of runs it reads the values alone (VALUES)
-    ("cli",),
+    ("testing",),  # what a test asserts of traces: compares, explains and reports
+    ("cli", "pytest_plugin"),
     ("__main__", "run"),  # python -m harness, python -m harness.run
 )
 # The modules with results: what a report may import of packages that do something.

@@ -39,12 +39,12 @@ def show_diff(out: Console, result: DiffResult, verdict: str | None = None) -> N
     """
     a, b = result.labels
     if verdict is None:
-        out.print(Text(_headline(result), STYLES.get(result.status, "bold red")))
+        out.print(Text(headline(result), STYLES.get(result.status, "bold red")))
     elif verdict != result.status:
         out.print(Text(f"The traces as compared, before anything was run again: {_parted(result)}"))
     rows: list[tuple[str, str]] = []
     if result.first_divergence:
-        rows += _figures(result, result.first_divergence)
+        rows += figures(result, result.first_divergence)
     if result.onset:
         rows.append(("first bits to differ", f"{place(result.onset)}{_onset(result.onset)}"))
     rows.append(("tolerance", _tolerance(result)))
@@ -74,7 +74,8 @@ def show_diff(out: Console, result: DiffResult, verdict: str | None = None) -> N
         out.print(_step_table(result.steps, a, b, first.step if first else None))
 
 
-def _headline(result: DiffResult) -> str:
+def headline(result: DiffResult) -> str:
+    """How the traces compare, in a line."""
     a, b = result.labels
     if result.status == "identical":
         return f"IDENTICAL: {a} and {b} agree bit for bit"
@@ -130,7 +131,8 @@ def _own_eps(found: Difference) -> float | None:
     return abs(a - b) / size / unit
 
 
-def _figures(result: DiffResult, first: Difference) -> list[tuple[str, str]]:
+def figures(result: DiffResult, first: Difference) -> list[tuple[str, str]]:
+    """Where the traces part and by how much, as names and what they stand for."""
     a, b = result.labels
     last = result.last_agreeing
     agreed = ("last that agreed", f"{last.tensor} of step {last.step}" if last else "none")

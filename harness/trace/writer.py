@@ -58,7 +58,7 @@ SMALL = 64  # bytes: to say where such a tensor lies takes more than to store it
 OWN_FILE = re.compile(r"trace\.json(\.partial)?|index\.jsonl|step-\d{8,}\.(safetensors|partial)")
 
 
-class _Line(TensorEntry, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class WrittenEntry(TensorEntry, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """An entry as it is written: without the keys that have their default."""
 
 
@@ -404,7 +404,7 @@ class TraceWriter:
                 kept[entry.identity] = how
         where = dict(stored=how and how.stored, same_as=place)
         changed = msgspec.structs.replace(entry, **where, **stage._asdict())
-        return _Line(*msgspec.structs.astuple(changed))
+        return WrittenEntry(*msgspec.structs.astuple(changed))
 
     def _append(self, line: bytes) -> None:
         """Add a line to the index, whole or not at all: later lines would follow half of one."""
