@@ -21,7 +21,7 @@ class Model(nn.Module):
     def __init__(self):
         super().__init__()
         self.encoder = nn.Embedding(len(CHARACTERS), WIDTH)
-        self.rnn = nn.LSTM(WIDTH, HIDDEN, batch_first=True)
+        self.rnn = nn.LSTM(WIDTH, HIDDEN, bias=False, batch_first=True)
         self.decoder = nn.Linear(HIDDEN, len(CHARACTERS))
 
     def forward(self, x):

@@ -14,8 +14,9 @@ from harness.align.found import PROOF, Found, Rules, bits
 from harness.align.layouts import agreement, layouts
 from harness.align.units import Array, Facet, Unit, informs, tolerance
 from harness.align.values import ENOUGH, candidates, fit_of
+from harness.models.habits import parent
 from harness.trace.alignment import Sure
-from harness.trace.chain import Chain, MisfitError, Move
+from harness.trace.chain import Chain, MisfitError, Move, parse_chain
 
 ASKED = 512  # elements of a whole that are looked up in the parts
 LINES = 32  # lines of elements along an axis, by which it is known where a part ends
@@ -260,3 +261,39 @@ def _sum_of(x: Unit, z: Unit, y: Unit) -> Found | None:
             whole = Chain((Move("sum", (2,)), *chain.moves))
             return Found((x, z), (y,), whole, "certain", ("values",))
     return None
+
+
+def biases_together(found: Sequence[Found], a: Sequence[Unit], b: Sequence[Unit]) -> list[Found]:
+    """The matches, where a bias without partner belongs to one that has: they add up to the other.
+
+    So a layer of PyTorch's keeps two where others have one. No numbers prove it before the start
+    is the same: it is what shapes and names say.
+    """
+    made = list(found)
+    for k, match in enumerate(found):
+        alone = len(match.a) == len(match.b) == 1
+        if not alone or "values" in match.by or match.chain.moves:
+            continue
+        (x,), (y,) = match.a, match.b
+        one, other = _beside(x, a), _beside(y, b)
+        if one is not None and other is None:
+            made[k] = Found((x, one), (y,), parse_chain(("sum 2",)), "likely", ("name", "shape"))
+        elif other is not None and one is None:
+            made[k] = Found(
+                (x,), (y, other), parse_chain(("unsum 2",)), "likely", ("name", "shape")
+            )
+    return made
+
+
+def _beside(unit: Unit, left: Sequence[Unit]) -> Unit | None:
+    """The one bias that is left of the same layer and size as another, if there is one."""
+    if "bias" not in unit.name or len(unit.shape) != 1:
+        return None
+    beside = [
+        u
+        for u in left
+        if parent(u.name) == parent(unit.name) and u.shape == unit.shape and "bias" in u.name
+    ]
+    # Layers above one another have parameters side by side: the number that ends the name tells.
+    same = [u for u in beside if u.name[-1:] == unit.name[-1:]]
+    return same[0] if len(same) == 1 else None

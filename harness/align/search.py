@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.align.found import Found, Rules
-from harness.align.fused import fused, sums, sums_of_values
+from harness.align.fused import biases_together, fused, sums, sums_of_values
 from harness.align.layouts import without_batch
 from harness.align.places import Order, as_siblings_lie, doubtful, grouped, placed
 from harness.align.slots import paired_slots
@@ -114,6 +114,8 @@ class _Search:
         self.take(section, list(grouped(*self.left(section), self.found[section], order)))
         a, b = self.left(section)
         self.take(section, list(placed(a, b, self.tied[section], order, self.rules)))
+        if section == "params":
+            self.found[section] = biases_together(self.found[section], *self.left(section))
 
     def result(self, slots: tuple[Match, ...], notes: tuple[str, ...]) -> Alignment:
         """All that was found, as a map."""
