@@ -1,0 +1,67 @@
+"""The place of a verdict, as a run leaves it beside its traces."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from harness.compare.diff import Difference
+from harness.errors import HarnessError
+from harness.explain import Verdict
+from harness.explain.case import Side
+
+FILE = "verdict.json"
+LIMIT = 64 << 20
+
+
+class Found(msgspec.Struct, frozen=True):
+    """What a run found: `traces` are its own, `shown` those that show the place that decides.
+
+    `follower` is the side of `shown` that was given the other's inputs; `map` the file of the map
+    between them, if there is one.
+    """
+
+    traces: tuple[str, str]
+    labels: tuple[str, str]
+    verdict: Verdict
+    shown: tuple[str, str]
+    follower: Side | None = None
+    map: str | None = None
+
+    @property
+    def where(self) -> Difference | None:
+        """The place."""
+        return self.verdict.where
+
+
+def write_found(folder: Path, found: Found) -> None:
+    """Leave it in the folder of a run."""
+    text = msgspec.json.format(msgspec.json.encode(found), indent=2)
+    temporary = folder / f"{FILE}.part"
+    temporary.write_bytes(text)
+    os.replace(temporary, folder / FILE)
+
+
+def read_found(folder: Path) -> Found | None:
+    """What a run left in its folder; None where it left nothing. Raises HarnessError."""
+    path = folder / FILE
+    try:
+        if path.stat().st_size > LIMIT:
+            raise HarnessError(f"{path}: larger than any verdict: remove it, and run again")
+        return msgspec.json.decode(path.read_bytes(), type=Found, dec_hook=_no_hook)
+    except OSError:
+        return None
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+        raise HarnessError(f"{path}: is no verdict of a run ({error}): run again") from None
+
+
+def _no_hook(kind: Any, value: Any) -> Any:
+    raise NotImplementedError(kind)
+
+
+def same(one: tuple[str, str], two: tuple[str, str]) -> bool:
+    """Whether two pairs of traces are the same folders."""
+    return all(Path(x).resolve() == Path(y).resolve() for x, y in zip(one, two, strict=True))
