@@ -362,13 +362,20 @@ def _outer(w: Writer, x: Code, dy: Code) -> str:
 
 def _norm(w: Writer, *gradients: Code) -> str:
     np = w.dialect.np
-    return f"{np}.sqrt(sum({np}.sum(g * g) for g in [{', '.join(map(str_of, gradients))}]))"
+    return f"{np}.sqrt(sum({np}.sum(g * g) for g in {a_list(gradients)}))"
 
 
 def listed(items: Sequence[Code], brackets: str = "[]") -> str:
     """One expression as it is, several as a list or tuple."""
     inside = ", ".join(x.text for x in items)
     return inside if len(items) == 1 else brackets[0] + inside + brackets[1]
+
+
+def a_list(items: Sequence[Code]) -> str:
+    """A list; one that there is already is written as "*name"."""
+    if len(items) == 1 and items[0].text.startswith("*"):
+        return items[0].text[1:]
+    return f"[{', '.join(x.text for x in items)}]"
 
 
 def str_of(x: Code) -> str:
@@ -463,9 +470,7 @@ PLAIN: dict[str, Call] = {
     "transpose": "{w:p}.T",
     "swap_last": "{np}.swapaxes({x}, -1, -2)",
     "sum_rows": lambda w, dy: f"{w.dialect.np}.sum({dy}, axis={axes_but(dy.ndim, -1)})",
-    "sum_channels": lambda w, dy, axis: (
-        f"{w.dialect.np}.sum({dy}, axis={axes_but(dy.ndim, axis)})"
-    ),
+    "sum_channels": lambda w, dy, axis: f"{w.dialect.np}.sum({dy}, axis={axes_but(dy.ndim, axis)})",
     "sum_to": _sum_to,
     "block": _block,
     "part": _part,

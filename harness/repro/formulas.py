@@ -33,7 +33,9 @@ def _take(value: Any, wanted: str, found: dict[str, str]) -> str:
         found[wanted] = f"{wanted} = functools.partial({inner}, *{value.args!r})"
         return wanted
     if not str(getattr(value, "__module__", "harness")).startswith("harness"):
-        found.setdefault(f"{wanted} ", f"from {value.__module__} import {value.__name__} as {wanted}")
+        found.setdefault(
+            f"{wanted} ", f"from {value.__module__} import {value.__name__} as {wanted}"
+        )
         return wanted
     if isinstance(value, type):
         return _class(value, found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -18,23 +17,38 @@ LIMIT = 64 << 20
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What a run found: `traces` are its own, `shown` those that show the place that decides.
+    """What a run found, in the words of its report.
 
-    `follower` is the side of `shown` that was given the other's inputs; `map` the file of the map
-    between them, if there is one.
+    `traces` are its own, `shown` those that show the place that decides; `follower` is the side of
+    those that was given the other's inputs, if one was, and `map` the file of the map between them.
     """
 
     traces: tuple[str, str]
-    labels: tuple[str, str]
-    verdict: Verdict
-    shown: tuple[str, str]
+    label: str
+    sentence: str
+    where: Difference | None = None
+    side: str | None = None
+    cause: str | None = None
+    evidence: tuple[str, ...] = ()
+    shown: tuple[str, str] | None = None
     follower: Side | None = None
     map: str | None = None
 
-    @property
-    def where(self) -> Difference | None:
-        """The place."""
-        return self.verdict.where
+    @classmethod
+    def of(cls, traces: tuple[str, str], verdict: Verdict, map_: str | None) -> Found:
+        """What is kept of a verdict."""
+        return cls(
+            traces,
+            verdict.label,
+            verdict.sentence,
+            verdict.where,
+            verdict.side,
+            verdict.causes[0].sentence if verdict.causes else None,
+            verdict.evidence,
+            verdict.traces,
+            verdict.follower,
+            map_,
+        )
 
 
 def write_found(folder: Path, found: Found) -> None:
@@ -51,15 +65,11 @@ def read_found(folder: Path) -> Found | None:
     try:
         if path.stat().st_size > LIMIT:
             raise HarnessError(f"{path}: larger than any verdict: remove it, and run again")
-        return msgspec.json.decode(path.read_bytes(), type=Found, dec_hook=_no_hook)
+        return msgspec.json.decode(path.read_bytes(), type=Found)
     except OSError:
         return None
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
         raise HarnessError(f"{path}: is no verdict of a run ({error}): run again") from None
-
-
-def _no_hook(kind: Any, value: Any) -> Any:
-    raise NotImplementedError(kind)
 
 
 def same(one: tuple[str, str], two: tuple[str, str]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from harness.repro.code import Call, Code, Dys, Writer, listed
+from harness.repro.code import Call, Code, Dys, Writer, a_list, listed
 from harness.repro.padding import each, pairs
 from harness.repro.updates import Update, is_new
 
@@ -205,7 +205,7 @@ def _logistic(w: Writer, x: Code, y: Code, reduce: str) -> str:
 
 def _norm_of_all(w: Writer, *gradients: Code) -> str:
     w.needs(OPTAX)
-    return f"optax.global_norm([{', '.join(g.text for g in gradients)}])"
+    return f"optax.global_norm({a_list(gradients)})"
 
 
 def _place_block(w: Writer, x: Code, index: int, of: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from harness.repro.code import Call, Code, Dys, Writer, along, axes_but, is_number, listed
+from harness.repro.code import Call, Code, Dys, Writer, a_list, along, axes_but, is_number, listed
 from harness.repro.padding import each, pairs
 from harness.repro.updates import Update, is_new
 
@@ -227,7 +227,7 @@ def _tf(text: str) -> Call:
 
 def _norm_of_all(w: Writer, *gradients: Code) -> str:
     w.needs(TF)
-    return f"tf.linalg.global_norm([{', '.join(g.text for g in gradients)}])"
+    return f"tf.linalg.global_norm({a_list(gradients)})"
 
 
 def _bias_channels(w: Writer, x: Code, b: Code, axis: int) -> str:

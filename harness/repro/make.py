@@ -76,7 +76,7 @@ def repro(
     others = _other_stages(place, sides)
     reports = tuple(_report(s, programs.get(s.side), others.get(s.side)) for s in sides)
     files = _write(folder, arrays, {r.program: programs[s.side] for r, s in _pairs(reports, sides)})
-    verdict = place.verdict
+    said = place.said
     result = Repro(
         folder=str(folder),
         step=place.step,
@@ -85,11 +85,11 @@ def repro(
         files=(README, *files),
         run=tuple(f"python {r.program}" for r in reports if r.program),
         gap_eps=_gap(place.at, sides),
-        verdict=verdict.label if verdict else None,
-        sentence=verdict.sentence if verdict else None,
-        cause=verdict.causes[0].sentence if verdict and verdict.causes else None,
+        verdict=said.label if said else None,
+        sentence=said.sentence if said else None,
+        cause=said.cause if said else None,
     )
-    write_readme(folder / README, result, verdict)
+    write_readme(folder / README, result, said)
     return result
 
 
@@ -220,9 +220,7 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _write(
-    folder: Path, arrays: dict[str, Array], programs: dict[str, Program]
-) -> tuple[str, ...]:
+def _write(folder: Path, arrays: dict[str, Array], programs: dict[str, Program]) -> tuple[str, ...]:
     """Write inputs and programs; the names of the files."""
     plain = {k: x.astype(np.float32) if x.dtype.kind == "V" else x for k, x in arrays.items()}
     np.savez_compressed(folder / INPUTS, **plain)
@@ -245,5 +243,3 @@ def _lacking(place: Spot, sides: Sequence[Sided]) -> str:
     if near is None:
         return f"{why}: declare stages (harness.stage), or record the model (harness.record)"
     return f"{why}; the nearest tensor that has a stage: --step {place.step} --tensor {near}"
-
-

@@ -12,7 +12,6 @@ from harness.align import chosen
 from harness.compare import DiffResult, diff
 from harness.compare.diff import Difference
 from harness.errors import HarnessError
-from harness.explain import Verdict
 from harness.explain.case import Side
 from harness.repro.found import Found, read_found, same
 from harness.trace import Alignment, open_trace, read_alignment
@@ -28,7 +27,7 @@ class Spot(NamedTuple):
     diff: DiffResult
     at: Difference | None
     follower: Side | None
-    verdict: Verdict | None
+    said: Found | None
 
 
 def spot(
@@ -46,15 +45,15 @@ def spot(
     """
     kept = _kept(str(a), str(b))
     if kept and _is_asked(kept, step, tensor, map_, follower):
-        where, verdict = kept.where, kept.verdict
-        if where is None or verdict.label not in REPORTED:
+        where = kept.where
+        if where is None or kept.label not in REPORTED:
             raise HarnessError(
-                f"{verdict.sentence}: nothing to report; --step and --tensor name a place"
+                f"{kept.sentence}: nothing to report; --step and --tensor name a place"
             )
         alignment = read_alignment(kept.map) if kept.map else None
-        one, two = verdict.traces or kept.traces
+        one, two = kept.shown or kept.traces
         found = _at(one, two, where.step, where.tensor, alignment, roles)
-        return Spot(where.step, where.tensor, found, where, verdict.follower, verdict)
+        return Spot(where.step, where.tensor, found, where, kept.follower, kept)
     alignment = chosen(a, b, map_, roles)
     if step is None or tensor is None:
         step, tensor = _first(str(a), str(b), step, tensor, alignment, roles)
@@ -67,7 +66,7 @@ def _kept(a: str, b: str) -> Found | None:
     kept = read_found(Path(a).parent)
     if kept is None:
         return None
-    pairs = [kept.traces, *([kept.verdict.traces] if kept.verdict.traces else [])]
+    pairs = [kept.traces, *([kept.shown] if kept.shown else [])]
     return kept if any(same((a, b), pair) for pair in pairs) else None
 
 
@@ -76,7 +75,7 @@ def _is_asked(
 ) -> bool:
     """Whether the place of a verdict is the one that is asked for."""
     where = kept.where
-    if map_ is not None or follower not in (None, kept.verdict.follower):
+    if map_ is not None or follower not in (None, kept.follower):
         return False
     if where is None:
         return step is None and tensor is None

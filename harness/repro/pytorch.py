@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from harness.models.graph import Node
-from harness.repro.code import Call, Code, Dys, Writer, axes_but, is_number, listed
+from harness.repro.code import Call, Code, Dys, Writer, a_list, axes_but, is_number, listed
 from harness.repro.padding import each, same_padding
 from harness.repro.updates import Update, is_new
 
@@ -61,8 +61,7 @@ class Torch:
         w.add(f"{p}.grad = {g}")
         w.add(f"optimizer = torch.optim.{made[0]}([{p}], {', '.join(made[1])})")
         slots = ", ".join(
-            f'"{SLOTS[update.kind][k]}": {w.value(x)}'
-            for k, x in enumerate(update.before.values())
+            f'"{SLOTS[update.kind][k]}": {w.value(x)}' for k, x in enumerate(update.before.values())
         )
         if update.before and not is_new(update, w.step):
             count = float(w.step - 1 + update.numbers.get("more", 0))
@@ -192,7 +191,14 @@ def _conv(
 
 
 def _padded(
-    w: Writer, x: str, shape: Any, size: Any, stride: Any, padding: Any, dilation: Any, fill: Any = 0
+    w: Writer,
+    x: str,
+    shape: Any,
+    size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    fill: Any = 0,
 ) -> tuple[str, Any]:
     """A tensor that is padded as TensorFlow does, where torch has no such padding."""
     if padding == "valid":
@@ -276,10 +282,7 @@ def _biased(w: Writer, old: Code, x: Code, momentum: Code, axis: int) -> str:
 
 
 def _norm_of_all(w: Writer, *gradients: Code) -> str:
-    found = gradients[0].text
-    if not found.startswith("*"):
-        found = ", ".join(g.text for g in gradients)
-    return f"torch.nn.utils.get_total_norm([{found}])"
+    return f"torch.nn.utils.get_total_norm({a_list(gradients)})"
 
 
 def _clipped(w: Writer, g: Code, norm: Code, limit: Code) -> str:
@@ -349,8 +352,8 @@ CALLS: dict[str, Call] = {
     "conv": _conv,
     "max_pool": _pool("max"),
     "average_pool": _pool("avg"),
-    "layer_norm": _sizes("F.layer_norm({0}, {1}, {2}, {3}, {4})"),
-    "rms_norm": _sizes("F.rms_norm({0}, {1}, {2}, {3})"),
+    "layer_norm": _sizes("F.layer_norm({0}, {1}, {2}, {3}, eps={4})"),
+    "rms_norm": _sizes("F.rms_norm({0}, {1}, {2}, eps={3})"),
     "batch_norm": _batch_norm,
     "running_mean": _running(0),
     "running_variance": _running(1),
@@ -373,7 +376,6 @@ CALLS: dict[str, Call] = {
         f".tril({more or ''}), {fill})"
     ),
     "place_block": lambda w, x, index, of: (
-        f"torch.nn.functional.pad({x}, "
-        f"({index * x.shape[-1]}, {(of - 1 - index) * x.shape[-1]}))"
+        f"torch.nn.functional.pad({x}, ({index * x.shape[-1]}, {(of - 1 - index) * x.shape[-1]}))"
     ),
 }

@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.explain import Verdict
+from harness.repro.found import Found
 from harness.repro.result import Repro, SideRepro
 
 EVIDENCE = 4  # lines of a verdict's evidence that are quoted
 PACKAGES = ("python", "numpy", "torch", "keras", "tensorflow", "jax", "jaxlib", "flax", "optax")
 
 
-def write_readme(path: Path, made: Repro, verdict: Verdict | None) -> None:
+def write_readme(path: Path, made: Repro, found: Found | None) -> None:
     """Write the page."""
     names = dict.fromkeys(side.tensor for side in made.sides)
     lines = [f"# {' | '.join(names)}, step {made.step}", ""]
-    lines += _said(made, verdict)
+    lines += _said(made, found)
     lines += _table(made)
     lines += _stages(made)
     lines += ["", "## To run", "", "```console", *(f"$ {line}" for line in made.run), "```", ""]
@@ -24,21 +24,23 @@ def write_readme(path: Path, made: Repro, verdict: Verdict | None) -> None:
         "Each program reads `inputs.npz`, computes this one stage with its framework, and prints the "
         "value above and its greatest difference to what was traced."
     )
-    lines += [f"{side.label} has no program: {side.why}." for side in made.sides if not side.program]
+    lines += [
+        f"{side.label} has no program: {side.why}." for side in made.sides if not side.program
+    ]
     lines += ["", "## Versions", ""]
     lines += [f"- {side.label}: {_versions(side.versions)}" for side in made.sides]
     path.write_text("\n".join(lines) + "\n", "utf-8")
 
 
-def _said(made: Repro, verdict: Verdict | None) -> list[str]:
+def _said(made: Repro, found: Found | None) -> list[str]:
     """What was found."""
-    if verdict is None:
+    if found is None:
         return []
-    lines = [f"{verdict.label.upper()}: {verdict.sentence}."]
-    if made.cause:
-        side = f" ({verdict.side} is off)" if verdict.side else ""
-        lines += ["", f"Cause: {made.cause}{side}."]
-    lines += ["", *(f"- {line}" for line in verdict.evidence[:EVIDENCE]), ""]
+    lines = [f"{found.label.upper()}: {found.sentence}."]
+    if found.cause:
+        side = f" ({found.side} is off)" if found.side else ""
+        lines += ["", f"Cause: {found.cause}{side}."]
+    lines += ["", *(f"- {line}" for line in found.evidence[:EVIDENCE]), ""]
     return lines
 
 

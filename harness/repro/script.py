@@ -22,7 +22,8 @@ from harness.repro.updates import Update, update_of
 Array = NDArray[Any]
 RATE = "update/learning_rate"
 MANY = 4  # operands from which on a list of them is read
-HEAD = ("from __future__ import annotations", "import functools", "import math")
+HEAD = ("import functools", "import math")
+FUTURE = "from __future__ import annotations"
 
 
 class Own(NamedTuple):
@@ -95,12 +96,15 @@ def _short(name: str) -> str:
     if name.startswith(("grads/", "update/clipped/")):
         return "grad"
     if name.startswith("backward/"):
-        return "d_" + _identifier(name.rpartition("/")[2])
+        return "d_" + _short(name.removeprefix("backward/"))
     if name == "update/global_norm":
         return "norm"
     if name.startswith("inputs/mask/"):
         return "mask"
-    return _identifier(name.rpartition("/")[2])
+    parent, _, last = name.rpartition("/")
+    if last.isdigit():  # a module by its number
+        last = f"{parent.rpartition('/')[2]}_{last}"
+    return _identifier(last)
 
 
 def _identifier(text: str) -> str:
@@ -175,9 +179,10 @@ def program(
     if is_small(made):
         made = writer.let("out", made.text, made.shape)
     writer.add("")
-    at = "[" + ", ".join(map(str, index)) + "]" if len(index) else "[()]"
-    writer.add(f"value, traced = {dialect.array(writer, made)}, given[\"{label}/traced\"]")
-    writer.add(f'print("value at {list(index)}:", value{at})')
+    at = f"[{', '.join(map(str, index))}]" if len(index) else "[()]"
+    said = f"value at {list(index)}:" if len(index) else "value:"
+    writer.add(f'value, traced = {dialect.array(writer, made)}, given["{label}/traced"]')
+    writer.add(f'print("{said}", value{at})')
     writer.add('print("greatest difference to the trace:", np.abs(value - traced).max())')
     return Program(_joined(title, writer), {k: plain(x) for k, x in inputs.items()})
 
@@ -197,7 +202,8 @@ def result(own: Own, w: Writer) -> Code:
         through = own.derived
 
         def forward() -> list[Code]:
-            return [w.variable(w.root(r.value), "y") for r in through.readers]
+            readers = through.readers
+            return [w.variable(w.root(r.value), "y" if r.dy else "loss") for r in readers]
 
         dys = [None if r.dy is None else w.value(r.dy) for r in through.readers]
         by = w.value(through.by)
@@ -239,7 +245,10 @@ def _joined(title: str, w: Writer) -> str:
     functions = "\n\n\n".join(w.functions.values())
     head = [f'"""{title}"""', ""]
     if functions:
-        head += [HEAD[0], "", *HEAD[1:], "from typing import Any, NamedTuple", ""]
+        used = [line for line in HEAD if f"{line.rpartition(' ')[2]}." in functions]
+        if "NamedTuple" in functions:
+            used = [FUTURE, "", *used, "from typing import Any, NamedTuple"]
+        head += [*used, ""] if used else []
     plain_imports = sorted(n for n in needed if n.startswith("import "))
     head += [*plain_imports, *sorted(n for n in needed if n.startswith("from ")), ""]
     if functions:

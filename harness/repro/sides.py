@@ -14,7 +14,8 @@ from harness.explain.case import Side, distance
 from harness.explain.evidence import SIBLINGS
 from harness.explain.trial import FAILURES
 from harness.models.evaluate import MissingError, Values
-from harness.models.graph import Graph, Node, words
+from harness.models.graph import Graph, Node, is_ref, name_of
+from harness.models.ops import OPS, parameters
 from harness.repro.script import Own, dialect_for, own_of
 from harness.spec import CHECKPOINT
 from harness.trace import Alignment, Trace, open_trace
@@ -68,7 +69,7 @@ class Sided(NamedTuple):
     @property
     def stage(self) -> str:
         """The stage in short."""
-        return words(self.value) if self.value is not None else ""
+        return said(self.value) if self.value is not None else ""
 
 
 class Reader:
@@ -109,7 +110,12 @@ def _read(trace: Trace, number: int, name: str) -> Array | None:
 
 
 def sided(
-    found: DiffResult, side: Side, step: int, tensor: str, at: tuple[int, ...], follower: Side | None
+    found: DiffResult,
+    side: Side,
+    step: int,
+    tensor: str,
+    at: tuple[int, ...],
+    follower: Side | None,
 ) -> Sided:
     """One side at a place. Raises HarnessError where it holds no such tensor."""
     paths, roles = {"a": found.a, "b": found.b}, dict(zip(SIDES, found.roles, strict=True))
@@ -165,6 +171,19 @@ def _computed(made: Sided, graph: Graph, reader: Reader, step: int) -> Sided:
 
         return made._replace(own=kind, inputs=inputs, shape_of=shape_of, answer=answer, off=off)
     return made._replace(why=f"not all that the stage of {made.name} reads is traced")
+
+
+def said(x: Node) -> str:
+    """An expression in short, with the numbers in it: "layer_norm(forward/x, .., epsilon=1e-05)"."""
+    if is_ref(x):
+        first = x.arg("first")
+        return f"{name_of(x)} (before)" if x.arg("back") or first else name_of(x)
+    if x.op == "const":
+        name = x.arg("name")
+        return (f"{name}=" if name else "") + f"{x.arg('value'):g}"
+    defaults = parameters(x.op).defaults if x.op in OPS else {}
+    args = [f"{k}={v}" for k, v in x.args if k not in defaults or defaults[k] != v]
+    return f"{x.op}({', '.join([*map(said, x.inputs), *args])})"
 
 
 def _declares(trace: Trace, name: str) -> bool:
