@@ -221,7 +221,7 @@ class Writer:
         if callable(entry):
             return entry(self, *operands, **args)
         named = dict(zip(parameters(op).operands, operands, strict=False))
-        return entry.format(np=self.dialect.np, **named, **{k: v for k, v in args.items()})
+        return entry.format(np=self.dialect.np, **named, **args)
 
     def _formula(self, op: str, operands: Sequence[Code], args: Mapping[str, Any]) -> str:
         """A call of the op's formula, which is written into the program."""

@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
+from harness.compare import DiffResult
 from harness.compare.diff import Difference
 from harness.errors import HarnessError
 from harness.explain import Verdict
@@ -24,6 +26,7 @@ class Found(msgspec.Struct, frozen=True):
     """
 
     traces: tuple[str, str]
+    labels: tuple[str, str]
     label: str
     sentence: str
     where: Difference | None = None
@@ -35,10 +38,11 @@ class Found(msgspec.Struct, frozen=True):
     map: str | None = None
 
     @classmethod
-    def of(cls, traces: tuple[str, str], verdict: Verdict, map_: str | None) -> Found:
-        """What is kept of a verdict."""
+    def of(cls, found: DiffResult, verdict: Verdict, map_: str | None) -> Found:
+        """What is kept of the verdict on a diff."""
         return cls(
-            traces,
+            (found.a, found.b),
+            found.labels,
             verdict.label,
             verdict.sentence,
             verdict.where,
@@ -65,11 +69,23 @@ def read_found(folder: Path) -> Found | None:
     try:
         if path.stat().st_size > LIMIT:
             raise HarnessError(f"{path}: larger than any verdict: remove it, and run again")
-        return msgspec.json.decode(path.read_bytes(), type=Found)
+        return _in(folder, msgspec.json.decode(path.read_bytes(), type=Found))
     except OSError:
         return None
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
         raise HarnessError(f"{path}: is no verdict of a run ({error}): run again") from None
+
+
+def _in(folder: Path, found: Found) -> Found:
+    """What was found, with its files in the folder that it is read from: it may have moved."""
+
+    def here(path: str) -> str:
+        return str(folder / Path(path).name)
+
+    one, two = found.traces
+    shown = (here(found.shown[0]), here(found.shown[1])) if found.shown else None
+    map_ = here(found.map) if found.map else None
+    return replace(found, traces=(here(one), here(two)), shown=shown, map=map_)
 
 
 def same(one: tuple[str, str], two: tuple[str, str]) -> bool:

@@ -21,7 +21,7 @@ from harness.models.graph import Node
 from harness.repro.place import Spot, spot
 from harness.repro.readme import write_readme
 from harness.repro.result import Repro, SideRepro
-from harness.repro.script import Program, program
+from harness.repro.script import Program, plain, program
 from harness.repro.sides import SIDES, Sided, sided
 from harness.trace import Alignment
 from harness.trace.dtypes import epsilon
@@ -117,7 +117,7 @@ def _program(side: Sided, place: Spot) -> Program:
         label=_file(side),
         dtype=side.dtype,
         step=place.step,
-        index=side.index,
+        index=side.at,
         traced=side.traced,
     )
 
@@ -127,13 +127,13 @@ def _report(side: Sided, made: Program | None, other: Array | None) -> SideRepro
     return SideRepro(
         label=side.label,
         tensor=side.name,
-        index=side.index,
-        value=_number(side.traced[side.index]),
+        index=side.at,
+        value=_number(side.traced[side.at]),
         dtype=side.dtype,
         stage=side.stage,
         framework=side.dialect.name,
         versions={**header.versions, **header.framework},
-        answer=None if side.answer is None else _number(_at(side.answer, side.index)),
+        answer=None if side.answer is None else _number(_at(side.answer, side.at)),
         off_eps=side.off,
         other_stage=None if other is None else _number(other),
         program=f"repro_{_file(side)}.py" if made else None,
@@ -169,7 +169,7 @@ def _other_stages(place: Spot, sides: Sequence[Sided]) -> dict[Side, Any]:
         side: graph.value(place.tensor) if graph else None for side, graph in graphs.items()
     }
     found: dict[Side, Any] = {}
-    index = sides[1].index if place.at is None else place.at.index
+    index = sides[1].at if place.at is None else place.at.index
     for side, other in (("a", "b"), ("b", "a")):
         one, two = stages[side], stages[other]  # type: ignore[index]
         if two is None or index is None or one is two:
@@ -222,8 +222,8 @@ def _folder(path: Path) -> Path:
 
 def _write(folder: Path, arrays: dict[str, Array], programs: dict[str, Program]) -> tuple[str, ...]:
     """Write inputs and programs; the names of the files."""
-    plain = {k: x.astype(np.float32) if x.dtype.kind == "V" else x for k, x in arrays.items()}
-    np.savez_compressed(folder / INPUTS, **plain)
+    given: dict[str, Any] = {name: plain(x) for name, x in arrays.items()}
+    np.savez_compressed(folder / INPUTS, **given)
     for name, made in programs.items():
         (folder / name).write_text(made.text, "utf-8")
     return (INPUTS, *programs)

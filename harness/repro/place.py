@@ -8,6 +8,8 @@ from glob import escape
 from pathlib import Path
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from harness.align import chosen
 from harness.compare import DiffResult, diff
 from harness.compare.diff import Difference
@@ -53,6 +55,7 @@ def spot(
         alignment = read_alignment(kept.map) if kept.map else None
         one, two = kept.shown or kept.traces
         found = _at(one, two, where.step, where.tensor, alignment, roles)
+        found = replace(found, labels=kept.labels)
         return Spot(where.step, where.tensor, found, where, kept.follower, kept)
     alignment = chosen(a, b, map_, roles)
     if step is None or tensor is None:

@@ -133,8 +133,8 @@ def _conv_with_bias(w: Writer, x: Node) -> Code | None:
     conv = x.inputs[0]
     if conv.arg("layout") != "first" or w.used_again(conv):
         return None
-    operands = [w.value(i) for i in (*conv.inputs, x.inputs[1])]
-    return Code(_conv(w, *operands[:2], **dict(conv.args), b=operands[2]), w.shape(x))
+    of, kernel, b = (w.value(i) for i in (*conv.inputs, x.inputs[1]))
+    return Code(_conv(w, of, kernel, **dict(conv.args), b=b), w.shape(x))
 
 
 def _cross_entropy(w: Writer, x: Node) -> Code | None:

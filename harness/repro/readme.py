@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.repro.found import Found
-from harness.repro.result import Repro, SideRepro
+from harness.repro.result import Repro
 
 EVIDENCE = 4  # lines of a verdict's evidence that are quoted
 PACKAGES = ("python", "numpy", "torch", "keras", "tensorflow", "jax", "jaxlib", "flax", "optax")
@@ -21,8 +21,8 @@ def write_readme(path: Path, made: Repro, found: Found | None) -> None:
     lines += _stages(made)
     lines += ["", "## To run", "", "```console", *(f"$ {line}" for line in made.run), "```", ""]
     lines.append(
-        "Each program reads `inputs.npz`, computes this one stage with its framework, and prints the "
-        "value above and its greatest difference to what was traced."
+        "Each program reads `inputs.npz`, computes this one stage with its framework, and prints "
+        "the value above and its greatest difference to what was traced."
     )
     lines += [
         f"{side.label} has no program: {side.why}." for side in made.sides if not side.program

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -113,12 +114,11 @@ def _identifier(text: str) -> str:
     return f"{found}_" if found in RESERVED else found
 
 
-RESERVED = frozenset(
-    "F np jnp jax torch tf ops keras optax lax math functools given out value traced optimizer "
-    "state and as assert break class continue def del elif else except finally for from global if "
-    "import in is lambda nonlocal not or pass raise return try while with yield None True False "
-    "sum abs print tape layer".split()
-)
+_RESERVED = """
+    F np jnp jax torch tf ops keras optax lax math functools given out value traced optimizer state
+    sum abs print tape layer
+"""
+RESERVED = frozenset([*_RESERVED.split(), *keyword.kwlist])
 
 
 def origin(x: Node, step: int) -> str:

@@ -41,8 +41,8 @@ class Given(Values):
 class Sided(NamedTuple):
     """One side at a place, by its own names and in its own layout.
 
-    `index` is that of the reported element; `value` the stage, None where none is known, `own` the
-    same in the terms of its framework, and `inputs` what that reads. `answer` is the stage in
+    `at` is the index of the reported element; `value` the stage, None where none is known, `own`
+    the same in the terms of its framework, and `inputs` what that reads. `answer` is the stage in
     float64, and `off` how far the traced tensor is from it, in machine epsilons.
     """
 
@@ -50,7 +50,7 @@ class Sided(NamedTuple):
     label: str
     trace: Trace
     name: str
-    index: tuple[int, ...]
+    at: tuple[int, ...]
     traced: Array
     dialect: Any
     value: Node | None = None
@@ -122,7 +122,7 @@ def sided(
     trace = open_trace(paths[side], roles[side])
     name, index = own_place(trace, side, step, tensor, at, found.alignment)
     reader = Reader(found, side, follower, name)
-    traced = reader.trace and _read(trace, step, name)
+    traced = _read(trace, step, name)
     label = found.labels[0 if side == "a" else 1]
     if found.labels[0] == found.labels[1]:
         label = f"{label}-{side}"
@@ -174,7 +174,7 @@ def _computed(made: Sided, graph: Graph, reader: Reader, step: int) -> Sided:
 
 
 def said(x: Node) -> str:
-    """An expression in short, with the numbers in it: "layer_norm(forward/x, .., epsilon=1e-05)"."""
+    """An expression in short, with the numbers in it: "layer_norm(x, g, b, epsilon=1e-05)"."""
     if is_ref(x):
         first = x.arg("first")
         return f"{name_of(x)} (before)" if x.arg("back") or first else name_of(x)

@@ -59,7 +59,7 @@ def _step(graph: Graph, tensor: str) -> Update | None:
     if value is None:
         return None
     if value.op == "decay_weights":
-        value, old, lr, share = value.inputs
+        value, old, _, share = value.inputs
         if not value.inputs or value.inputs[0] is not old or share.op != "const":
             return None
         decay = share.arg("value")

@@ -145,7 +145,7 @@ def _kept(maps: Maps, found: DiffResult, verdict: Verdict) -> Verdict:
     map_ = str(maps.file(*found.labels)) if known else None
     said, report, _ = verdict.next.partition(TO_REPORT)
     kept = replace(verdict, next=f"{said}{report}{found.a} {found.b}") if report else verdict
-    write_found(maps.folder, Found.of((found.a, found.b), kept, map_))
+    write_found(maps.folder, Found.of(found, kept, map_))
     return kept
 
 
