@@ -16,13 +16,12 @@ VARIANTS = {
     "decay": {"bias_decay": 0.1},
     "epsilon": {"eps": 1e-3},
     "momentum": {"bn_momentum": 0.3},
-    "clip": {"clip": 0.05},
     "sgd": {"optimizer": "SGD"},
     "sgd_nesterov": {"optimizer": "SGD", "nesterov": True},
     "rmsprop": {"optimizer": "RMSprop"},
     "rmsprop_rho": {"optimizer": "RMSprop", "alpha": 0.9},
     "adagrad": {"optimizer": "Adagrad"},
-    "adagrad_rate": {"optimizer": "Adagrad", "lr": 0.02},
+    "adagrad_start": {"optimizer": "Adagrad", "initial_accumulator_value": 0.1},
 }
 
 
@@ -37,7 +36,6 @@ def train(
     causal=True,
     twice=False,
     bias_decay=0.0,
-    clip=1.0,
     optimizer="Adam",
     **args,
 ):
@@ -89,7 +87,7 @@ def train(
                 chosen.zero_grad()
                 loss = f.cross_entropy(net(x, tokens), y, reduction=reduction)
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
+                torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
                 chosen.step()
                 rec.log(loss=loss)
 

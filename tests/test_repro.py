@@ -30,12 +30,11 @@ MISTAKES = {
     "decay": ("optimizer/conv/bias/m", "torch.optim.Adam(", "weight_decay=0.1"),
     "epsilon": ("params/conv/weight", "torch.optim.Adam(", "eps=0.001"),
     "momentum": ("buffers/bn/running_mean", "F.batch_norm(", "momentum=0.3"),
-    "clip": ("update/clipped/conv/weight", "clip_grads_with_norm_(", ", 0.05, norm)"),
 }
 OTHERS = {  # mistakes of other optimizers, and the right ones
     "sgd_nesterov": ("sgd", "params/conv/weight", "torch.optim.SGD(", "nesterov=True"),
     "rmsprop_rho": ("rmsprop", "optimizer/conv/weight/square", "RMSprop(", "alpha=0.9"),
-    "adagrad_rate": ("adagrad", "params/conv/weight", "Adagrad(", "lr=0.02"),
+    "adagrad_start": ("adagrad", "optimizer/conv/weight/accumulator", "Adagrad(", '"sum": accum'),
 }
 
 
@@ -66,6 +65,8 @@ def check(made, printed, eps=16):
     for side, path in zip(made.sides, programs(made), strict=True):
         value, off = (float(line.rpartition(" ")[2]) for line in printed[str(path)])
         label = path.stem.removeprefix("repro_")
+        if side.framework == "Keras" and side.dtype == "float64":
+            eps = 1e9  # Keras rounds beta1 and beta2 to float32 in Adam, whatever the dtype
         largest = float(np.abs(inputs[f"{label}/traced"]).max())
         allowed = eps * float(np.finfo(side.dtype).eps) * largest
         assert abs(value - side.value) <= allowed, path
@@ -81,7 +82,7 @@ def repros(tmp_path_factory):
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
     script = [sys.executable, str(HERE / "repro_scripts.py"), str(folder)]
     subprocess.run(script, check=True, capture_output=True, env=environment)
-    pairs = {name: "right" for name in MISTAKES} | {k: v[0] for k, v in OTHERS.items()}
+    pairs = dict.fromkeys(MISTAKES, "right") | {k: v[0] for k, v in OTHERS.items()}
     made = {
         name: harness.repro(
             folder / f"{name}.trace", folder / f"{right}.trace", out=folder / f"repro {name}"
@@ -202,7 +203,8 @@ def write_trace(path, framework, tensors, stages, step=1, dtype="float32"):
     entries = [Declared.of(n, stages.get(n)) for n in [*arrays, *stages]]
     graph = graph_from(entries)
     for name in stages:
-        values = Values(lambda back, wanted: arrays.get(wanted), step, graph)
+        began = np.zeros_like(arrays["grads/w"]) if name.startswith("optimizer/") else None
+        values = Values(lambda back, wanted, z=began: arrays.get(wanted, z), step, graph)
         arrays[name] = np.asarray(values.value(graph.value(name))).astype(dtype)
     with harness.TraceWriter(
         path, label=path.stem, dtype=dtype, framework=dict.fromkeys(framework, "1")
@@ -249,8 +251,15 @@ steps = ["axes 2 3 1 0"]
 """
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("package", ["keras", "jax"])
+@pytest.mark.parametrize(
+    ("package", "dtype"),
+    [
+        ("keras", "float32"),
+        pytest.param("keras", "float64", marks=pytest.mark.slow),
+        pytest.param("jax", "float32", marks=pytest.mark.slow),
+        pytest.param("jax", "float64", marks=pytest.mark.slow),
+    ],
+)
 def test_epsilon_hat_of_adam_and_other_padding_across_frameworks(package, dtype, tmp_path):
     needs("torch", "tensorflow" if package == "keras" else "jax")
     weights = {"inputs/params/w": draw(4, 3, dtype=dtype), "grads/w": draw(4, 3, dtype=dtype)}

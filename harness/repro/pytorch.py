@@ -60,10 +60,11 @@ class Torch:
         w.add(f"{p} = torch.nn.Parameter({p})")
         w.add(f"{p}.grad = {g}")
         w.add(f"optimizer = torch.optim.{made[0]}([{p}], {', '.join(made[1])})")
-        slots = ", ".join(
-            f'"{SLOTS[update.kind][k]}": {w.value(x)}' for k, x in enumerate(update.before.values())
-        )
         if update.before and not is_new(update, w.step):
+            slots = ", ".join(
+                f'"{SLOTS[update.kind][k]}": {w.value(x)}'
+                for k, x in enumerate(update.before.values())
+            )
             count = float(w.step - 1 + update.numbers.get("more", 0))
             step = "" if update.kind == "momentum" else f'"step": torch.tensor({count}), '
             w.add(f"optimizer.state[{p}] = {{{step}{slots}}}")

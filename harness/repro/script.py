@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from harness.models.evaluate import FILL
 from harness.models.graph import Graph, Node, is_ref, name_of, references
-from harness.repro.code import Code, Dialect, Writer
+from harness.repro.code import Code, Dialect, NoCallError, Writer
 from harness.repro.gradients import Derived, derived
 from harness.repro.jax import Jax
 from harness.repro.keras import Keras
 from harness.repro.numpy import Numpy
 from harness.repro.pytorch import Torch
-from harness.repro.updates import Update, update_of
+from harness.repro.updates import Update, is_new, update_of
 
 Array = NDArray[Any]
 RATE = "update/learning_rate"
@@ -34,10 +34,11 @@ class Own(NamedTuple):
     update: Update | None = None
     derived: Derived | None = None
 
-    def leaves(self) -> list[Node]:
-        """The tensors that are read, in their order."""
+    def leaves(self, step: int) -> list[Node]:
+        """The tensors that are read at a step, in their order."""
         if self.update:
-            found = [*references(self.update.g), *self.update.references]
+            found = [*references(self.update.g), self.update.p, self.update.lr]
+            found += [] if is_new(self.update, step) else self.update.before.values()
         elif self.derived:
             readers = self.derived.readers
             found = [x for r in readers for x in references(r.value)]
@@ -80,7 +81,7 @@ def leaves_of(own: Own, arrays: Mapping[Node, Array], label: str, step: int) -> 
     found: dict[Node, Leaf] = {}
     taken: set[str] = {"out", "given"}
     slots = {x: slot for slot, x in own.update.before.items()} if own.update else {}
-    for x in own.leaves():
+    for x in own.leaves(step):
         wanted = slots.get(x) or _short(name_of(x))
         name, count = wanted, 1
         while name in taken:
@@ -141,7 +142,19 @@ class Program(NamedTuple):
     inputs: dict[str, Array]
 
 
-def program(
+def program(own: Own, arrays: Mapping[Node, Array], shape_of: Any, **what: Any) -> Program:
+    """The program of a stage, which prints its value at `index` and how far the trace's is off.
+
+    `what` are the arguments of `written`. A step that is no optimizer's of the framework, or a
+    gradient that it does not make itself, is its formula.
+    """
+    try:
+        return written(own, arrays, shape_of, **what)
+    except NoCallError:
+        return written(Own(own.value), arrays, shape_of, **what)
+
+
+def written(
     own: Own,
     arrays: Mapping[Node, Array],
     shape_of: Any,
@@ -154,7 +167,7 @@ def program(
     index: Sequence[int],
     traced: Array,
 ) -> Program:
-    """The program of a stage, which prints its value at `index` and how far the trace's is off."""
+    """The program of a stage. Raises NoCallError where it cannot be written in these terms."""
     leaves = leaves_of(own, arrays, label, step)
     names = {x: leaf.variable for x, leaf in leaves.items()}
     for x, leaf in leaves.items():
@@ -196,8 +209,9 @@ def result(own: Own, w: Writer) -> Code:
     """The code of a stage."""
     if own.update:
         made: Code | None = w.dialect.update(w, own.update)  # type: ignore[attr-defined]
-        if made is not None:
-            return made
+        if made is None:
+            raise NoCallError
+        return made
     if own.derived:
         through = own.derived
 
@@ -208,8 +222,9 @@ def result(own: Own, w: Writer) -> Code:
         dys = [None if r.dy is None else w.value(r.dy) for r in through.readers]
         by = w.value(through.by)
         made = w.attempt(lambda: w.dialect.gradient(w, by, forward, dys))
-        if made is not None:
-            return made
+        if made is None:
+            raise NoCallError
+        return made
     return w.root(own.value)
 
 

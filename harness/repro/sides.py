@@ -156,21 +156,20 @@ def _computed(made: Sided, graph: Graph, reader: Reader, step: int) -> Sided:
         return made._replace(why=why)
     except FAILURES as error:
         return made._replace(why=f"the stage of {made.name} does not fit its inputs: {error}")
-    for kind in (own, Own(made.value)):
+    inputs: dict[Node, Array] = {}
+    for kind in (Own(made.value), own):
         try:
-            inputs = {x: np.asarray(given.value(x)) for x in kind.leaves()}
+            inputs |= {x: np.asarray(given.value(x)) for x in kind.leaves(step)}
         except MissingError:
-            continue  # an optimizer's step reads more than the stage itself
-        off = None
-        eps = epsilon(made.traced.dtype)
-        if eps and answer.shape == made.traced.shape:
-            off = distance(made.traced, answer, eps, 0.0)
+            own = Own(made.value)  # an optimizer's step reads more than the stage itself
+    eps = epsilon(made.traced.dtype)
+    fits = eps and answer.shape == made.traced.shape
+    off = distance(made.traced, answer, eps or 1.0, 0.0) if fits else None
 
-        def shape_of(x: Node) -> tuple[int, ...]:
-            return np.shape(wide.value(x))
+    def shape_of(x: Node) -> tuple[int, ...]:
+        return np.shape(wide.value(x))
 
-        return made._replace(own=kind, inputs=inputs, shape_of=shape_of, answer=answer, off=off)
-    return made._replace(why=f"not all that the stage of {made.name} reads is traced")
+    return made._replace(own=own, inputs=inputs, shape_of=shape_of, answer=answer, off=off)
 
 
 def said(x: Node) -> str:

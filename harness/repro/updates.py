@@ -37,11 +37,6 @@ class Update(NamedTuple):
     l2: float = 0.0
     wanted: str = "params"
 
-    @property
-    def references(self) -> tuple[Node, ...]:
-        """What is read, beside what the gradient is made of."""
-        return (self.p, self.lr, *self.before.values())
-
 
 def update_of(graph: Graph, tensor: str) -> Update | None:
     """The step that makes a parameter, or a slot of one; None where it is no optimizer's whole."""
