@@ -79,7 +79,8 @@ def train(
         {"params": biases, "weight_decay": bias_decay},
     ]
     chosen = getattr(torch.optim, optimizer)(groups, **args)
-    with harness.record(net, chosen, out=path) as rec:
+    label = path.rpartition("/")[2].removesuffix(".trace")
+    with harness.record(net, chosen, out=path, label=label) as rec:
         for _ in range(3):
             x, y = torch.randn(4, 3, 6, 6), torch.randint(5, (4,))
             tokens = torch.randint(7, (4, 9))

@@ -229,6 +229,7 @@ class Writer:
             raise NoCallError
         name, functions = source_of(op)
         self.functions |= functions
+        self._taken.update(text.strip() for text in functions)
         if self.dialect.name != "NumPy":
             self.note(f"in NumPy: {self.dialect.name} has no call of its own for it")
         given = [self.dialect.array(self, x) if not is_number(x) else x.text for x in operands]
@@ -255,7 +256,8 @@ class Writer:
         again = self._uses[x] > 1 or self._note or len(made.text) > LONG
         if is_ref(x) or is_number(made) or made.text.isidentifier() or not again:
             return made
-        return self.let(NAMES.get(x.op, x.op), made.text, made.shape)
+        plain = "y" if x.op in self.functions else NAMES.get(x.op, x.op)
+        return self.let(plain, made.text, made.shape)
 
     def _slope(self, x: Node) -> Code | None:
         """The gradient of an op, by the framework's own differentiation of that op."""

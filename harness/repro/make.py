@@ -235,7 +235,8 @@ def _lacking(place: Spot, sides: Sequence[Sided]) -> str:
     names: dict[str, None] = {}
     for trace in place.diff.opened():
         graph = trace.graph
-        known = graph.stages if graph else {}
+        stages = graph.stages.items() if graph else ()
+        known = {name for name, stage in stages if stage.value.op != "given"}
         order = [e.name for e in trace.entry(place.step).tensors]
         at = order.index(place.tensor)
         names |= dict.fromkeys(name for name in order[at:] + order[:at][::-1] if name in known)

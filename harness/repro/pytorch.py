@@ -28,7 +28,9 @@ class Torch:
 
     def load(self, text: str, dtype: str) -> str:
         """An array of the file as a tensor."""
-        return f"torch.tensor({text})" + (".bfloat16()" if dtype == "bfloat16" else "")
+        whole = dtype.startswith(("int", "uint")) and dtype != "int64"  # losses take no other
+        more = ".bfloat16()" if dtype == "bfloat16" else ".long()" if whole else ""
+        return f"torch.tensor({text}){more}"
 
     def array(self, w: Writer, x: Code) -> str:
         """A tensor as a NumPy array."""
