@@ -152,6 +152,11 @@ class Writer:
         note, self._note = self._note, ""
         self.lines.append(self._indent + line + (f"  # {note}" if note else ""))
 
+    def blank(self) -> None:
+        """An empty line, but not two."""
+        if self.lines and self.lines[-1]:
+            self.lines.append("")
+
     def note(self, text: str) -> None:
         """A comment at the end of the line that comes next."""
         self._note = text

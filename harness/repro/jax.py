@@ -49,8 +49,10 @@ class Jax:
         """jax.vjp, or jax.grad of a loss."""
         w.needs(JAX)
         name = w.name("forward")
+        w.blank()
         with w.block(f"def {name}({x}):"):
             w.add(f"return {listed(forward(), '()')}")
+        w.blank()
         if dy[0] is None:
             return w.let("grad", f"jax.grad({name})({x})", x.shape)
         back = w.name("pullback")

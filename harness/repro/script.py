@@ -185,7 +185,10 @@ def written(
         elif names[x] == leaf.variable:
             inputs[leaf.key] = leaf.array
             writer.note(f"{leaf.said} {list(leaf.array.shape)}")
-            loaded = dialect.load(f'given["{leaf.key}"]', str(leaf.array.dtype))
+            kind = str(leaf.array.dtype)
+            if kind == "bfloat16" != dtype:
+                kind = "float32"  # what autocast widens
+            loaded = dialect.load(f'given["{leaf.key}"]', kind)
             writer.add(f"{leaf.variable} = {loaded}")
     writer.add("")
     made = listed or result(own, writer)
