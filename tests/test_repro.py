@@ -111,7 +111,7 @@ def test_programs_of_a_mistake_print_the_values_of_the_report(name, repros):
         assert len(text.splitlines()) < 30
 
 
-@pytest.mark.parametrize("name", ["right", "sgd"])
+@pytest.mark.parametrize("name", ["right", pytest.param("sgd", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("step", [1, 3])
 def test_every_stage_of_a_script_can_be_written(name, step, repros, tmp_path):
     folder = repros[0]

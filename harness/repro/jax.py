@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from harness.repro.code import Call, Code, Dys, Writer, a_list, listed
+from harness.repro.code import Call, Code, a_list, listed
 from harness.repro.padding import each, pairs
 from harness.repro.updates import Update, is_new
+from harness.repro.writer import Dys, Writer
 
 JAX, OPTAX = "import jax", "import optax"
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from harness.repro.code import Call, Code, Dys, Writer, a_list, along, axes_but, is_number, listed
+from harness.repro.code import Call, Code, a_list, along, axes_but, is_number, listed
 from harness.repro.padding import each, pairs
 from harness.repro.updates import Update, is_new
+from harness.repro.writer import Dys, Writer
 
 KERAS, TF = "import keras", "import tensorflow as tf"
 
@@ -231,7 +232,7 @@ def _norm_of_all(w: Writer, *gradients: Code) -> str:
 
 
 def _bias_channels(w: Writer, x: Code, b: Code, axis: int) -> str:
-    return f"{x:p} + {along(w, b, x.ndim, axis)}"
+    return f"{x:p} + {along(b, x.ndim, axis)}"
 
 
 def _outer(w: Writer, x: Code, dy: Code) -> str:

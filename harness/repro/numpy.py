@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from harness.repro.code import Call, Code, Dys, Writer
+from harness.repro.code import Call, Code
 from harness.repro.updates import Update
+from harness.repro.writer import Dys, Writer
 
 
 class Numpy:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from harness.models.graph import Node
-from harness.repro.code import Call, Code, Dys, Writer, a_list, axes_but, is_number, listed
+from harness.repro.code import Call, Code, a_list, axes_but, is_number, listed
 from harness.repro.padding import each, same_padding
 from harness.repro.updates import Update, is_new
+from harness.repro.writer import Dys, Writer
 
 F = "import torch.nn.functional as F"
 

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from harness.models.evaluate import FILL
 from harness.models.graph import Graph, Node, is_ref, name_of, references
-from harness.repro.code import Code, Dialect, NoCallError, Writer
+from harness.repro.code import Code
 from harness.repro.gradients import Derived, derived
 from harness.repro.jax import Jax
 from harness.repro.keras import Keras
 from harness.repro.numpy import Numpy
 from harness.repro.pytorch import Torch
 from harness.repro.updates import Update, is_new, update_of
+from harness.repro.writer import Dialect, NoCallError, Writer
 
 Array = NDArray[Any]
 RATE = "update/learning_rate"
