@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from harness.explain import explain_traces as explain_traces
     from harness.models.entries import stage as stage
     from harness.observer import Observer as Observer
+    from harness.repro import Repro as Repro
+    from harness.repro import repro as repro
     from harness.runs.result import RunResult as RunResult
     from harness.runs.run import run_sides as run_sides
     from harness.spec import Capture as Capture
@@ -62,6 +64,7 @@ _HOMES = {
     "ModelSpec": ("harness.spec", "ModelSpec"),
     "Observer": ("harness.observer", "Observer"),
     "Recorder": ("harness.capture", "Recorder"),
+    "Repro": ("harness.repro", "Repro"),
     "RunResult": ("harness.runs.result", "RunResult"),
     "Tolerance": ("harness.compare", "Tolerance"),
     "Trace": ("harness.trace", "Trace"),
@@ -79,6 +82,7 @@ _HOMES = {
     "load_weights": ("harness.data.weights", "load"),
     "open_trace": ("harness.trace", "open_trace"),
     "record": ("harness.capture", "record"),
+    "repro": ("harness.repro", "repro"),
     "run_sides": ("harness.runs.run", "run_sides"),
     "save_weights": ("harness.data.weights", "save"),
     "stage": ("harness.models.entries", "stage"),

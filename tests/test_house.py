@@ -25,6 +25,7 @@ ORDER = (
     ("capture",),  # the same for anybody's own script
     ("align",),  # which tensor of one trace is which of another's
     ("explain", "faults"),  # verdict and causes; the catalogue of faults, which is a table
+    ("repro",),  # the stage at which two programs part, as programs of its own
     ("runs",),  # starts sides, compares, has it explained, and knows the faults by name
     ("scoreboard", "bench"),  # make many runs and count
     ("report",),  # shows results: of these and of runs it reads the values alone (VALUES)

@@ -17,6 +17,7 @@ from harness.cli.bench import bench_command
 from harness.cli.faults import faults_group
 from harness.cli.files import corpus_command, weights_group
 from harness.cli.options import CONTEXT, TROUBLE, example
+from harness.cli.repro import repro_command
 from harness.cli.run import run_command
 from harness.cli.traces import diff_command, explain_command, show_command, trace_group
 from harness.cli.zoom import zoom_command
@@ -83,6 +84,7 @@ COMMANDS = (
     diff_command,
     explain_command,
     align_command,
+    repro_command,
     show_command,
     trace_group,
     weights_group,

@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import combinations, permutations
 
+from harness.explain.norms import in_norm, in_whole_norm
 from harness.explain.operands import of_reference, other_rows
 from harness.explain.results import of_result
 from harness.explain.say import block_name, figure, say
-from harness.explain.scene import Edit, Made, Scene, put, weights_at
+from harness.explain.scene import Edit, Made, Scene, kin_of, put, weights_at
 from harness.models.graph import (
     BATCH,
     TIME,
@@ -154,7 +155,9 @@ def _of_node(x: Node, scene: Scene) -> Iterator[Edit]:
     if x.op in ("add", "bias", "multiply"):
         yield from _operands(x, scene, made)
         if x.op == "add" and x.inputs[0].op == "squares":
-            yield from _in_norm(x, scene, made)
+            yield from in_norm(x, scene, made)
+    if x.op == "global_norm":
+        yield from in_whole_norm(x, scene)
     if x.op in OPS:
         for kin in find(x.op).kin:
             yield made("formula", f"{kin.does}{_of_what(x, scene)}", kin_of(x, kin), _bits(kin))
@@ -207,11 +210,6 @@ def _of_node(x: Node, scene: Scene) -> Iterator[Edit]:
         yield from _subsets(x, scene, made)
     if x.op == "block":
         yield from _other_blocks(x, scene, made)
-
-
-def kin_of(x: Node, kin: Kin) -> Node:
-    """A node with a member of its op's family in its place."""
-    return node("kin", *x.inputs, of=x.op, does=kin.does, **dict(x.args))
 
 
 def _rates(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
@@ -421,24 +419,6 @@ def _part_of(x: Node, scene: Scene) -> str:
         return ""
     inside = say(x.inputs[0], scene.graph, True)
     return f"{axis.word} {axis.names[x.arg('index')]}, {inside}"
-
-
-def _in_norm(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
-    """A norm of some tensors alone, of another kind, or of rows before they are added up."""
-    given = {i.inputs[0]: i for i in x.inputs if i.op == "squares"}
-    for tensor, term in given.items():
-        below_it = scene.graph.value(name_of(tensor)) if scene.graph and is_ref(tensor) else None
-        if below_it is not None and below_it.op == "embed_backward":
-            rows = node("squares", below_it.inputs[-1])
-            words = f"counts the rows of {name_of(tensor)} before those of one token are added up"
-            terms = [rows if i is term else i for i in x.inputs]
-            yield made("operand-other", words, node("add", *terms), 5)
-    for dims, words in ((1, "vectors (biases)"), (2, "matrices")):
-        some = [i for i in x.inputs if len(scene.shapes.get(name_of(i.inputs[0]), ())) != dims]
-        if 0 < len(some) < len(x.inputs):
-            yield made("operand-missing", f"leaves all {words} out", node("add", *some), 5)
-    for kin in find("global_norm").kin:
-        yield Edit("formula", kin.does, kin_of(node("global_norm", *given), kin), 6)
 
 
 def _numbers(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:

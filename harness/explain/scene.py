@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from harness.models.graph import Graph, Node, name_of, rebuilt, ref
+from harness.models.graph import Graph, Node, name_of, node, rebuilt, ref
+from harness.models.ops.op import Kin
 
 LAYER = re.compile(r"layer\d+")
 MOST_OTHERS = 24  # other tensors that are tried in an operand's place
@@ -91,3 +92,8 @@ def nearest_names(scene: Scene, name: str, shape: tuple[int, ...] | None) -> lis
         if other not in (name, scene.tensor) and size == shape and far is not None:
             found.append((far, other))
     return sorted(found)[:MOST_OTHERS]
+
+
+def kin_of(x: Node, kin: Kin) -> Node:
+    """A node with a member of its op's family in its place."""
+    return node("kin", *x.inputs, of=x.op, does=kin.does, **dict(x.args))

@@ -13,8 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.explain.case import Array, Case, Side
-from harness.explain.edits import kin_of
-from harness.explain.scene import Edit, Scene
+from harness.explain.scene import Edit, Scene, kin_of
 from harness.models.evaluate import MissingError, Values
 from harness.models.graph import Graph, Node, below, name_of, node, references
 from harness.models.ops import OPS

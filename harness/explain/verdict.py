@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from glob import escape as glob_escape
+from shlex import quote
 
 import msgspec
 import numpy as np
@@ -39,6 +40,7 @@ from harness.models.graph import name_of
 from harness.models.ops import OPS
 from harness.trace.dtypes import epsilon
 
+TO_REPORT = "; to report it: harness repro "
 ELSEWHERE = 8  # other places at which a cause is tried before it is called certain
 
 
@@ -47,7 +49,9 @@ class Verdict(msgspec.Struct, frozen=True):
 
     `where` is the place that decides, `places` all that differ by more than rounding of their own
     (the first step of each tensor), `side` the label of the side that is wrong, where it can be
-    told. `doublings` is how often rounding doubled per step in the free runs.
+    told. `doublings` is how often rounding doubled per step in the free runs. `traces` are those
+    that show the place, where it is one to report, and `follower` which of them was given the
+    other's inputs, if one was.
     """
 
     label: Label
@@ -59,6 +63,8 @@ class Verdict(msgspec.Struct, frozen=True):
     places: tuple[Difference, ...] = ()
     doublings: float | None = None
     next: str = ""
+    traces: tuple[str, str] | None = None
+    follower: Side | None = None
 
     def exit_code(self, strict: bool = False) -> int:
         """0 identical, close, rounding (1 where `strict`); 1 for all else."""
@@ -83,7 +89,7 @@ def judge(evidence: Evidence, referee: Referee | None = None) -> Verdict:
         vote = referee(finding.shown, finding.place)
     side = vote.against(labels) if vote else None
     causes, failed = _causes(case, finding, free, side)
-    label = _with_cause(finding.label, causes)
+    label, shown = _with_cause(finding.label, causes), finding.shown
     if case and label == "undecided" and not failed:
         # What explains one place decides, also where other places show that it is not always so.
         label = _with_cause(label, explain(case))
@@ -106,7 +112,25 @@ def judge(evidence: Evidence, referee: Referee | None = None) -> Verdict:
         causes=tuple(causes),
         places=finding.places,
         doublings=doublings,
-        next=_next(label, finding, evidence, side),
+        next=_next(label, finding, evidence, side)
+        + (_to_report(label, case, shown) if case else ""),
+        traces=(shown.found.a, shown.found.b) if shown and finding.place else None,
+        follower=shown.follower if shown else None,
+    )
+
+
+def _to_report(label: Label, case: Case, shown: Following | None) -> str:
+    """The command that writes the stage of a place as programs, where scripts say what it is."""
+    known = case.graph.value(case.tensor) if case.graph else None
+    if label not in ("bug", "precision") or shown is None or known is None:
+        return ""
+    headers = [trace.header for trace in shown.found.opened()]
+    if not any(header.program and header.program.kind == "script" for header in headers):
+        return ""
+    who = f" --follower {shown.follower}" if shown.follower else ""
+    return (
+        f"{TO_REPORT}{shown.found.a} {shown.found.b} --step {case.step} "
+        f"--tensor {quote(case.tensor)}{who}"
     )
 
 

@@ -11,8 +11,10 @@ from msgspec.structs import replace
 
 from harness.compare import DiffResult, Tolerance, diff
 from harness.explain import Evidence, Following, Verdict, judge
+from harness.explain.verdict import TO_REPORT
 from harness.models.faults import CATALOGUE
 from harness.observer import Observer
+from harness.repro.found import FILE, Found, write_found
 from harness.runs.investigation import Investigation
 from harness.runs.maps import Maps
 from harness.runs.prepare import prepare
@@ -101,6 +103,7 @@ def run(request: Request, watcher: Observer) -> RunResult:
     prepared = prepare(request, watcher)
     sides = [side.side for side in request.sides]
     maps = Maps(request.output.folder, request.judging.map, watcher)
+    (request.output.folder / FILE).unlink(missing_ok=True)
     with Session(sides, request.output.folder, watcher) as session:
         jobs = run_all(session, prepared.runs, request, maps)
         result = _conclude(session, jobs, request.judging, maps)
@@ -122,6 +125,8 @@ def _conclude(session: Session, jobs: Sequence[Job], judging: Judging, maps: Map
         chosen, verdict = zoomed.diff, zoomed.verdict
     elif chosen and judging.verdict is not False:
         verdict = _judge(session, runs, chosen, judging, maps)
+    if chosen and verdict:
+        verdict = _kept(maps, chosen, verdict)
     return RunResult(
         {job.run.label: job.run.trace for job in jobs},
         {job.run.label: job.losses for job in jobs},
@@ -132,6 +137,16 @@ def _conclude(session: Session, jobs: Sequence[Job], judging: Judging, maps: Map
         {f"{a}|{b}": d.status for (a, b), d in diffs.items()},
         zoomed.zoom if zoomed else None,
     )
+
+
+def _kept(maps: Maps, found: DiffResult, verdict: Verdict) -> Verdict:
+    """The verdict, left beside the traces of the run, where `harness repro` looks for it."""
+    known = found.alignment is not None and maps.known(*found.labels) is not None
+    map_ = str(maps.file(*found.labels)) if known else None
+    said, report, _ = verdict.next.partition(TO_REPORT)
+    kept = replace(verdict, next=f"{said}{report}{found.a} {found.b}") if report else verdict
+    write_found(maps.folder, Found.of(found, kept, map_))
+    return kept
 
 
 def _compare(runs: Sequence[AnyRun], judging: Judging, watcher: Observer, maps: Maps) -> Diffs:
