@@ -83,13 +83,28 @@ def test_the_onset_is_where_numbers_differ_and_not_where_the_dtype_alone_does(tm
     assert (found.onset.tensor, found.onset.index) == ("w", (0,))
 
 
-@pytest.mark.parametrize("dtypes", [("int32", "float32"), ("bool", "float64"), ("int32", "int64")])
+@pytest.mark.parametrize("dtypes", [("int32", "float32"), ("bool", "float64"), ("uint64", "int64")])
 def test_what_is_not_two_floats_stays_a_difference_of_structure(tmp_path, dtypes):
     for name, dtype in zip("ab", dtypes, strict=True):
         with TraceWriter(tmp_path / f"{name}.trace", label=name, dtype="float32") as trace:
             trace.write(1, {"w": np.ones(5, dtype), "x": 1.0})
     found = diff(tmp_path / "a.trace", tmp_path / "b.trace")
     assert (found.status, [s.kind for s in found.structure]) == ("structure", ["dtype"])
+
+
+@pytest.mark.parametrize("level", ["full", "stats"])
+def test_integers_of_two_widths_are_compared_by_value(tmp_path, level):
+    def write(dtype, more):
+        path = tmp_path / f"{dtype}-{more}.trace"
+        capture = Capture(level=level)
+        with TraceWriter(path, label="x", dtype="float32", capture=capture) as trace:
+            trace.write(1, {"inputs/y": np.arange(5, dtype=dtype) + np.dtype(dtype).type(more)})
+        return path
+
+    same = diff(write("int32", 0), write("int64", 0))
+    assert (same.status, same.structure) == ("close", ())
+    assert any("int32 | int64: 1 tensors" in n and "by value" in n for n in same.notes)
+    assert diff(write("int32", 1), write("int64", 0)).status == "diverged"
 
 
 def test_a_factor_takes_the_place_of_every_k_but_that_of_inputs(pair):

@@ -33,7 +33,8 @@ NUMBER = re.compile(r"(?<=[A-Za-z])(\d+|\*|\\d\+?|\[\d-\d\]|\[\^/\]\*)")
 TESTED = [
     path
     for path in sorted((ROOT / "harness").rglob("*.py"))
-    if path.parts[len(ROOT.parts) + 1] != "models"
+    # What records scripts names the functions of frameworks, one of which is "embedding".
+    if path.parts[len(ROOT.parts) + 1] not in ("models", "capture")
 ]
 
 

@@ -12,7 +12,7 @@ from text import CHARACTERS, batches
 
 import harness
 
-WIDTH, HIDDEN, LIMIT = 16, 32, 0.37
+WIDTH, HIDDEN, LIMIT = 16, 32, 0.2
 
 
 def main():
@@ -37,6 +37,8 @@ def main():
                 with tf.GradientTape() as tape:
                     loss = mean(y, model(x))
                 gradients = tape.gradient(loss, model.trainable_variables)
+                # As a tensor, in which the rows of a token that was read twice are added up.
+                gradients = [tf.convert_to_tensor(g) for g in gradients]
                 gradients, _ = tf.clip_by_global_norm(gradients, LIMIT)
                 optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
                 rec.log(loss=loss)

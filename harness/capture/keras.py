@@ -288,7 +288,10 @@ class Keras(Adapter):
     def _updates(self, step: Step, watch: Watch) -> dict[str, Made]:
         """How slots and parameters are made of the gradients that the optimizers went on with."""
         params = self._params(self.names())
-        changed = any(_clipped(step, key, given.array) for key, given in watch.given.items())
+        # Clipping that found nothing to clip is clipping, too: a step has the points of all steps.
+        changed = any(isinstance(given.made, Made) for given in watch.given.values()) or any(
+            _clipped(step, key, given.array) for key, given in watch.given.items()
+        )
         later: dict[str, Made] = {}
         for key, (array, made, rows) in watch.given.items():
             place, _, name = key.partition("/")

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from harness.capture.adapter import Adapter, Array, Tensors
-from harness.capture.pytorch_calls import Calls
+from harness.capture.pytorch_calls import NORM, Calls
 from harness.capture.pytorch_compiled import Hooks, compiled_regions
 from harness.capture.pytorch_optim import SLOTS, hyperparameters, update_of
 from harness.capture.step import Step, line
 from harness.errors import HarnessError
 from harness.models.entries import Made
 
+MOST_COUNTED = 250  # gradients of a norm: an entry has no more operands
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module")  # DDP, torch.compile, FSDP
 
 
@@ -273,9 +274,20 @@ def _remove(hooks: Sequence[Any]) -> None:
         hook.remove()
 
 
+def _see_norm(step: Step) -> None:
+    """The norm of all gradients before clipping, where the script made none itself."""
+    names = [n for n in step.points if n.startswith("grads/")]
+    if NORM in step.points or not names or len(names) > MOST_COUNTED:
+        return
+    each = [torch.linalg.vector_norm(step.points[name].array) for name in names]
+    norm = torch.linalg.vector_norm(torch.stack([x.to(each[0].dtype) for x in each]))
+    step.see(NORM, norm, Made("global_norm", tuple(names), {}))
+
+
 def _see_clipped(calls: Calls, step: Step, params: Mapping[str, Tensor]) -> None:
     """The gradients that the optimizer gets, where they are no longer those that were made."""
     with torch.no_grad():
+        _see_norm(step)
         now = {n: p.grad for n, p in params.items() if p.grad is not None}
         # Clipping that found nothing to clip is clipping, too: a step has the points of all steps.
         changed = any(isinstance(calls.origin(g), Made) for g in now.values()) or any(
@@ -285,6 +297,8 @@ def _see_clipped(calls: Calls, step: Step, params: Mapping[str, Tensor]) -> None
         for name, g in now.items() if changed or step.fed else ():
             point = f"update/clipped/{name}"
             made = calls.origin(g)
+            if isinstance(made, Made) and made.op == "clip_elements":
+                made = Made(made.op, (f"grads/{name}", NORM, made.operands[2]), {})
             if changed:
                 step.see(point, _copy(g), made if isinstance(made, Made) else None)
             fed = step.onward(point, tuple(g.shape))

@@ -178,7 +178,11 @@ def _by_sketch(a: TensorEntry, b: TensorEntry, allowed: Allowance) -> Found:
     if odd:  # no number tells how far they are apart
         return _estimated(a, b, False, odd, None, math.inf, allowed)
     rel_l2 = ratio(apart, norm) if math.isfinite(norm) else None
-    return _estimated(a, b, allowed.factor != 0 and used <= 1, 0, rel_l2, used, allowed)
+    # Equal integers of two widths have other bytes, and so another hash.
+    widths = a.dtype != b.dtype and are_integers(a.dtype, b.dtype)
+    equal = widths and not apart and (a.min, a.max, a.zero) == (b.min, b.max, b.zero)
+    close = equal or (allowed.factor != 0 and used <= 1)
+    return _estimated(a, b, close, 0, rel_l2, 0.0 if equal else used, allowed)
 
 
 def _by_statistics(a: TensorEntry, b: TensorEntry, allowed: Allowance) -> Found:

@@ -73,7 +73,8 @@ class Case(NamedTuple):
     is not that of the tensors. `graph` has the stages of the reference, where they are known, and
     `shapes` those of the tensors of this step by name; `variants` gives the stages of the same run
     with one choice of its settings made otherwise. `other_graph` are the stages of side a, where it
-    was told to do something else; `told_by` says by what.
+    was told to do something else; `told_by` says by what. `borrowed`: the stage is side a's,
+    as the reference says of none: then it tells that the sides differ, and not which is off.
     """
 
     step: int
@@ -95,6 +96,7 @@ class Case(NamedTuple):
     variants: Callable[[], Mapping[str, Graph]] = dict
     other_graph: Graph | None = None
     told_by: str = "settings say"
+    borrowed: bool = False
 
     @property
     def eps(self) -> float:

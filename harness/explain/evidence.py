@@ -273,8 +273,13 @@ class Pair:
             other_graph=self._told(step, tensor),
             variants=lambda: variants(header_b.spec),
             shapes={e.name: e.shape for e in self._entries("b", step)[1].values()},
+            borrowed=self._borrowed(tensor),
             told_by="code says" if _is_script(header_a) else "settings say",
         )
+
+    def _borrowed(self, tensor: str) -> bool:
+        own = self.traces["b"].graph
+        return self.aligned and (own is None or own.value(tensor) is None)
 
     def _graph(self, tensor: str) -> Graph | None:
         """The stages of the reference; those of the other side where it alone says how."""

@@ -100,7 +100,7 @@ def _axis_orders(
         swap = ": batch-major numbers taken for time-major?" if over_time else ""
         turned = tuple(shape[k] for k in order) == shape
         how = f"has its axes permuted ({places})" if turned else f"is permuted to axes ({places})"
-        how = "is transposed" if order == (1, 0) else how
+        how = "is transposed" if turned and order == (1, 0) else how
         words = how + ("" if turned else " and then read in the old shape") + swap
         yield made("transposed", words, node("axes_ordered", base, order=order), 7)
         if not turned:

@@ -198,6 +198,10 @@ def _free(evidence: Evidence) -> Finding:
     """Free runs that diverge, and nothing that was followed."""
     free, place = evidence.free, evidence.free.first_divergence
     assert place is not None
+    start = unlike(free)
+    if start and _of_scripts(free):
+        at = _place(free, start.place.step, start.first) or start.place
+        return Finding("undecided", at, Following(None, free), (start.line,), (at,))
     if place.tensor.startswith("inputs/"):
         line = f"the sides were given different {place.tensor} at step {place.step}"
         return Finding("bug", place, Following(None, free), (line,), (place,))
@@ -206,6 +210,12 @@ def _free(evidence: Evidence) -> Finding:
         return found
     lines = (_path(free, place), *unheard(free, place))
     return Finding("undecided", place, Following(None, free), lines, (place,))
+
+
+def _of_scripts(free: DiffResult) -> bool:
+    """Whether a script left one of the traces, which may be handed what the other was given."""
+    programs = [trace.header.program for trace in free.opened()]
+    return any(program is not None and program.kind == "script" for program in programs)
 
 
 def _path(free: DiffResult, place: Difference) -> str:
@@ -325,7 +335,7 @@ def recomputed(case: Case) -> Vote | None:
     stage = case.graph.value(case.tensor) if case.graph else None
     if stage is None or stage.op == "given" or (stage.op in OPS and OPS[stage.op].either):
         return None
-    if case.as_told is not None:
+    if case.as_told is not None or case.borrowed:
         return None  # which of two settings was meant no third can say
     trial = Trial(case)
     if any(trial.value(side, stage) is None for side in SIDES):
