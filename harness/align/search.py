@@ -14,6 +14,7 @@ from harness.align.places import Order, as_siblings_lie, doubtful, grouped, plac
 from harness.align.slots import paired_slots
 from harness.align.units import Unit, units
 from harness.align.values import Fit, by_values
+from harness.align.weights import by_weights
 from harness.errors import HarnessError
 from harness.kernels.floats import standard_floats
 from harness.trace import Alignment, Match, Trace, open_trace
@@ -110,6 +111,8 @@ class _Search:
             found._replace(sure="likely") if doubtful(found, left) else found
             for found in self.found[section]
         ]
+        if section == "points":
+            self.take(section, list(by_weights(*self.left(section), self.found["params"])))
         order = Order(self.a[section], self.b[section], self.found[section])
         self.take(section, list(grouped(*self.left(section), self.found[section], order)))
         a, b = self.left(section)

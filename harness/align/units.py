@@ -31,6 +31,7 @@ class Unit:
         self.op: str | None = None
         # The order of axes that makes [out, in, ..] of a weight, by how its stage reads it.
         self.read_as: tuple[int, ...] | None = None
+        self.weight: str | None = None  # of a layer: the parameter of its only product
         self._kept: dict[Facet, Array] = {}
 
     def __repr__(self) -> str:
@@ -126,16 +127,18 @@ def _add_ops(found: dict[str, dict[str, Unit]], graph: Graph | None) -> None:
 
 def _add_layouts(found: dict[str, dict[str, Unit]], graph: Graph | None) -> None:
     """How the stages read their weights: a kernel of [in, out], or of [out, in]."""
-    for stage in graph.stages.values() if graph else ():
-        for x in below(stage.value):
-            if x.op not in ("linear", "conv") or len(x.inputs) < 2:
-                continue
+    for name, stage in graph.stages.items() if graph else ():
+        layer = found["points"].get(name.removeprefix("forward/"))
+        products = [x for x in below(stage.value) if x.op in ("linear", "conv")]
+        for x in products:
             w, turned = x.inputs[1], x.op == "linear"
             if w.op == "transpose":
                 w, turned = w.inputs[0], False
             unit = found["params"].get(name_of(w).removeprefix("params/")) if is_ref(w) else None
             if unit is None:
                 continue
+            if layer is not None and len(products) == 1 and name.startswith("forward/"):
+                layer.weight = unit.name
             count = len(unit.shape)
             plain = tuple(range(count))
             last = turned or (x.op == "conv" and x.arg("layout") == "last")

@@ -15,12 +15,13 @@ from harness.compare import Comparison, DiffResult, Tolerance, compare
 from harness.compare.diff import Difference
 from harness.explain.case import Case, Side
 from harness.models.evaluate import MissingError, Values
-from harness.models.graph import Graph
+from harness.models.graph import Graph, Node, is_ref, name_of, rebuilt
 from harness.trace import Header, Step, TensorEntry, Trace
 from harness.trace.dtypes import common, epsilon, is_float
 from harness.trace.graph import variants
 
 T = TypeVar("T")
+MOST_INSIDE = 3  # times that what a stage reads is put into it
 OVERFLOW = 2.0**-12  # of the largest number: sums of such numbers may leave the range on the way
 _KIND = re.compile(r"[/.:]")
 _LAYER = re.compile(r"layer\d+")
@@ -269,7 +270,7 @@ class Pair:
             traced=self.read,
             fed=self.follower is not None,
             unit=epsilon(*(self._entries(side, step)[1][tensor].dtype for side in self.traces)),
-            graph=self._graph(tensor),
+            graph=self._graph(step, tensor),
             other_graph=self._told(step, tensor),
             variants=lambda: variants(header_b.spec),
             shapes={e.name: e.shape for e in self._entries("b", step)[1].values()},
@@ -281,12 +282,21 @@ class Pair:
         own = self.traces["b"].graph
         return self.aligned and (own is None or own.value(tensor) is None)
 
-    def _graph(self, tensor: str) -> Graph | None:
-        """The stages of the reference; those of the other side where it alone says how."""
+    def _graph(self, step: int, tensor: str) -> Graph | None:
+        """The stages of the reference; those of the other side where it alone says how.
+
+        What a stage reads that only one side traces is put into it as it is made, so that what is
+        other there can be looked for.
+        """
         own, other = self.traces["b"].graph, self.traces["a"].graph
-        if own is None or other is None or not self.aligned:
-            return own or (other if self.aligned else None)
-        return Graph({**other.stages, **own.stages})
+        if not self.aligned or (own is None and other is None):
+            return own
+        stages = {**(other.stages if other else {}), **(own.stages if own else {})}
+        both, found = set(self.names(step)), Graph(stages)
+        for _ in range(MOST_INSIDE if tensor in stages else 0):
+            stage = stages[tensor]
+            stages[tensor] = stage._replace(value=rebuilt(stage.value, _inside(found, both)))
+        return found
 
     def _told(self, step: int, tensor: str) -> Graph | None:
         """The stages of side a, for what it was told to do otherwise than the reference.
@@ -352,6 +362,17 @@ class Pair:
             return self.read(side if own or side != self.follower else followed[side], step, name)
 
         return lookup
+
+
+def _inside(graph: Graph, traced: set[str]) -> Callable[[Node], Node | None]:
+    """What makes a reference to what is not traced on both sides the expression that it is of."""
+
+    def change(x: Node) -> Node | None:
+        if not is_ref(x) or x.arg("time") or x.arg("back") or name_of(x) in traced:
+            return None
+        return graph.value(name_of(x)) if name_of(x).startswith("forward/") else None
+
+    return change
 
 
 def _is_script(header: Header) -> bool:

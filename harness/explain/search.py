@@ -29,7 +29,6 @@ from harness.models.graph import Node, is_ref, name_of, references
 PARTNERS = 12  # edits that bring a side nearer and are tried together with others
 NEARER = 0.7  # of the distance that is left by an edit worth a partner
 SECONDS = 400  # edits that are tried beside each partner
-TOLD_ROUGHLY = 24.0  # of such that can be named no better
 TOLD = -8.0  # bits of what a side was told to do: that needs no other explanation
 PAIRED = 1e9  # elements that are read for pairs, about
 
@@ -116,8 +115,9 @@ class _Search:
             back = case.tensor.startswith(("backward/", "grads/"))
             less = detached(case.graph, case.other_graph) if back else None
             words, plain = (less, True) if less else told_words(self.base, told)
-            said = f"{words}, as its {case.told_by}"
-            yield Edit("setting", said, told, TOLD if plain else TOLD_ROUGHLY)
+            # That a stage is written in other words says nothing of what is other in it.
+            if plain or not case.told_by.startswith("code"):
+                yield Edit("setting", f"{words}, as its {case.told_by}", told, TOLD)
         yield from edits(self.scene)
         for choice, graph in self.trial.case.variants().items():
             other, stage = graph.value(self.scene.tensor), self.scene.graph

@@ -59,11 +59,17 @@ def detached(graph: Graph | None, other: Graph | None) -> str | None:
 
 
 def _plain(x: Node) -> Node | None:
-    """The mean of a batch normalization as torch counts its momentum, which Keras counts from 1."""
-    if x.op != "running_mean_keras" or x.inputs[2].op != "const":
+    """A running mean as torch counts its momentum, which Keras counts from 1, and in one layout."""
+    if x.op not in ("running_mean", "running_mean_keras") or x.inputs[2].op != "const":
         return None
-    new = const(1 - x.inputs[2].arg("value"), x.inputs[2].arg("name"))
-    return node("running_mean", *x.inputs[:2], new, **dict(x.args))
+    old, given, momentum = x.inputs
+    axis = x.arg("axis")
+    if given.op == "permute":
+        axes = given.arg("axes")
+        given, axis = given.inputs[0], axes[axis % len(axes)]
+    if x.op == "running_mean_keras":
+        momentum = const(1 - momentum.arg("value"), momentum.arg("name"))
+    return node("running_mean", old, given, momentum, axis=axis)
 
 
 def _parting(x: Node, y: Node) -> list[tuple[Node, Node]]:

@@ -218,6 +218,8 @@ class Investigation:
         labels = self.runs[0].label, self.runs[1].label
         shown: dict[str, Any] = {"progress": self.session.watcher.part(what)}
         shown["alignment"] = self.maps.known(*labels) if self.maps else None
+        asked = self.runs[1].capture  # the further runs trace all, for they need it
+        shown |= {"include": asked.include, "exclude": asked.exclude}
         if start is None:
             return diff(a, b, **shown)
         return diff(a, b, all=True, tolerance=Tolerance.local(), steps=(start, None), **shown)
