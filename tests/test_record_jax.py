@@ -106,7 +106,9 @@ def run(script, *args):
 ZEROS = ("conv/bias", "key/bias")
 
 
-@pytest.mark.parametrize("script", ["jax_gpt.py", "jax_nnx.py"])
+@pytest.mark.parametrize(
+    "script", ["jax_gpt.py", pytest.param("jax_nnx.py", marks=pytest.mark.slow)]
+)
 def test_a_recorded_script_computes_the_same_bits_and_every_stage_is_right(script, tmp_path):
     path = tmp_path / "a.trace"
     assert run(script, path) == run(script)

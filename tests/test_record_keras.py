@@ -16,7 +16,9 @@ import pytest
 
 import harness
 from harness.models.evaluate import Values
+from harness.models.graph import Graph
 
+pytestmark = pytest.mark.slow  # a minute; test_record_keras_fit.py has one script by default
 SCRIPTS = Path(__file__).parent / "recorded"
 ROOT = SCRIPTS.parent.parent
 EPS = {"float64": 2**-52, "float32": 2**-23, "bfloat16": 2**-7, "float16": 2**-10}
@@ -68,7 +70,7 @@ def stages(path):
     trace, steps = read_all(path)
     for step in dict.fromkeys((*trace.steps[:2], *trace.steps[-1:])):
         tensors = steps[step]
-        graph = trace.graph
+        graph = trace.graph or Graph({})
 
         def read(back, name, step=step):
             return steps.get(step - back, {}).get(name)

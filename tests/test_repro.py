@@ -112,7 +112,7 @@ def test_programs_of_a_mistake_print_the_values_of_the_report(name, repros):
 
 
 @pytest.mark.parametrize("name", ["right", pytest.param("sgd", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_every_stage_of_a_script_can_be_written(name, step, repros, tmp_path):
     folder = repros[0]
     trace = harness.open_trace(folder / f"{name}.trace")
@@ -165,7 +165,7 @@ def test_the_command_says_where_the_folder_is_and_how_to_run(repros, tmp_path, c
         main(["repro", *traces, *out])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    assert "python repro_gelu.py" in shown.replace("\n", " ")
+    assert "python repro_gelu.py" in " ".join(shown.split())
     assert "REPRO: step 2, forward/head" in shown
     with pytest.raises(SystemExit):
         main(["repro", *traces, *out, "--json"])
@@ -307,6 +307,7 @@ def test_epsilon_hat_of_adam_and_other_padding_across_frameworks(package, dtype,
     assert first == (second[0], second[3], second[1], second[2])
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_verdict_where_repro_finds_it(tmp_path, monkeypatch):
     needs("torch")
     monkeypatch.chdir(tmp_path)

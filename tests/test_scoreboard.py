@@ -124,6 +124,7 @@ def test_naming_what_was_not_disturbed_is_wrong_and_so_is_naming_what_is_far_und
     assert not injected(0.4, ()).wrong
 
 
+@pytest.mark.slow
 def test_injections_above_the_noise_are_found_and_a_bound_that_is_too_low_accuses(
     tmp_path, monkeypatch
 ):
@@ -211,6 +212,7 @@ def test_a_fault_of_what_a_model_has_not_is_refused(tmp_path, capsys):
         assert f"--fault pt:{fault}: this model (lstm) has nothing" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_bench_of_several_models_counts_each_and_plants_only_what_reaches_it(tmp_path, capsys):
     only = ("--only", "rnn-relu", "--only", "clip-never", "--models", "lstm,rnn", "--clean", 0)
     report = tmp_path / "faults.md"

@@ -174,8 +174,7 @@ def run_command(
     if queue < 1:
         raise HarnessError(f"--queue {queue}: give a number of MiB from 1 up")
     named = {name: options.pop(name) for name in ("dtype", "lr", "seed", "batch_size", "bptt")}
-    shared = [f"{name}={value}" for name, value in named.items() if value is not None]
-    shared += ["compile=true"] * compiled
+    shared = [f"{k}={v}" for k, v in named.items() if v is not None] + ["compile=true"] * compiled
     with LiveObserver() as observer:
         result = run_sides(
             trace=parse_count(trace),

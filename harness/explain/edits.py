@@ -174,11 +174,7 @@ def _of_node(x: Node, scene: Scene) -> Iterator[Edit]:
             words = "keeps the larger of the decayed value and |g| (as Adamax does)"
             yield made("formula", words, node("decayed_largest", *of), 6)
     if x.op == "over_root":
-        for v in scene.settings.get("rho", ()):
-            of = (x.inputs[2], const(v, "rho"), node("step"))
-            p, g, _, *rest = x.inputs
-            words = "corrects the bias of the squares (as Adam does)"
-            yield made("formula", words, node(x.op, p, g, node("corrected", *of), *rest), 6)
+        yield from _corrected(x, scene, made)
     if x.op in (*POINTWISE, "multiply", "scale"):
         yield from _added_later(x, scene, made)
     if x.op == "square":
@@ -210,6 +206,15 @@ def _of_node(x: Node, scene: Scene) -> Iterator[Edit]:
         yield from _subsets(x, scene, made)
     if x.op == "block":
         yield from _other_blocks(x, scene, made)
+
+
+def _corrected(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:
+    """A rule that corrects the bias of its squares, as Adam does."""
+    for v in scene.settings.get("rho", ()):
+        of = (x.inputs[2], const(v, "rho"), node("step"))
+        p, g, _, *rest = x.inputs
+        words = "corrects the bias of the squares (as Adam does)"
+        yield made("formula", words, node(x.op, p, g, node("corrected", *of), *rest), 6)
 
 
 def _rates(x: Node, scene: Scene, made: Made) -> Iterator[Edit]:

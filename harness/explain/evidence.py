@@ -84,7 +84,7 @@ class Evidence(NamedTuple):
     `free` is the diff of the two runs in their own dtype; `free64` that of the same runs in float64
     (None where they are float64 already). `narrow` and `wide` are following runs in float32 and in
     float64. `lacking` says in words what could not be had, and why. `repeats` are the sides that do
-    not repeat themselves.
+    not repeat themselves; `scripts` is whether a side is one that may be handed what it is given.
     """
 
     free: DiffResult
@@ -93,6 +93,7 @@ class Evidence(NamedTuple):
     wide: tuple[Following, ...] = ()
     lacking: tuple[str, ...] = ()
     repeats: tuple[Repeat, ...] = ()
+    scripts: bool = False
 
 
 Label = Literal["identical", "close", "rounding", "precision", "bug", "structure", "undecided"]

@@ -199,7 +199,7 @@ def _free(evidence: Evidence) -> Finding:
     free, place = evidence.free, evidence.free.first_divergence
     assert place is not None
     start = unlike(free)
-    if start and _of_scripts(free):
+    if start and evidence.scripts:
         at = _place(free, start.place.step, start.first) or start.place
         return Finding("undecided", at, Following(None, free), (start.line,), (at,))
     if place.tensor.startswith("inputs/"):
@@ -210,12 +210,6 @@ def _free(evidence: Evidence) -> Finding:
         return found
     lines = (_path(free, place), *unheard(free, place))
     return Finding("undecided", place, Following(None, free), lines, (place,))
-
-
-def _of_scripts(free: DiffResult) -> bool:
-    """Whether a script left one of the traces, which may be handed what the other was given."""
-    programs = [trace.header.program for trace in free.opened()]
-    return any(program is not None and program.kind == "script" for program in programs)
 
 
 def _path(free: DiffResult, place: Difference) -> str:

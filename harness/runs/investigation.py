@@ -23,7 +23,7 @@ from harness.runs.maps import Maps
 from harness.runs.repeats import find_repeats
 from harness.runs.session import Session
 from harness.runs.variants import again, dtype_of, following, in_dtype, resumed
-from harness.spec import AnyRun, Capture, Dtype, Follow, Resume, RunSpec
+from harness.spec import AnyRun, Capture, Dtype, Follow, Resume, RunSpec, ScriptSpec
 from harness.trace import open_trace, remove_trace
 from harness.trace.dtypes import epsilon
 
@@ -56,6 +56,7 @@ class Investigation:
         self.lacking: list[str] = []
         self.made: list[str] = []
         self.repeats: tuple[Repeat, ...] = ()
+        self.scripts = any(isinstance(run, ScriptSpec) for run in runs)
 
     def verdict(self) -> Verdict:
         """Run what is needed and judge; what could not be run is said in the evidence."""
@@ -85,6 +86,7 @@ class Investigation:
             followed.get("float64", ()),
             tuple(self.lacking),
             self.repeats,
+            self.scripts,
         )
         verdict = judge(evidence, self._vote)
         if self._bytes(last - first + 1) > LARGE:
@@ -218,8 +220,8 @@ class Investigation:
         labels = self.runs[0].label, self.runs[1].label
         shown: dict[str, Any] = {"progress": self.session.watcher.part(what)}
         shown["alignment"] = self.maps.known(*labels) if self.maps else None
-        asked = self.runs[1].capture  # the further runs trace all, for they need it
-        shown |= {"include": asked.include, "exclude": asked.exclude}
+        if self.scripts:  # whose further runs trace all, for they need it
+            shown["exclude"] = self.runs[1].capture.exclude
         if start is None:
             return diff(a, b, **shown)
         return diff(a, b, all=True, tolerance=Tolerance.local(), steps=(start, None), **shown)

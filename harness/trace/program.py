@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xxhash
 
 from harness.trace.schema import Program
@@ -65,3 +68,13 @@ def _digest(files: Mapping[str, Path]) -> str:
 
 def _printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+def versions() -> dict[str, str]:
+    """Those of Python, of NumPy and of this project."""
+    found = {"python": platform.python_version(), "numpy": np.__version__}
+    try:
+        found["twin-harness"] = version("twin-harness")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        found["twin-harness"] = "not installed"
+    return found

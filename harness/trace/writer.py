@@ -5,14 +5,12 @@ from __future__ import annotations
 import errno
 import operator
 import os
-import platform
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
@@ -28,7 +26,7 @@ from harness.spec import CHECKPOINT, Capture, RunSpec
 from harness.trace.accept import Tensor, accept, owned
 from harness.trace.background import Background
 from harness.trace.parts import Rows, sparse
-from harness.trace.program import script, twin
+from harness.trace.program import script, twin, versions
 from harness.trace.roles import parse
 from harness.trace.schema import (
     FLOATS,
@@ -139,7 +137,7 @@ class TraceWriter:
             hash=HASH,
             capture=self.capture,
             framework={name: str(number) for name, number in (framework or {}).items()},
-            versions=_versions(),
+            versions=versions(),
             spec=dict(spec or {}),
             digests=dict(digests or {}),
             # Bytes that are no UTF-8 are surrogates in argv, and JSON has no way to write those.
@@ -495,12 +493,3 @@ def _was_trace(path: Path) -> bool:
             return FORMAT.encode() in file.read(HEADER_LIMIT)
     except FileNotFoundError:
         return [p.name for p in path.iterdir()] == [HEADER_PARTIAL]
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "numpy": np.__version__}
-    try:
-        found["twin-harness"] = version("twin-harness")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        found["twin-harness"] = "not installed"
-    return found
