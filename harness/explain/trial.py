@@ -21,7 +21,8 @@ from harness.models.rows import some_rows
 
 SIDES: tuple[Side, Side] = ("a", "b")
 # What an edit that does not fit the shapes of a trace raises; any other error is one of ours.
-FAILURES = (MissingError, ValueError, IndexError, TypeError)  # TypeError: minus a boolean
+# TypeError: minus a boolean; ArithmeticError: a number that a formula divides by is 0.
+FAILURES = (MissingError, ValueError, IndexError, TypeError, ArithmeticError)
 UPDATE = ("update/", "optimizer/", "params/")
 CARRIED = ("params/", "optimizer/", "state/", "buffers/")  # what a step starts from
 LARGE = 1 << 16  # elements of a tensor of which a sample is tried first
