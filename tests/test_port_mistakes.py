@@ -41,5 +41,5 @@ def test_the_mistake_is_named_first(kind, mistake, first, tmp_path):
     assert found.where.step == 1
     assert found.causes, found
     said = found.causes[0].sentence
-    about = "mine" if re.search(r"\\bmine\\b", said.split(":")[0]) else "theirs"
+    about = "mine" if re.search(r"\bmine\b", said.split(":")[0]) else "theirs"
     assert re.search(MISTAKES[mistake][about == "theirs"], said), said
