@@ -10,7 +10,6 @@ import pytest
 import harness
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-LINE = re.compile(r"harness|\brec\.|with low:$")
 
 
 def run(tmp_path, folder, *sides, trace=4, **options):

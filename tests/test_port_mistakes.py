@@ -15,10 +15,10 @@ MISTAKES = {
     "kernel": ("transposed|axes permuted \\(1, 0, 2, 3\\)",) * 2,
     "loss-summed": ("sums the loss over all elements", "averages the loss over all elements"),
     "detached": (
-        "lets no gradient pass|leaves out the (gradient|product)",
-        "lets no gradient pass|leaves out|has|adds|computes",
+        "leaves out the (gradient of the layer normalisation|product with forward/norm1)",
+        "never said of the other side",
     ),
-    "dropout-scaled-twice": ("multiplies .*drop by 1\\.", "leaves out the factor|times|0\\.[89]"),
+    "dropout-scaled-twice": ("multiplies .*drop by 1\\.(11|25)", "leaves out the factor"),
     "bias-decayed": ("decays this parameter", "does not decay this parameter"),
     "gelu": ("has the GELU by tanh for the exact GELU", "has the exact GELU for the GELU by tanh"),
     "norm-momentum": ("takes 0.01 for momentum 0.1", "takes 0.1 for momentum 0.01"),

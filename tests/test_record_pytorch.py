@@ -391,3 +391,20 @@ def test_zeros_that_dropout_dropped_are_known_from_those_that_it_kept(tmp_path):
     bare, seen = (train(made(thinned), tmp_path / "t", batches, 3, on=on) for on in (False, True))
     assert all(map(torch.equal, bare.parameters(), seen.parameters()))  # draws are not moved
     assert not disagreeing(tmp_path / "t")[0]
+
+
+def test_what_a_trace_cannot_say_is_left_out_and_the_trace_can_be_read(tmp_path):
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(140)))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with (
+        harness.record(model, optimizer, out=tmp_path / "a.trace") as rec,
+        rec.step(x=torch.ones(3, 2)) as x,
+    ):
+        loss = model(x).sum()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # a norm of 280 gradients
+        optimizer.step()
+        rec.log(loss=loss, endless=model(x) * float("inf"), huge=x * 10**12, plain=x * 10)
+    stages = {e.name: e.op for e in harness.open_trace(tmp_path / "a.trace").entry(1).tensors}
+    assert (stages["log/endless"], stages["log/huge"]) == (None, None)
+    assert stages["log/plain"] is not None

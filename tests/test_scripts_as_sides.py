@@ -90,6 +90,44 @@ def test_other_inputs_are_told_of_first_and_can_be_handed_over(tmp_path):
     assert run(tmp_path, mine, theirs, hand_over="inputs").diff.status == "identical"
 
 
+def test_a_constant_that_differs_is_not_said_to_be_handed_over(tmp_path):
+    inside = "rec.log(**dict([('inputs/constant', np.full(3, %s))]))"
+    mine = script(tmp_path, "mine", inside=inside % 1.0)
+    theirs = script(tmp_path, "theirs", inside=inside % 2.0)
+    found = run(tmp_path, mine, theirs).verdict
+    assert found.sentence == "mine and theirs do not start from the same constants"
+    assert "--hand-over" not in found.next
+    assert "compare how the scripts make inputs/constant" in found.next
+
+
+def test_the_loss_of_a_step_that_is_not_traced_is_its_own(tmp_path):
+    one, two = script(tmp_path, "one"), script(tmp_path, "two")
+    every = run(tmp_path, one, two).losses["one"]
+    assert run(tmp_path, one, two, every=2).losses["one"] == every
+    assert len(set(every)) == 4
+
+
+def test_a_map_that_is_given_takes_the_place_of_one_of_an_earlier_run(tmp_path):
+    mine = script(tmp_path, "mine", PLAIN.replace('"w": grad', '"v": grad'))
+    theirs = script(tmp_path, "theirs")
+    assert run(tmp_path, mine, theirs).diff.status == "identical"
+    found = tmp_path / "out" / "mine-theirs.map.toml"
+    given = tmp_path / "given.toml"
+    given.write_text(found.read_text())
+    found.write_text("stale")
+    assert run(tmp_path, mine, theirs, map=given).diff.status == "identical"
+    assert found.read_text() == given.read_text()
+    assert run(tmp_path, mine, theirs, map=found).diff.status == "identical"
+    run(tmp_path, f"mine={theirs}", f"theirs={theirs}")
+    assert not found.exists()
+
+
+def test_zoom_is_refused_before_a_script_runs(tmp_path):
+    said = failed(tmp_path, script(tmp_path, "mine"), script(tmp_path, "theirs"), zoom=True)
+    assert "--zoom: side mine is a script" in said
+    assert not (tmp_path / "out" / "mine.trace").exists()
+
+
 BROKEN = {
     "fails": (
         {"inside": "assert step < 2, 'wrong'"},

@@ -43,7 +43,7 @@ class Call:
 
 
 def made(op: str, *operands: Operand, **args: Any) -> Made:
-    """An op of operands, not checked: the tests check every rule against harness.stage."""
+    """An op of operands, not checked: what no trace can say is left out of it (`Step.stages`)."""
     return Made(op, operands, args)
 
 

@@ -17,7 +17,6 @@ from harness.capture.step import Step, line
 from harness.models.entries import Made
 
 NORM = "update/global_norm"
-SAID = 2  # steps whose entries say in what line a tensor was made: a reader looks at those
 SMALL = 1 << 20  # elements of a constant that is kept
 MOST_OPS, DEEPEST = 64, 10  # ops of an expression, and how deep they nest, before it gets a name
 ALIASES = ("data", "detach")  # what shows a tensor's numbers, and may change them
@@ -113,14 +112,15 @@ class Calls(TorchFunctionMode):
 
     def _dropped(self, args: Any, kwargs: Any) -> Tensor | None:
         """Dropout by a mask that is handed over; None where the script draws its own."""
+        self._handed_mask = None
         found = Call(args, kwargs, None, self._operand, lambda *_: "")
         x, rate = found.arg(0, "input"), found.arg(1, "p", 0.5)
         if not found.arg(2, "training", True) or not 0 < rate < 1 or found.arg(3, "inplace"):
             return None
         mask = self.step.mask(self._site("dropout"), tuple(x.shape), rate)
-        self._handed_mask = None if mask is None else torch.as_tensor(mask)
-        if self._handed_mask is None:
+        if mask is None:
             return None
+        self._handed_mask = torch.as_tensor(mask)
         return x * self._handed_mask.to(x) / (1 - rate)  # type: ignore[no-any-return]
 
     def _kept(self, args: Any, kwargs: Any, result: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ class Calls(TorchFunctionMode):
 
     def _line(self) -> str | None:
         """The line of the script that is running, in the steps of which a trace says how."""
-        return line() if self.step.number <= SAID else None
+        return line() if self.step.said else None
 
     def _origin_made(self, value: Tensor) -> Made | None:
         found = self._known.get(value)

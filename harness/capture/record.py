@@ -157,7 +157,9 @@ class Recorder:
         if self._now is None:
             if self._number == 0:
                 raise HarnessError("rec.log outside of a step: put it inside `with rec.step(..)`")
-            return  # a step that is not recorded
+            if "loss" in values:  # of a step that is not recorded, for `harness run` to show
+                self._loss = _number(self._adapter.owned(values["loss"]))
+            return
         began = time.perf_counter()
         for name, value in values.items():
             if self._adapter.takes(name, value):
@@ -224,6 +226,7 @@ class Recorder:
     def _begin_step(self, inputs: Mapping[str, Any]) -> tuple[Step | None, list[Any]]:
         """The step that begins, None where nothing of it is wanted; and its inputs."""
         number = self._number = self._number + 1
+        self._loss = None
         if number == 1:
             self._adapter.load(self._replay.weights(), 0)
         if number >= self.run.start:
@@ -237,7 +240,8 @@ class Recorder:
         wanted = number >= self.run.start and self._writer.wants_step(number)
         if self._forked or not (wanted or self._replay.within(number)):
             return None, handed
-        step = Step(number, self._replay.feed(number), self._replay.seed)
+        said = self._writer.steps_given < SAID  # a reader looks at the first ones alone
+        step = Step(number, self._replay.feed(number), self._replay.seed, said)
         for name, value in zip(inputs, handed, strict=True):
             for point, tensor in self._adapter.inputs(name, value).items():
                 step.see(point, tensor)
@@ -253,10 +257,10 @@ class Recorder:
             return
         if step is not None and self._writer is not None:
             self._adapter.finish(step)
-            self._loss = _number(step.points.get(LOSS) or step.points.get(OBJECTIVE))
+            loss = step.points.get(LOSS) or step.points.get(OBJECTIVE)
+            self._loss = None if loss is None else _number(loss.array)
             if self._number >= self.run.start and self._writer.wants_step(self._number):
-                said = self._writer.steps_given < SAID  # a reader looks at the first ones alone
-                how = (step.stages(), step.sources()) if said else ()
+                how = (step.stages(), step.sources()) if step.said else ()
                 self._writer.write(self._number, step.tensors(), *how)
         if self._asked is None or self._number < self.run.start:
             return
@@ -288,10 +292,10 @@ class Recorder:
         )
 
 
-def _number(point: Any) -> float | None:
-    """A point as a number, where it is one."""
+def _number(array: Any) -> float | None:
+    """An array as a number, where it is one."""
     try:
-        return None if point is None else float(point.array)
+        return float(array)
     except (TypeError, ValueError, RuntimeError):
         return None
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from harness.data import randomness
-from harness.models.entries import Made
+from harness.models.entries import Made, why_not
 from harness.trace.roles import has_role
 
 Array = NDArray[Any]
@@ -48,9 +48,13 @@ class Step:
         number: int,
         feed: Callable[[str], Array | None] | None = None,
         seed: int | None = None,
+        said: bool = True,
     ) -> None:
-        """Nothing is seen yet. `seed`: masks of dropout are drawn here, the same on every side."""
-        self.number = number
+        """Nothing is seen yet. `seed`: masks of dropout are drawn here, the same on every side.
+
+        `said`: the trace is to say how the tensors of this step are made, and in which lines.
+        """
+        self.number, self.said = number, said
         self._feed, self._seed, self._sites = feed, seed, 0
         self.points: dict[str, Point] = {}
         self._calls: dict[str, int] = {}
@@ -95,8 +99,12 @@ class Step:
         return {name: self.points[name].array for name in self._ordered()}
 
     def stages(self) -> Mapping[str, Made]:
-        """How each is made, of those of which that is known; by name."""
-        return {name: made for name in self._ordered() if (made := self.points[name].made)}
+        """How each is made, where that is known and a trace can say it; by name.
+
+        A factor that is infinite, or a norm of more tensors than an entry may name, is not said.
+        """
+        known = ((name, self.points[name].made) for name in self._ordered())
+        return {name: made for name, made in known if made and _can_be_said(made)}
 
     def sources(self) -> Mapping[str, str]:
         """The line of the script that made each, where that is known; by name."""
@@ -112,12 +120,16 @@ def _place(name: str) -> tuple[int, int]:
     return phase, LOSS.index(name) + 1 if name in LOSS else 0
 
 
-def line(libraries: tuple[str, ...] = ()) -> str | None:
-    """The line of the script that is running: the innermost outside of libraries and this one."""
+def _can_be_said(made: Made) -> bool:
+    return why_not(made.op, made.written().get("from", []), made.args) is None
+
+
+def line() -> str | None:
+    """The line of the script that is running: the innermost outside of what is installed."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
-        if not file.startswith((*INSIDE, *libraries)) and INSTALLED not in file:
+        if not file.startswith(INSIDE) and INSTALLED not in file:
             name = os.path.relpath(file) if file.startswith(os.getcwd() + os.sep) else file
             found = f"{name if len(name) < LONGEST else os.path.basename(file)}:{frame.f_lineno}"
             return found if found.isprintable() else None

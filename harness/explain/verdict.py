@@ -443,7 +443,7 @@ def _next(label: Label, finding: Finding, evidence: Evidence, side: str | None) 
         return "--verdict looks closer: faults of a few epsilons are seen only there"
     start = unlike(free)
     if label == "undecided" and start:
-        return f"--hand-over {start.what}, and judge what is left then"
+        return start.remedy
     if label == "undecided" and evidence.free64 is None:
         return (
             "run both programs once more in float64, traced alike, and give those traces too: "

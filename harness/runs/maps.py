@@ -27,14 +27,18 @@ class Maps:
         if not scripts or self.given == NONE:
             return None
         key = a.label, b.label
-        if self.given is not None:
-            self._found.setdefault(key, read_alignment(self.given))
-        elif key not in self._found or again:
-            self._found[key] = self._search(a, b)
-        found = self._found[key]
-        if found is not None and not self.file(a.label, b.label).exists():
-            write_alignment(found, self.file(a.label, b.label))
-        return found
+        if key not in self._found or (again and self.given is None):
+            found = read_alignment(self.given) if self.given is not None else self._search(a, b)
+            self._found[key] = found
+            self._leave(found, self.file(*key))
+        return self._found[key]
+
+    def _leave(self, found: Alignment | None, file: Path) -> None:
+        """Write the map, over one of an earlier run; nothing of that stays where none is needed."""
+        if found is None:
+            file.unlink(missing_ok=True)
+        elif self.given is None or not (file.exists() and file.samefile(self.given)):
+            write_alignment(found, file)
 
     def known(self, a: str, b: str) -> Alignment | None:
         """The map of two sides that was found before, by their labels."""
@@ -68,5 +72,4 @@ class Maps:
         shapes = [{e.name: e.shape for e in trace.entry(step).tensors} for trace in traces]
         if shapes[0] == shapes[1]:
             return None
-        self.file(a.label, b.label).unlink(missing_ok=True)
         return align(*traces, progress=self.watcher.part(f"align {a.label} {b.label}"))

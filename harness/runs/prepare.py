@@ -57,6 +57,11 @@ def _script_spec(side: SideRequest, request: Request) -> ScriptSpec:
     computation, output, judging = request.computation, request.output, request.judging
     if computation.trace == "all":
         raise HarnessError("--trace all: a script has no epochs that are known: give a number")
+    if judging.zoom:
+        raise HarnessError(
+            f"--zoom: side {side.side.label} is a script, which cannot be started again from the "
+            "middle: leave --zoom out, and trace the steps in full"
+        )
     dtype = computation.settings.get("dtype")
     return build(
         ScriptSpec,
