@@ -10,6 +10,7 @@ import pytest
 
 import harness
 from harness.cli.main import main
+from harness.spec import Capture
 
 # Fits a line by gradient descent in NumPy: no framework, so that a run takes a second.
 PLAIN = """
@@ -103,7 +104,7 @@ def test_a_constant_that_differs_is_not_said_to_be_handed_over(tmp_path):
 def test_the_loss_of_a_step_that_is_not_traced_is_its_own(tmp_path):
     one, two = script(tmp_path, "one"), script(tmp_path, "two")
     every = run(tmp_path, one, two).losses["one"]
-    assert run(tmp_path, one, two, every=2).losses["one"] == every
+    assert run(tmp_path, one, two, capture=Capture(every=2)).losses["one"] == every
     assert len(set(every)) == 4
 
 
@@ -120,6 +121,20 @@ def test_a_map_that_is_given_takes_the_place_of_one_of_an_earlier_run(tmp_path):
     assert run(tmp_path, mine, theirs, map=found).diff.status == "identical"
     run(tmp_path, f"mine={theirs}", f"theirs={theirs}")
     assert not found.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"settings": ["lr=0.5"]}, "--set lr: no side is a twin"),
+        ({"model": "tiny"}, "--model: no side is a twin"),
+        ({"weights": "w.npz"}, "--weights: no side is a twin"),
+    ],
+)
+def test_what_only_twins_take_is_refused_where_all_sides_are_scripts(options, words, tmp_path):
+    said = failed(tmp_path, script(tmp_path, "mine"), script(tmp_path, "theirs"), **options)
+    assert words in said
+    assert "arguments of its own" in said
 
 
 def test_zoom_is_refused_before_a_script_runs(tmp_path):

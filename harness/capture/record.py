@@ -257,8 +257,8 @@ class Recorder:
             return
         if step is not None and self._writer is not None:
             self._adapter.finish(step)
-            loss = step.points.get(LOSS) or step.points.get(OBJECTIVE)
-            self._loss = None if loss is None else _number(loss.array)
+            found = step.points.get(LOSS) or step.points.get(OBJECTIVE)
+            self._loss = None if found is None else _number(found.array)
             if self._number >= self.run.start and self._writer.wants_step(self._number):
                 how = (step.stages(), step.sources()) if step.said else ()
                 self._writer.write(self._number, step.tensors(), *how)

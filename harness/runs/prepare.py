@@ -28,6 +28,7 @@ from harness.spec import (
 )
 
 DEFAULT_MODEL = "zaremba-small"
+HEARD = ("dtype", "seed")  # the settings that scripts are told
 
 
 class Prepared(NamedTuple):
@@ -44,12 +45,30 @@ def prepare(request: Request, watcher: Observer) -> Prepared:
     """
     _make_folder(request.output.folder)
     twins = [side for side in request.sides if not side.side.script]
+    if not twins:
+        _refuse_what_twins_take(request)
     found = _prepare_twins(request, twins, watcher) if twins else Prepared([], None)
     by_label: dict[str, AnyRun] = {run.label: run for run in found.runs}
     for side in request.sides:
         if side.side.script:
             by_label[side.side.label] = _script_spec(side, request)
     return Prepared([by_label[side.side.label] for side in request.sides], found.entropy)
+
+
+def _refuse_what_twins_take(request: Request) -> None:
+    """Raise HarnessError for what no script would ever hear of."""
+    computation = request.computation
+    given = {f"--set {name}": True for name in computation.settings if name not in HEARD}
+    given |= {
+        "--model": computation.model is not None,
+        "--weights": computation.weights is not None,
+    }
+    option = next((option for option, there in given.items() if there), None)
+    if option:
+        raise HarnessError(
+            f"{option}: no side is a twin, and scripts are told of {' and '.join(HEARD)} alone; "
+            'give a script arguments of its own: --side "train.py --lr 0.1"'
+        )
 
 
 def _script_spec(side: SideRequest, request: Request) -> ScriptSpec:
