@@ -55,6 +55,7 @@ class Calls(TorchFunctionMode):
         self._inputs: dict[str, Any] = {}
         self._roots = 0
         self._free: set[str] = set()  # points named for their length alone that nothing has read
+        self.norms: dict[str, Tensor] = {}  # of the gradients, by name
         self._dirty = False
         self._slept = False
         self._handed_mask: Tensor | None = None
@@ -165,7 +166,8 @@ class Calls(TorchFunctionMode):
             return value  # made once more on the way back (activation checkpointing)
         self.busy += 1
         try:
-            return self._point(name, value)
+            with torch._C.DisableTorchFunction():  # its own calls are none of the script's
+                return self._point(name, value)
         finally:
             self.busy -= 1
 
@@ -174,7 +176,7 @@ class Calls(TorchFunctionMode):
         known = self._known.get(value)
         if isinstance(known, str):
             made = self.step.points.pop(known).made
-        self.step.see(name, _copy(value), made, self._line())
+        self.step.see(name, kept(self.step, name, value), made, self._line())
         fed = self.step.onward(name, tuple(value.shape))
         if fed is not None:
             other = torch.as_tensor(fed).to(value)
@@ -199,7 +201,7 @@ class Calls(TorchFunctionMode):
             return None
         self.busy += 1
         try:
-            self.step.see(name, _copy(gradient))
+            self.step.see(name, kept(self.step, name, gradient))
             fed = self.step.onward(name, tuple(gradient.shape))
             return None if fed is None else torch.as_tensor(fed).to(gradient)
         finally:
@@ -280,7 +282,7 @@ class Calls(TorchFunctionMode):
                     self._known[value] = f"inputs/{name}"
                     return f"inputs/{name}"
         name = self.step.name("inputs/constant")
-        self.step.see(name, _copy(value))
+        self.step.see(name, copied(value))
         self._known[value] = name
         return name
 
@@ -290,7 +292,7 @@ class Calls(TorchFunctionMode):
             self.made_later[self._names.get(id(tensor), "")] = made or UNKNOWN
             return ""
         name = self.step.name(self._site(function))
-        self.step.see(name, _copy(tensor))
+        self.step.see(name, copied(tensor))
         self._known[tensor] = name
         return name
 
@@ -301,7 +303,7 @@ class Calls(TorchFunctionMode):
             return made
         where = self.scope[-1] if self.scope else "model"
         name = self.step.name(f"forward/{where}/{made.op}")
-        self.step.see(name, _copy(value), made, self._line())
+        self.step.see(name, copied(value), made, self._line())
         self._free.add(name)
         return name
 
@@ -325,7 +327,7 @@ class Calls(TorchFunctionMode):
         if self._known.get(root) != "forward/loss" and not isinstance(self._known.get(root), str):
             name = self.step.name("forward/objective")
             made = self._origin_made(root) if self._roots == 1 else None
-            self.step.see(name, _copy(root), made, self._line())
+            self.step.see(name, copied(root), made, self._line())
             self._known[root] = name
         return func(*args, **kwargs)
 
@@ -338,7 +340,8 @@ class Calls(TorchFunctionMode):
         if self._dirty:
             self.busy += 1
             try:
-                self._collect(feed)
+                with torch._C.DisableTorchFunction():
+                    self._collect(feed)
             finally:
                 self.busy -= 1
 
@@ -348,7 +351,8 @@ class Calls(TorchFunctionMode):
             if p.grad is None:
                 continue
             point = f"grads/{name}"
-            self.step.see(point, _copy(p.grad))
+            self.step.see(point, kept(self.step, point, p.grad))
+            self.norms[point] = torch.linalg.vector_norm(p.grad.detach())
             fed = self.step.onward(point, tuple(p.shape)) if feed else None
             if fed is not None:
                 with torch.no_grad():
@@ -360,11 +364,23 @@ class Calls(TorchFunctionMode):
         self.collect()
 
 
-def _copy(tensor: Tensor) -> Tensor:
+def copied(tensor: Tensor) -> Tensor:
+    """A tensor that nothing changes any more, on the CPU."""
     tensor = tensor.detach()
     if tensor.layout != torch.strided:
         tensor = tensor.to_dense()
+    if tensor.device.type == "cpu":
+        return tensor.clone(memory_format=torch.contiguous_format)
     return tensor.to("cpu", copy=True).contiguous()
+
+
+def kept(step: Step, name: str, tensor: Tensor) -> Any:
+    """What is kept of a tensor: a copy, or at a level without elements what is known of it."""
+    if tensor.device.type == "cpu" and tensor.layout == torch.strided:
+        known = step.described(name, tensor.detach())
+        if known is not None:
+            return known
+    return copied(tensor)
 
 
 def _top() -> Any:
@@ -390,7 +406,10 @@ def _in_place(func: Any) -> bool:
 def _version(args: Any) -> int | None:
     """How often the first operand was changed in place; None where nothing counts that."""
     x = args[0] if args else None
-    return x._version if isinstance(x, Tensor) and not x.is_inference() else None
+    try:
+        return x._version if isinstance(x, Tensor) else None
+    except RuntimeError:  # of inference mode
+        return None
 
 
 def _same(result: Any, args: Any, before: int | None) -> bool:
@@ -429,7 +448,7 @@ def _norm_of(calls: Calls, name: str, args: Any, result: Any) -> Any:
         inner = of(args[0])
         if isinstance(inner, Made) and inner.op == "norms":
             made = Made("global_norm", inner.operands, {})
-            calls.step.see(NORM, _copy(result), made)
+            calls.step.see(NORM, copied(result), made)
             return NORM
     if name == "clamp" and isinstance(args[0], Tensor):
         match of(args[0]):
