@@ -43,13 +43,14 @@ class Investigation:
         free: DiffResult,
         sides: tuple[str, str] | None = None,
         maps: Maps | None = None,
+        exclude: tuple[str, ...] = (),
     ) -> None:
         """Nothing runs yet. `free` is the diff of `runs`, which have ended.
 
         `sides` are the session's labels of the sides (None: those of the runs); `maps` has that
-        through which the runs are compared, if there is one.
+        through which the runs are compared, if there is one; `exclude` is what is never compared.
         """
-        self.maps = maps
+        self.maps, self.exclude = maps, exclude
         self.session, self.runs, self.free = session, runs, free
         self.sides = sides or (runs[0].label, runs[1].label)
         self.folder = Path(runs[0].trace).parent
@@ -69,7 +70,7 @@ class Investigation:
         self._check_repeats()
         pairs = self._pairs(first, last)
         followed: dict[Dtype, tuple[Following, ...]] = {}
-        wrong = next((why for run in self.runs if (why := _cannot_follow(run))), None)
+        wrong = next((why for run in self.runs if (why := cannot_follow(run))), None)
         if wrong:
             self.lacking.append(f"not followed: {wrong}")
         else:
@@ -136,7 +137,7 @@ class Investigation:
         """Traces of both sides that hold everything, in either precision that could be run.
 
         From a later step than the first, the other precision sets out from what the reference's
-        trace holds of that step.
+        trace holds of that step (of scripts, from what each side's own does).
         """
         own = dtype_of(self.runs[0])
         other: Dtype = "float32" if own == "float64" else "float64"
@@ -152,7 +153,9 @@ class Investigation:
         pairs[own] = pair
         wide = [self._variant(run, other, f"{run.label}-{other}", last) for run in self.runs]
         if first > 1:
-            wide = [resumed(run, Resume(pair[1], first)) for run in wide]
+            # What a script can take is in its own names: each side sets out from its own trace.
+            begun = pair if self.scripts else (pair[1], pair[1])
+            wide = [resumed(r, Resume(p, first)) for r, p in zip(wide, begun, strict=True)]
         others = self._in_dtype(self._traces(wide), other)
         if others and other == "float64":
             self.lacking += [line for path in others if (line := _narrower(path))]
@@ -221,7 +224,7 @@ class Investigation:
         shown: dict[str, Any] = {"progress": self.session.watcher.part(what)}
         shown["alignment"] = self.maps.known(*labels) if self.maps else None
         if self.scripts:  # whose further runs trace all, for they need it
-            shown["exclude"] = self.runs[1].capture.exclude
+            shown["exclude"] = self.exclude or self.runs[1].capture.exclude
         if start is None:
             return diff(a, b, **shown)
         return diff(a, b, all=True, tolerance=Tolerance.local(), steps=(start, None), **shown)
@@ -264,7 +267,7 @@ class Investigation:
         return Vote("NumPy, float64", *near)
 
 
-def _cannot_follow(run: AnyRun) -> str | None:
+def cannot_follow(run: AnyRun) -> str | None:
     """Why nothing can be put in place of what a run's stages make."""
     if isinstance(run, RunSpec):
         compiled = "a compiled step is one piece, and following goes stage by stage"

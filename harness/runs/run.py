@@ -33,9 +33,9 @@ from harness.runs.request import (
 from harness.runs.result import RunResult
 from harness.runs.session import Session
 from harness.runs.start import run_all
-from harness.runs.variants import dtype_of, require_twins
+from harness.runs.variants import dtype_of
 from harness.runs.zoom import zoom as zoom_in
-from harness.spec import AnyRun, Capture
+from harness.spec import AnyRun, Capture, ScriptSpec
 
 QUEUE = 1 << 30  # bytes of a side's tensors that may wait to be written
 Diffs = Mapping[tuple[str, str], DiffResult]
@@ -120,7 +120,7 @@ def _conclude(session: Session, jobs: Sequence[Job], judging: Judging, maps: Map
     chosen = parted or next(iter(diffs.values()), None)
     verdict, zoomed = None, None
     if chosen and judging.zoom:
-        zoomed = zoom_in(session, require_twins(_pair(runs, chosen), "--zoom"), chosen)
+        zoomed = zoom_in(session, _pair(runs, chosen), chosen, maps=maps)
     if zoomed:
         chosen, verdict = zoomed.diff, zoomed.verdict
     elif chosen and judging.verdict is not False:
@@ -189,7 +189,9 @@ def _judge(
             f"or harness zoom {pair[0].trace} {pair[1].trace}, looks closely at where traces of "
             "level stats part"
         )
-        return judge(Evidence(result, lacking=() if result.equivalent else (line,)))
+        scripts = any(isinstance(run, ScriptSpec) for run in pair)
+        lacking = () if result.equivalent or judging.zoom else (line,)
+        return judge(Evidence(result, lacking=lacking, scripts=scripts))
     if result.equivalent and not judging.verdict:
         return judge(Evidence(result))
     return Investigation(session, pair, result, maps=maps).verdict()

@@ -15,7 +15,7 @@ import numpy as np
 
 from harness.compare import DiffResult
 from harness.runs.result import Suspect
-from harness.spec import CHECKPOINT
+from harness.spec import STATE
 from harness.trace import StepEntry, TensorEntry, Trace
 from harness.trace.sketch import distance
 
@@ -68,7 +68,7 @@ def jumps(pairs: Iterable[tuple[StepEntry, StepEntry]], lockstep: bool = False) 
             highest[name] = max(highest.get(name, 0.0), gain if math.isfinite(gain) else 0.0)
         suspects += [jump] if jump else []
         if not lockstep:
-            states = [gap for name, gap in gaps.items() if name.startswith(CHECKPOINT)]
+            states = [gap for name, gap in gaps.items() if name.startswith(STATE)]
             left = max([1.0, *states])
     return suspects
 

@@ -7,7 +7,7 @@ import operator
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from harness.errors import HarnessError
 from harness.kernels.floats import standard_floats
 from harness.models.entries import Declared, Made, declared
-from harness.spec import CHECKPOINT, Capture, RunSpec
+from harness.spec import STATE, Capture, RunSpec
 from harness.trace.accept import Tensor, accept, owned
 from harness.trace.background import Background
 from harness.trace.parts import Rows, sparse
@@ -103,6 +103,7 @@ class TraceWriter:
         threads: int = 1,
         program: Program | None = None,
         roles: Sequence[str] = (),
+        keeps: Callable[[int, str], bool] | None = None,
     ) -> None:
         """Create the folder. `framework` names packages and versions; raises TraceError.
 
@@ -110,6 +111,7 @@ class TraceWriter:
         `threads` describe tensors at once: hashes, statistics and sketches free the interpreter.
         `program` is what makes the trace: by default the script that this process runs.
         `roles` say what tensors with names of their own are: "GRAD/*=grads" (harness.trace.roles).
+        `keeps`: whether a tensor of a step is stored (None: as `capture` says).
         """
         self.path = Path(path)
         parse(roles)
@@ -119,6 +121,7 @@ class TraceWriter:
                 f"{', '.join(FLOATS)}"
             )
         self.capture = capture or Capture()
+        self._keeps = keeps or self.capture.keeps
         self.steps = self.steps_given = 0  # written, and handed over
         self._last = 0
         self._closed = self._raised = False
@@ -189,6 +192,7 @@ class TraceWriter:
             queue=run.queue,
             threads=run.threads,
             program=twin(program) if program else None,
+            keeps=run.keeps,
         )
         trace.owns()
         return trace
@@ -250,7 +254,7 @@ class TraceWriter:
         given = {
             name: self._accept(name, tensor)
             for name, tensor in tensors.items()
-            if self.wants(name) and (whole or name.startswith(CHECKPOINT))
+            if self.wants(name) and (whole or name.startswith(STATE))
         }
         if self._background is None:
             self._write(step, given, made)
@@ -392,7 +396,7 @@ class TraceWriter:
         `kept` is told where its elements lie.
         """
         name, how, place = entry.name, None, None
-        if self.capture.keeps(step, name):
+        if self._keeps(step, name):
             how = kept.get(entry.identity) or self._kept.get(entry.identity)
             if how:
                 place = how.place
