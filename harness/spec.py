@@ -116,13 +116,15 @@ class Follow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Every step starts from the weights, optimizer slots and hidden state that `trace` holds of the
     step before. At level "stage", every stage of the step is also given that side's input.
     `map` is the file that says which of its tensors are whose (None: names are the same); it leads
-    from that side to this one, or, `reverse`, from this one to that.
+    from that side to this one, or, `reverse`, from this one to that. A script that follows stages
+    goes on with its own where a glob of `exclude` matches.
     """
 
     trace: str
     level: Literal["step", "stage"] = "step"
     map: str | None = None
     reverse: bool = False
+    exclude: tuple[str, ...] = ()
 
 
 Handed = Literal["weights", "inputs", "masks"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -100,8 +101,14 @@ class Replay:
         follow = self._run.follow
         if follow is None or follow.level != "stage" or number < self._run.start:
             return None
-        source = self._followed(follow)
-        return lambda name: source.step(number).get(name)
+        source, own = self._followed(follow), follow.exclude
+
+        def onward(name: str) -> Array | None:
+            if any(fnmatchcase(name, glob) for glob in own):
+                return None
+            return source.step(number).get(name)
+
+        return onward
 
     def _source(self, what: Handed, number: int) -> Source | None:
         """Where weights, or inputs, of a step come from; None for the script's own.

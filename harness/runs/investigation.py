@@ -6,7 +6,7 @@ Nothing here judges: the runs are made, compared, and handed to `harness.explain
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Investigation:
         `sides` are the session's labels of the sides (None: those of the runs); `maps` has that
         through which the runs are compared, if there is one; `exclude` is what is never compared.
         """
-        self.maps, self.exclude = maps, exclude
+        self.maps, self.exclude = maps, exclude or runs[1].capture.exclude
         self.session, self.runs, self.free = session, runs, free
         self.sides = sides or (runs[0].label, runs[1].label)
         self.folder = Path(runs[0].trace).parent
@@ -180,39 +180,52 @@ class Investigation:
         start = traced + 1 if traced > 1 else 1  # a follower starts from the step before
         if start > last:
             return ()
-        jobs = []
-        for run, other, trace in ((a, b, pair[1]), (b, a, pair[0])):
+        jobs: dict[Side, AnyRun] = {}
+        kinds: tuple[tuple[Side, AnyRun, AnyRun, str], ...] = (
+            ("a", a, b, pair[1]),
+            ("b", b, a, pair[0]),
+        )
+        for side, run, other, trace in kinds:
             label = f"{run.label}-follows-{other.label}-{dtype}"
             variant = self._variant(run, dtype, label, last)
             follow = Follow(trace, "stage")
             if self.maps:
                 leader = replace(other, trace=trace)
                 follow = self.maps.follow(run.label, leader, "stage", (a.label, b.label))
-            jobs.append(following(variant, follow, start))
-        made = self._traces(jobs)
-        if not made:
+            if isinstance(run, RunSpec) and follow.map:
+                continue  # a twin has no names but its own
+            if self.scripts:  # what is known to differ in meaning is no input of the other's
+                follow = replace(follow, exclude=self.exclude)
+            jobs[side] = following(variant, follow, start)
+        if not self._all_run({self.sides["ab".index(side)]: jobs[side] for side in jobs}):
             return ()
-        self.made += made
-        kinds: tuple[tuple[Side, str, str], ...] = (
-            ("a", made[0], pair[1]),
-            ("b", pair[0], made[1]),
-        )
+        self.made += [run.trace for run in jobs.values()]
+        traces = {
+            side: (run.trace, pair[1]) if side == "a" else (pair[0], run.trace)
+            for side, run in jobs.items()
+        }
         return tuple(
-            Following(side, self._diff(f"{dtype} following, {i} of 2", x, y, start))
-            for i, (side, x, y) in enumerate(kinds, start=1)
+            Following(side, self._diff(f"{dtype} following, {i} of {len(jobs)}", *both, start))
+            for i, (side, both) in enumerate(traces.items(), start=1)
         )
 
     def _traces(self, runs: Sequence[AnyRun]) -> tuple[str, str] | None:
         """Run both sides; their traces, or None where a side failed."""
+        if not self._all_run(dict(zip(self.sides, runs, strict=True))):
+            return None
+        return runs[0].trace, runs[1].trace
+
+    def _all_run(self, runs: Mapping[str, AnyRun]) -> bool:
+        """Run the sides with these labels; whether none failed."""
         for repeat in self.repeats:
             if repeat.fresh:
                 self.session.renew(repeat.label)
         try:
-            self.session.run_all(list(zip(self.sides, runs, strict=True)))
+            self.session.run_all(list(runs.items()))
         except HarnessError as error:
             self.lacking.append(str(error).split("\n", 1)[0])
-            return None
-        return runs[0].trace, runs[1].trace
+            return False
+        return True
 
     def _variant(self, run: AnyRun, dtype: Dtype, label: str, last: int) -> AnyRun:
         """The run again, in `dtype`, to step `last`, with everything traced."""
@@ -224,7 +237,7 @@ class Investigation:
         shown: dict[str, Any] = {"progress": self.session.watcher.part(what)}
         shown["alignment"] = self.maps.known(*labels) if self.maps else None
         if self.scripts:  # whose further runs trace all, for they need it
-            shown["exclude"] = self.exclude or self.runs[1].capture.exclude
+            shown["exclude"] = self.exclude
         if start is None:
             return diff(a, b, **shown)
         return diff(a, b, all=True, tolerance=Tolerance.local(), steps=(start, None), **shown)

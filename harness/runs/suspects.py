@@ -74,20 +74,33 @@ def jumps(pairs: Iterable[tuple[StepEntry, StepEntry]], lockstep: bool = False) 
 
 
 def _gaps(a: StepEntry, b: StepEntry) -> Iterator[tuple[str, float]]:
-    """How far apart each tensor of a step is, in eps of its dtype, in execution order."""
+    """How far apart each tensor of a step is, in eps of its dtype, in execution order.
+
+    Left out are those of which that is not known.
+    """
     others = {entry.name: entry for entry in a.tensors}
     for entry in b.tensors:
         other = others.get(entry.name)
-        if other is not None:
-            yield entry.name, _gap(other, entry)
+        gap = None if other is None else _gap(other, entry)
+        if gap is not None:
+            yield entry.name, gap
 
 
-def _gap(a: TensorEntry, b: TensorEntry) -> float:
-    """Relative L2 distance in eps, estimated from sketches; infinite where nothing can be said."""
-    if (a.hash, a.dtype, a.shape) == (b.hash, b.dtype, b.shape):
+def _gap(a: TensorEntry, b: TensorEntry) -> float | None:
+    """Relative L2 distance in eps, estimated from sketches.
+
+    Infinite for other integers, and NaN on one side; None where nothing is known, as between
+    scripts with names, layouts or dtypes of their own.
+    """
+    if a.identity == b.identity:
         return 0.0
-    exact = not b.dtype.startswith("float") or (a.nan, a.inf) != (b.nan, b.inf)
-    if exact or a.dtype != b.dtype or a.shape != b.shape or a.sketch is None or b.sketch is None:
+    if (a.nan, a.inf) != (b.nan, b.inf):
         return math.inf
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return None
+    if not b.dtype.startswith("float"):
+        return math.inf
+    if a.sketch is None or b.sketch is None:
+        return None
     apart = distance(np.frombuffer(a.sketch, "<f8"), np.frombuffer(b.sketch, "<f8"))
     return apart / (b.l2 * float(np.finfo(b.dtype).eps)) if b.l2 else math.inf

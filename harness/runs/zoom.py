@@ -150,7 +150,7 @@ class _CloseLook:
             self.session.watcher.note(f"zooming in on step {suspect.step}: {suspect.reason}")
             result, verdict = self._look(suspect)
             self.decided = verdict.label in ("bug", "precision", "structure")
-            if self.chosen is None or self.decided:
+            if self.chosen is None or _worth(verdict) > _worth(self.chosen[1]):
                 self.chosen = result, verdict
 
     def cannot_be_in_step(self) -> str | None:
@@ -202,6 +202,12 @@ class _CloseLook:
             )
         )
         return result, verdict
+
+
+def _worth(verdict: Verdict) -> int:
+    """How much there is to say of a window: what acquits least, what convicts most."""
+    order = ("identical", "close", "rounding", "undecided")
+    return order.index(verdict.label) if verdict.label in order else len(order)
 
 
 def _largest_first(suspects: Sequence[Suspect]) -> list[Suspect]:
