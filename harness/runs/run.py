@@ -15,6 +15,7 @@ from harness.explain.verdict import TO_REPORT
 from harness.models.faults import CATALOGUE
 from harness.observer import Observer
 from harness.repro.found import FILE, Found, write_found
+from harness.runs.handed import unreached
 from harness.runs.investigation import Investigation
 from harness.runs.maps import Maps
 from harness.runs.prepare import prepare
@@ -119,6 +120,9 @@ def _conclude(session: Session, jobs: Sequence[Job], judging: Judging, maps: Map
     parted = next((d for d in diffs.values() if not d.equivalent), None)
     chosen = parted or next(iter(diffs.values()), None)
     verdict, zoomed = None, None
+    own = unreached(runs)
+    for line in own:
+        session.watcher.note(line)
     if chosen and judging.zoom:
         zoomed = zoom_in(session, _pair(runs, chosen), chosen, maps=maps)
     if zoomed:
@@ -126,6 +130,7 @@ def _conclude(session: Session, jobs: Sequence[Job], judging: Judging, maps: Map
     elif chosen and judging.verdict is not False:
         verdict = _judge(session, runs, chosen, judging, maps)
     if chosen and verdict:
+        verdict = replace(verdict, evidence=(*own, *verdict.evidence))
         verdict = _kept(maps, chosen, verdict)
     return RunResult(
         {job.run.label: job.run.trace for job in jobs},

@@ -9,13 +9,13 @@ smoothly along a run, a bug jumps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from harness.compare import DiffResult
 from harness.runs.result import Suspect
-from harness.spec import STATE
+from harness.spec import STATE, Capture
 from harness.trace import StepEntry, TensorEntry, Trace
 from harness.trace.sketch import distance
 
@@ -45,16 +45,22 @@ def suspects(
     return tuple(by_step[step] for step in sorted(by_step))
 
 
-def jumps(pairs: Iterable[tuple[StepEntry, StepEntry]], lockstep: bool = False) -> list[Suspect]:
+def jumps(
+    pairs: Iterable[tuple[StepEntry, StepEntry]],
+    lockstep: bool = False,
+    exclude: Sequence[str] = (),
+) -> list[Suspect]:
     """The steps at which a tensor is much further apart than what the step started from.
 
     `pairs` are the same steps on both sides; in `lockstep` both started each from one state.
+    Tensors that a glob of `exclude` matches are not looked at.
     """
+    looked_at = Capture(exclude=tuple(exclude))
     suspects: list[Suspect] = []
     highest: dict[str, float] = {}
     left = 1.0  # how far apart, in eps, the step before left what this one starts from
     for a, b in pairs:
-        gaps = dict(_gaps(a, b))
+        gaps = {name: gap for name, gap in _gaps(a, b) if looked_at.wants(name)}
         start, jump = left, None
         for name, gap in gaps.items():
             base = left if name.startswith("state/in/") or lockstep else start

@@ -101,7 +101,7 @@ def zoom(
                 f"starting from the state of {runs[1].label}"
             )
             pairs = run_in_lockstep(session, runs, session.watcher.part("lockstep"))
-            closely.at(_largest_first(jumps(pairs, lockstep=True)))
+            closely.at(_largest_first(jumps(pairs, lockstep=True, exclude=closely.exclude)))
             lockstep_steps = runs[1].steps
     else:
         closely.at([Suspect(step, "asked for")])
@@ -134,6 +134,9 @@ class _CloseLook:
         self.session, self.runs, self.maps = session, runs, maps
         self.sides = runs[0].label, runs[1].label
         self.mapped = free.alignment is not None
+        self.scripts = any(isinstance(run, ScriptSpec) for run in runs)
+        # Twins are compared whole; of scripts some tensors are known to differ.
+        self.exclude = runs[1].capture.exclude if self.scripts else ()
         self.windows: list[Window] = []
         self.passed_over: list[Suspect] = []
         self.chosen: tuple[DiffResult, Verdict] | None = None
@@ -155,7 +158,7 @@ class _CloseLook:
 
     def cannot_be_in_step(self) -> str | None:
         """Why no side can start each step from the other's state, in words, of scripts."""
-        if not any(isinstance(run, ScriptSpec) for run in self.runs):
+        if not self.scripts:
             return None
         wrong = next((why for run in self.runs if (why := cannot_follow(run))), None)
         if wrong:
@@ -176,16 +179,15 @@ class _CloseLook:
         if self.maps:
             self.maps.same(a.label, b.label, self.sides)
             alignment = self.maps.known(a.label, b.label)
-        # Twins are compared whole; of scripts some tensors are known to differ.
-        scripts = isinstance(a, ScriptSpec) or isinstance(b, ScriptSpec)
-        exclude = self.runs[1].capture.exclude if scripts else ()
         progress = self.session.watcher.part(f"diff around step {suspect.step}")
-        result = diff(a.trace, b.trace, exclude=exclude, alignment=alignment, progress=progress)
+        result = diff(
+            a.trace, b.trace, exclude=self.exclude, alignment=alignment, progress=progress
+        )
         result = replace(result, labels=self.sides)
-        look = Investigation(self.session, (a, b), result, self.sides, self.maps, exclude)
+        look = Investigation(self.session, (a, b), result, self.sides, self.maps, self.exclude)
         restless = [side for side, one in zip(self.sides, again, strict=True) if not one.same_bits]
         verdict = look.verdict()
-        if scripts and restless:
+        if self.scripts and restless:
             verdict = doubted(verdict, self.sides, restless)
         traces = {side: run.trace for side, run in zip(self.sides, (a, b), strict=True)}
         self.windows.append(
