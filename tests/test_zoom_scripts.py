@@ -11,6 +11,8 @@ import harness
 from harness.capture.replay import Replay
 from harness.explain import Verdict
 from harness.runs.handed import unreached
+from harness.runs.lockstep import run_in_lockstep
+from harness.runs.session import Session, Side
 from harness.runs.suspects import jumps
 from harness.runs.windows import doubted
 from harness.runs.zoom import zoom_traces
@@ -352,3 +354,82 @@ def test_dropout_without_a_seed_cannot_be_zoomed_into_exactly_and_handed_masks_c
     (said,) = found.zoom.windows[0].said
     assert "of the checkpoint of step 30 put in place, inputs/mask/3 of step 35 has still" in said
     assert "zoom cannot be exact" in said
+
+
+# The twin's LSTM in PyTorch: the same start is handed over.
+LSTM = """
+import sys
+import torch
+from torch import nn
+from torch.nn import functional
+import harness
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Embedding(256, 7)
+        self.rnn = nn.LSTM(7, 11, batch_first=True)
+        self.decoder = nn.Linear(11, 256)
+
+    def forward(self, x, state):
+        out, state = self.rnn(self.encoder(x), state)
+        return self.decoder(out), state
+
+net, state = Net(), None
+sgd = torch.optim.SGD(net.parameters(), lr=0.5)
+with harness.record(net, sgd) as rec:
+    for step in range(10**6):
+        x = torch.zeros(3, 5, dtype=torch.int64)
+        with rec.step(x=x, y=x) as (x, y):
+            sgd.zero_grad()
+            logits, state = net(x, state)
+            state = tuple(s.detach() * (0 if step >= 14 else 1) for s in state)
+            each = functional.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum")
+            loss = each / 3
+            loss.backward()
+            sgd.step()
+            rec.log(loss=loss)
+"""
+TWIN = ("embed_size=7", "hidden_size=11", "num_layers=1", "batch_size=3", "bptt=5", "lr=0.5")
+
+
+@pytest.mark.slow
+def test_a_script_against_a_twin_loses_its_state_at_a_late_step(tmp_path):
+    mine = script(tmp_path, "mine", LSTM)
+    # What a twin calls the gradient of h comes from later timesteps too.
+    capture = Capture(level="stats", exclude=("backward/*",))
+    options = {"settings": (*TWIN, "clip=none"), "hand_over": "weights,inputs", "zoom": True}
+    result = run(tmp_path, mine, "np", trace=20, capture=capture, **options)
+    found = result.verdict
+    assert (found.label, found.side) == ("bug", "mine")
+    assert (found.where.step, found.where.tensor) == (16, "forward/layer0/h")
+    (window,) = result.zoom.windows
+    assert (window.checkpoint, window.same_bits) == (10, True)
+    assert any("(mine: the start) to the same bits" in line for line in found.evidence)
+    assert not [line for line in found.evidence if "failed" in line]
+
+
+@pytest.mark.slow
+def test_in_step_scripts_start_each_step_from_one_state(tmp_path, monkeypatch):
+    monkeypatch.setattr("harness.runs.lockstep.STRETCH", 1)  # several stretches, of four steps
+    net = network(tmp_path)
+    text = net.read_text().replace("k >= 36", "k >= 7")
+    net.write_text(text)
+    fields = {"steps": 12, "capture": STATS}
+    runs = tuple(
+        ScriptSpec(label=label, argv=argv, trace=str(tmp_path / f"{label}.trace"), **fields)
+        for label, argv in (("a", (str(net), "late")), ("b", (str(net),)))
+    )
+    sides = [Side(one.label, "", script=one.argv) for one in runs]
+    with Session(sides, tmp_path, harness.Observer()) as session:
+        session.run_all([(one.label, one) for one in runs])
+        pairs = list(run_in_lockstep(session, runs))
+    assert [(a.step, b.step) for a, b in pairs] == [(s, s) for s in range(1, 13)]
+    for _, entry in pairs:  # the leader is the long run again, to the last bit
+        assert {e.name: e.hash for e in entry.tensors} == hashes(runs[1].trace, entry.step)
+    for a, b in pairs:
+        other = {e.name for e in a.tensors if e.hash != {f.name: f.hash for f in b.tensors}[e.name]}
+        learned = {name for name in other if name.startswith(("update/", "params/"))}
+        assert other == learned, a.step  # nothing of the step before is left of it
+        assert bool(other) == (a.step >= 8)
+    assert not [p for p in tmp_path.iterdir() if "-lockstep-" in p.name]
