@@ -108,6 +108,15 @@ def test_a_script_that_does_not_repeat_itself_is_named_and_nobody_is_acquitted(t
     assert any("NOT TO THE SAME BITS" in line for line in result.verdict.evidence)
 
 
+def test_a_window_that_is_not_the_long_run_again_acquits_nobody(tmp_path):
+    inside = "rec.log(noise=1.0 + np.random.default_rng().normal() * 1e-15)"
+    mine, theirs = (script(tmp_path, name, inside=inside) for name in ("mine", "theirs"))
+    result = run(tmp_path, mine, theirs, trace=6, capture=STATS)
+    _, found = zoom_traces(*result.traces.values(), step=6)
+    assert found.zoom.windows[0].label == found.verdict.label == "undecided"
+    assert found.verdict.next.startswith("give mine and theirs a seed")
+
+
 def test_only_what_acquits_is_doubted():
     for label in ("identical", "close", "rounding"):
         found = doubted(Verdict(label, "fine"), ("a", "b"), ["a"])

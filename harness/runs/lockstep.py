@@ -68,16 +68,16 @@ def _leading(run: AnyRun, i: int, done: int, last: int, before: AnyRun | None) -
     resume = Resume(before.trace, done - 1) if before and twin else None
     capture = Capture(level="stats", checkpoint_every=1)
     stretch = relabelled(run, f"{run.label}-lockstep-{i}")
-    how = {"resume": resume, "whole": ("inputs/",)}  # which scripts that follow are handed, too
-    return replace(stretch, start=max(1, done), steps=last, capture=capture, **how)
+    whole = ("inputs/",)  # which a script that follows is handed, too
+    again = replace(stretch, start=max(1, done), steps=last, resume=resume, capture=capture)
+    return replace(again, whole=whole)
 
 
 def _following(run: AnyRun, i: int, done: int, last: int, leading: AnyRun) -> AnyRun:
     """The same stretch of the follower."""
     follow, capture = Follow(leading.trace, "step"), Capture(level="stats")
     stretch = relabelled(run, f"{run.label}-lockstep-{i}")
-    how = {"resume": None, "whole": None, "follow": follow}
-    return replace(stretch, start=done + 1, steps=last, capture=capture, **how)
+    return replace(stretch, start=done + 1, steps=last, resume=None, follow=follow, capture=capture)
 
 
 def _stretch_length(run: AnyRun) -> int:

@@ -42,8 +42,8 @@ def run_window(
         again = relabelled(run, f"{run.label}-step{step}")
         begun = checkpoint if isinstance(run, RunSpec) else 0
         resume = Resume(run.trace, begun) if begun else None
-        how = {"resume": resume, "start": begun + 1, "whole": None}
-        jobs.append((run, replace(again, steps=last, capture=window, **how)))
+        again = replace(again, steps=last, capture=window, resume=resume, start=begun + 1)
+        jobs.append((run, again))
     session.run_all([(long.label, short) for long, short in jobs])
     a, b = (_checked(session, long, short, first) for long, short in jobs)
     return checkpoint, (a, b)
