@@ -10,11 +10,14 @@ from test_zoom import run_cli
 import harness
 from harness.capture.replay import Replay
 from harness.explain import Verdict
+from harness.explain.case import Case
+from harness.explain.confined import hints
+from harness.explain.trial import Trial
 from harness.runs.handed import unreached
 from harness.runs.lockstep import run_in_lockstep
 from harness.runs.session import Session, Side
 from harness.runs.suspects import jumps
-from harness.runs.windows import doubted
+from harness.runs.windows import cannot_restore, doubted
 from harness.runs.zoom import zoom_traces
 from harness.spec import Capture, Follow, HandOver, Resume, ScriptSpec
 from harness.trace import TraceWriter, open_trace
@@ -223,11 +226,9 @@ def test_traces_whose_scripts_cannot_be_run_again_are_told_of(tmp_path, capsys):
 
 
 def traced(path, steps, tensors, level="full", **options):
-    """A trace of a script, of which every step holds the same tensors."""
-    label = path.stem
-    capture = Capture(level=level)
-    fields = dict(label=label, dtype="float32", framework={"torch": "2"}, capture=capture)
-    with TraceWriter(path, **fields, **options) as trace:
+    """A trace of a script, of which each step holds what `tensors` gives for it."""
+    fields = {"framework": {"torch": "2"}, "capture": Capture(level=level), **options}
+    with TraceWriter(path, label=path.stem, dtype="float32", **fields) as trace:
         for step in range(1, steps + 1):
             trace.write(step, tensors(step))
     return str(path)
@@ -321,6 +322,46 @@ def test_what_a_hand_over_does_not_reach_is_in_the_report(tmp_path):
     mine, theirs = script(tmp_path, "mine", factor=1), script(tmp_path, "theirs")
     evidence = run(tmp_path, mine, theirs, hand_over="weights").verdict.evidence
     assert evidence[0].startswith("--hand-over weights: mine records no model of a framework")
+
+
+def test_a_checkpoint_is_put_in_place_whole_or_not_at_all(tmp_path):
+    def tensors(*names):
+        return lambda step: {name: np.full(2, step, np.float32) for name in names}
+
+    kept = Capture(level="stats", checkpoint_every=2)
+    names = ("params/w", "buffers/m", "grads/w")
+    long = traced(tmp_path / "long.trace", 4, tensors(*names), capture=kept)
+    holed = traced(tmp_path / "holed.trace", 4, tensors(*names[:1]), capture=kept)
+    bare = traced(tmp_path / "bare.trace", 4, tensors(*names), capture=kept, framework={})
+    short = open_trace(traced(tmp_path / "short.trace", 1, tensors(*names)))
+    assert cannot_restore(open_trace(long), short, 2) is None
+    assert "no checkpoint was kept" in cannot_restore(open_trace(long), short, 0)
+    assert "of step 2 has no buffers/m (--incl" in cannot_restore(open_trace(holed), short, 2)
+    assert "no model of a framework" in cannot_restore(open_trace(bare), short, 2)
+
+
+def test_a_trace_without_a_step_is_nothing_to_zoom_into(tmp_path):
+    path = traced(tmp_path / "a.trace", 0, dict, level="stats")
+    with pytest.raises(harness.HarnessError, match=r"a\.trace: no step of it was finished"):
+        zoom_traces(path, path)
+
+
+def test_a_learning_rate_that_is_set_is_said_with_where_it_parts():
+    rates = {("a", 4): 0.01, ("b", 4): 0.01, ("a", 5): 0.005, ("b", 5): 0.01}
+
+    def case(step, name="update/learning_rate"):
+        def lookup(side, at, _):
+            return np.array(rates[side, at]) if (side, at) in rates else None
+
+        return Case(step, name, lookup("a", step, ""), lookup("b", step, ""), lookup)
+
+    assert hints(Trial(case(5)))[0].sentence == (
+        "update/learning_rate: a takes 0.005, 0.5 times the 0.01 of b; both took 0.01 at step 4: "
+        "compare how the schedules change it there"
+    )
+    rates["a", 4] = 0.005
+    assert hints(Trial(case(5)))[0].sentence.endswith("0.5 times the 0.01 of b")
+    assert hints(Trial(case(5, "log/loss"))) == []
 
 
 @pytest.mark.slow

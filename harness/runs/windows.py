@@ -56,7 +56,7 @@ def _checked(session: Session, long: AnyRun, short: AnyRun, first: int) -> Again
         return Again(short, place is None)
     said = f"{long.label} does not repeat itself: run again, {_words(place)} has other bits"
     kept = _last_kept([long], first - 1)
-    wrong = _cannot_restore(open_trace(long.trace), open_trace(short.trace), kept)
+    wrong = cannot_restore(open_trace(long.trace), open_trace(short.trace), kept)
     if wrong:
         return Again(short, False, f"{said}, and {wrong}: {_INEXACT}")
     resumed = replace(short, start=kept + 1, resume=Resume(long.trace, kept))
@@ -104,7 +104,7 @@ def _last_kept(runs: Iterable[AnyRun], latest: int) -> int:
     return max(set.intersection(*kept), default=0) if kept else 0
 
 
-def _cannot_restore(long: Trace, short: Trace, kept: int) -> str | None:
+def cannot_restore(long: Trace, short: Trace, kept: int) -> str | None:
     """Why what the long run kept of a step cannot be put in place, in words; None where it can."""
     if not long.header.framework:
         return "it records no model of a framework, into which a checkpoint could be put"
