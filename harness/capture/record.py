@@ -220,6 +220,7 @@ class Recorder:
             capture=run.capture,
             queue=run.queue,
             threads=run.threads,
+            keeps=run.keeps,
         )
         writer.owns()
         return writer

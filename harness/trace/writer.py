@@ -6,7 +6,7 @@ import errno
 import operator
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -22,11 +22,10 @@ from harness.errors import HarnessError
 from harness.kernels import processors
 from harness.kernels.floats import standard_floats
 from harness.models.entries import Declared, Made, declared
-from harness.spec import CHECKPOINT, Capture, RunSpec
+from harness.spec import STATE, Capture, RunSpec
 from harness.trace.accept import Tensor, accept, owned
 from harness.trace.background import Background
 from harness.trace.folder import HEADER_PARTIAL, clear
-from harness.trace.parts import Rows, sparse
 from harness.trace.program import script, twin, versions
 from harness.trace.roles import parse
 from harness.trace.schema import (
@@ -35,7 +34,6 @@ from harness.trace.schema import (
     HASH,
     HEADER_FILE,
     INDEX_FILE,
-    ROWS_LIMIT,
     VERSION,
     Header,
     Place,
@@ -45,11 +43,10 @@ from harness.trace.schema import (
     TraceError,
     check_name,
     quote,
-    row_names,
     step_file,
 )
 from harness.trace.statistics import describe, describe_all, digest
-from harness.trace.tensor_file import save_file
+from harness.trace.tensor_file import save_file, stored
 
 AT_ONCE = 1 << 16  # bytes of a tensor that is described at once rather than copied
 LARGE, MANY = 1 << 20, 1 << 24  # bytes of a tensor, and of all, that are worth compiled passes
@@ -103,6 +100,7 @@ class TraceWriter:
         threads: int = 1,
         program: Program | None = None,
         roles: Sequence[str] = (),
+        keeps: Callable[[int, str], bool] | None = None,
     ) -> None:
         """Create the folder. `framework` names packages and versions; raises TraceError.
 
@@ -110,6 +108,7 @@ class TraceWriter:
         `threads` describe tensors at once: hashes, statistics and sketches free the interpreter.
         `program` is what makes the trace: by default the script that this process runs.
         `roles` say what tensors with names of their own are: "GRAD/*=grads" (harness.trace.roles).
+        `keeps`: whether a tensor of a step is stored (None: as `capture` says).
         """
         self.path = Path(path)
         parse(roles)
@@ -119,6 +118,7 @@ class TraceWriter:
                 f"{', '.join(FLOATS)}"
             )
         self.capture = capture or Capture()
+        self._keeps = keeps or self.capture.keeps
         self.steps = self.steps_given = 0  # written, and handed over
         self._last = 0
         self._closed = self._raised = False
@@ -191,6 +191,7 @@ class TraceWriter:
             queue=run.queue,
             threads=run.threads,
             program=twin(program) if program else None,
+            keeps=run.keeps,
         )
         trace.owns()
         return trace
@@ -252,7 +253,7 @@ class TraceWriter:
         given = {
             name: self._accept(name, tensor)
             for name, tensor in tensors.items()
-            if self.wants(name) and (whole or name.startswith(CHECKPOINT))
+            if self.wants(name) and (whole or name.startswith(STATE))
         }
         compiled = self._compiled(given.values())
         if self._background is None:
@@ -339,7 +340,7 @@ class TraceWriter:
         described together. Raises TraceError as `write` does.
         """
         small = getattr(tensor, "nbytes", 0) < AT_ONCE
-        if small or self.capture.keeps(step, name) or not self.wants(name):
+        if small or self._keeps(step, name) or not self.wants(name):
             return None
         found = self._accept(name, tensor)
         if not isinstance(found, np.ndarray):
@@ -443,13 +444,13 @@ class TraceWriter:
         `kept` is told where its elements lie.
         """
         name, how, place = entry.name, None, None
-        if array is not None and self.capture.keeps(step, name):
+        if array is not None and self._keeps(step, name):
             how = kept.get(entry.identity) or self._kept.get(entry.identity)
             if how:
                 place = how.place
             else:
                 assert not isinstance(tensor, TensorEntry)
-                how = _Kept(_store(own, name, tensor, array), Place(step, name))
+                how = _Kept(stored(own, name, tensor, array), Place(step, name))
             if array.nbytes > SMALL:
                 kept[entry.identity] = how
         where = dict(stored=how and how.stored, same_as=place)
@@ -484,19 +485,3 @@ class TraceWriter:
             f"{self.path}: cannot write the trace: {error}; {self.steps} finished steps stay "
             "readable. Free space, or trace less: fewer tensors, fewer steps, or a lower level"
         )
-
-
-def _store(
-    own: dict[str, NDArray[Any]],
-    name: str,
-    tensor: Tensor,
-    array: NDArray[Any],
-) -> Literal["whole", "rows"]:
-    """Add to a step's `own` tensors what is to be stored of `tensor`, which is `array`; how."""
-    rows = sparse(tensor if isinstance(tensor, Rows) else array)
-    if rows is None or array.nbytes > ROWS_LIMIT:
-        own[name] = array
-        return "whole"
-    numbers, values = row_names(name)
-    own[numbers], own[values] = rows.rows, rows.values
-    return "rows"
