@@ -20,6 +20,7 @@ from harness.models.table import PRESETS, check_fields, fields_of
 Dtype = Literal["float32", "float64"]
 Optimizer = Literal["sgd", "momentum", "adam", "rmsprop", "adagrad"]
 Level = Literal["full", "stats", "hash"]
+Depth = Literal["modules", "ops"]  # what of a script is a point
 
 # What a run can start again from: the first parts of the names of the tensors that hold it.
 CHECKPOINT = ("params/", "optimizer/", "state/out/")
@@ -196,7 +197,8 @@ class ScriptSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One run of a script, as its process is told: which steps, in what dtype, from what, where to.
 
     `argv` is the script and its arguments. `dtype` None is the script's own. `replay` is what it is
-    handed; a run that follows may leave the steps before `start` out.
+    handed; a run that follows may leave the steps before `start` out. `depth`: whether
+    operations between modules are points of their own.
     """
 
     label: str
@@ -210,6 +212,7 @@ class ScriptSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     follow: Follow | None = None
     replay: tuple[HandOver, ...] = ()
     queue: Positive = 1 << 30
+    depth: Depth = "modules"
 
 
 AnyRun = RunSpec | ScriptSpec  # of a twin, or of a script

@@ -22,6 +22,7 @@ from harness.capture.adapter import Adapter, Array, Tensors
 from harness.capture.pytorch_calls import NORM, Calls
 from harness.capture.pytorch_compiled import Hooks, compiled_regions
 from harness.capture.pytorch_optim import SLOTS, hyperparameters, update_of
+from harness.capture.pytorch_tensors import copied
 from harness.capture.step import Step, line
 from harness.errors import HarnessError
 from harness.models.entries import Made
@@ -114,10 +115,10 @@ class PyTorch(Adapter):
     def state(self) -> Tensors:
         """Parameters, buffers and slots, copied."""
         params = self.params()
-        found = {f"params/{n}": _copy(p) for n, p in params.items()}
-        found |= {f"buffers/{n}": _copy(b) for n, b in self.buffers().items()}
+        found = {f"params/{n}": copied(p) for n, p in params.items()}
+        found |= {f"buffers/{n}": copied(b) for n, b in self.buffers().items()}
         for name, slot, value in self._slots(params):
-            found[f"optimizer/{name}/{slot}"] = _copy(value)
+            found[f"optimizer/{name}/{slot}"] = copied(value)
         return found
 
     def _slots(self, params: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Tensor]]:
@@ -155,7 +156,7 @@ class PyTorch(Adapter):
 
     def owned(self, value: Any) -> Any:
         """A copy of a tensor that the script may go on to change."""
-        return _copy(value) if isinstance(value, Tensor) else value
+        return copied(value) if isinstance(value, Tensor) else value
 
     def made(self, value: Any) -> Made | str | None:
         """How a tensor, or the number that was taken from it, was made."""
@@ -300,7 +301,7 @@ def _see_clipped(calls: Calls, step: Step, params: Mapping[str, Tensor]) -> None
             if isinstance(made, Made) and made.op == "clip_elements":
                 made = Made(made.op, (f"grads/{name}", NORM, made.operands[2]), {})
             if changed:
-                step.see(point, _copy(g), made if isinstance(made, Made) else None)
+                step.see(point, copied(g), made if isinstance(made, Made) else None)
             fed = step.onward(point, tuple(g.shape))
             if fed is not None:
                 g.copy_(torch.as_tensor(fed).to(g))
@@ -308,14 +309,6 @@ def _see_clipped(calls: Calls, step: Step, params: Mapping[str, Tensor]) -> None
 
 def _same(a: Any, b: Tensor) -> bool:
     return isinstance(a, Tensor) and a.dtype == b.dtype and torch.equal(a, b.detach().to(a.device))
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    """A tensor that nothing changes any more, on the CPU."""
-    tensor = tensor.detach()
-    if tensor.layout != torch.strided:
-        tensor = tensor.to_dense()
-    return tensor.to("cpu", copy=True).contiguous()
 
 
 def _put(tensor: Tensor, array: Array, name: str) -> None:

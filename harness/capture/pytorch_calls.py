@@ -13,7 +13,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from harness.capture.pytorch_call import Call, Operand
 from harness.capture.pytorch_ops import LOWERED, RULES, plain_name
-from harness.capture.step import Step, line
+from harness.capture.pytorch_tensors import copied, has_numbers
+from harness.capture.step import Step, called, line
 from harness.models.entries import Made
 
 NORM = "update/global_norm"
@@ -29,8 +30,8 @@ class Swap(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, onward: Tensor) -> Tensor:
-        """The other one."""
-        return onward
+        """The other one, as a tensor of its own: what comes next may work on it in place."""
+        return onward.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -54,7 +55,10 @@ class Calls(TorchFunctionMode):
         self._numbers: dict[float, Any] = {}  # taken out of tensors with item()
         self._inputs: dict[str, Any] = {}
         self._roots = 0
-        self._free: set[str] = set()  # points named for their length alone that nothing has read
+        self._nameless: set[str] = set()  # points of operations: named by no module nor script
+        self._read: set[str] = set()  # points that something was made of
+        self._hooked: set[str] = set()  # points whose gradients are seen
+        self._called: dict[str, str] = {}  # points that have got another name
         self._dirty = False
         self._slept = False
         self._handed_mask: Tensor | None = None
@@ -104,8 +108,12 @@ class Calls(TorchFunctionMode):
                 result = func(*args, **kwargs)
             if name == "item":
                 self._numbers[result] = self._known.get(args[0])
+            elif name == "setitem":
+                self._note(name, func, args, kwargs, args[0])
+                self._operation(args[0], name, args) if self.step.deep else None
             elif name != "grad" and not _same(result, args, before):
                 self._note(name, func, args, kwargs, result)
+                return self._deep(result, name, args) if self.step.deep else result
             return result
         finally:
             self.busy -= 1
@@ -148,7 +156,10 @@ class Calls(TorchFunctionMode):
         """How a tensor, or a number taken from one, was made; its name where it has one."""
         if isinstance(value, Tensor):
             found = self._known.get(value)
-            return self._names.get(id(value)) if found is None else found
+            found = self._names.get(id(value)) if found is None else found
+            if isinstance(found, str):
+                self._read.add(found)
+            return found
         return self._numbers.get(value) if isinstance(value, float) else None
 
     def call(self, value: Any, name: str) -> None:
@@ -159,7 +170,7 @@ class Calls(TorchFunctionMode):
     def point(self, name: str, value: Tensor) -> Tensor:
         """A tensor that is traced under a name of its own; what the step goes on with."""
         known = self._known.get(value)
-        if self.busy or (isinstance(known, str) and known not in self._free):
+        if self.busy or (isinstance(known, str) and known not in self._nameless):
             return value  # handed on by a module that contains the one which made it
         if torch._C._current_graph_task_id() != -1:
             return value  # made once more on the way back (activation checkpointing)
@@ -169,37 +180,75 @@ class Calls(TorchFunctionMode):
         finally:
             self.busy -= 1
 
-    def _point(self, wanted: str, value: Tensor) -> Tensor:
-        name, made = self.step.name(wanted), self._origin_made(value)
-        known = self._known.get(value)
+    def _point(self, wanted: str, value: Tensor, in_place: bool = False) -> Tensor:
+        name, known = self.step.name(wanted), self._known.get(value)
         if isinstance(known, str):
-            made = self.step.points.pop(known).made
-        self.step.see(name, _copy(value), made, self._line())
+            self._rename(known, name)
+        else:
+            self.step.see(name, copied(value), known, self._line())
         fed = self.step.onward(name, tuple(value.shape))
         if fed is not None:
             other = torch.as_tensor(fed).to(value)
-            swap: Any = Swap.apply
-            value = swap(value, other) if value.requires_grad else other
+            if in_place:
+                value.data.copy_(other)
+            else:
+                swap: Any = Swap.apply
+                value = swap(value, other) if value.requires_grad else other
         self._known[value] = name
-        if value.requires_grad:
-            back = name.replace("forward/", "backward/", 1)
-            value.register_hook(partial(self._gradient, back))  # type: ignore[no-untyped-call]
+        if value.requires_grad and not (isinstance(known, str) and known in self._hooked):
+            self._hooked.add(name)
+            value.register_hook(partial(self._gradient, name))  # type: ignore[no-untyped-call]
+        return value
+
+    def _rename(self, old: str, new: str) -> None:
+        """The point of an operation gets the name that a module or the script gives it."""
+        self._nameless.discard(old)
+        self._called[old] = new
+        if old not in self._read:
+            self.step.rename(old, new)
+            return
+        self._read.add(new)
+        self.step.call(old, new)
+        for held in (self._known, self._numbers, self.made_later):
+            for key, made in list(held.items()):
+                held[key] = called(made, old, new)
+
+    def _deep(self, result: Any, name: str, args: Any) -> Any:
+        """What a call makes, as points of its own; what the step goes on with."""
+        if isinstance(result, Tensor):
+            return self._operation(result, name, args)
+        if not isinstance(result, tuple | list):
+            return result
+        found = [self._operation(x, name, args) for x in result]
+        if all(new is old for new, old in zip(found, result, strict=True)):
+            return result
+        return type(result)(found)
+
+    def _operation(self, value: Any, name: str, args: Any) -> Any:
+        """What a call makes as a point, where it belongs to the forward pass."""
+        made = self._known.get(value) if isinstance(value, Tensor) else None
+        if not isinstance(made, Made) or not has_numbers(value) or id(value) in self._names:
+            return value
+        back = torch._C._current_graph_task_id() != -1 or (self._roots and not value.requires_grad)
+        if back or _of_constants(made) or made.op == "causal_mask":  # its fill is no number
+            return value
+        op = name if made is UNKNOWN else made.op.removeprefix("torch_")
+        where = self.scope[-1] if self.scope else "model"
+        value = self._point(f"forward/{where}/{op}", value, any(value is x for x in args))
+        self._nameless.add(str(self._known[value]))
         return value
 
     def _line(self) -> str | None:
         """The line of the script that is running, in the steps of which a trace says how."""
         return line() if self.step.said else None
 
-    def _origin_made(self, value: Tensor) -> Made | None:
-        found = self._known.get(value)
-        return found if isinstance(found, Made) else None
-
-    def _gradient(self, name: str, gradient: Tensor) -> Tensor | None:
-        if name == "backward/loss":
+    def _gradient(self, point: str, gradient: Tensor) -> Tensor | None:
+        name = self._called.get(point, point).replace("forward/", "backward/", 1)
+        if name in ("backward/loss", "backward/objective"):
             return None
         self.busy += 1
         try:
-            self.step.see(name, _copy(gradient))
+            self.step.see(name, copied(gradient))
             fed = self.step.onward(name, tuple(gradient.shape))
             return None if fed is None else torch.as_tensor(fed).to(gradient)
         finally:
@@ -220,6 +269,8 @@ class Calls(TorchFunctionMode):
                 self._same_numbers[result] = args[0]
             elif result in self._same_numbers and _in_place(func):
                 self._known[self._same_numbers[result]] = made
+            if result._base is not None and (_in_place(func) or name == "setitem"):
+                self._known[result._base] = UNKNOWN  # a part of it was written
         elif isinstance(result, tuple | list) and result and isinstance(result[0], Tensor):
             found = self._rule(name, args, kwargs, result)
             several = found if isinstance(found, list) else [found, *[UNKNOWN] * len(result)]
@@ -262,7 +313,8 @@ class Calls(TorchFunctionMode):
         if found is None:
             name = self._names.get(id(value))
             found = f"{name}@step-1|inputs/{name}" if name else self._constant(value)
-        self._free.discard(found if isinstance(found, str) else "")
+        if isinstance(found, str):
+            self._read.add(found)
         if low and value.dtype == torch.float32:
             return Made("rounded", (found,), {"to": low})
         return found  # type: ignore[no-any-return]
@@ -280,7 +332,7 @@ class Calls(TorchFunctionMode):
                     self._known[value] = f"inputs/{name}"
                     return f"inputs/{name}"
         name = self.step.name("inputs/constant")
-        self.step.see(name, _copy(value))
+        self.step.see(name, copied(value))
         self._known[value] = name
         return name
 
@@ -290,7 +342,7 @@ class Calls(TorchFunctionMode):
             self.made_later[self._names.get(id(tensor), "")] = made or UNKNOWN
             return ""
         name = self.step.name(self._site(function))
-        self.step.see(name, _copy(tensor))
+        self.step.see(name, copied(tensor))
         self._known[tensor] = name
         return name
 
@@ -301,8 +353,8 @@ class Calls(TorchFunctionMode):
             return made
         where = self.scope[-1] if self.scope else "model"
         name = self.step.name(f"forward/{where}/{made.op}")
-        self.step.see(name, _copy(value), made, self._line())
-        self._free.add(name)
+        self.step.see(name, copied(value), made, self._line())
+        self._nameless.add(name)
         return name
 
     def _scaled(self, args: Any) -> None:
@@ -322,10 +374,15 @@ class Calls(TorchFunctionMode):
         """A call of backward: what it is called on is what is minimised."""
         root = args[0]
         self._roots += 1
-        if self._known.get(root) != "forward/loss" and not isinstance(self._known.get(root), str):
+        known = self._known.get(root)
+        if not isinstance(known, str) or known in self._nameless:
             name = self.step.name("forward/objective")
-            made = self._origin_made(root) if self._roots == 1 else None
-            self.step.see(name, _copy(root), made, self._line())
+            if isinstance(known, str) and known not in self._read and self._roots == 1:
+                self._rename(known, name)
+            else:
+                made = Made("add", (known,), {}) if isinstance(known, str) else known
+                made = made if self._roots == 1 else None
+                self.step.see(name, copied(root), made, self._line())
             self._known[root] = name
         return func(*args, **kwargs)
 
@@ -348,7 +405,7 @@ class Calls(TorchFunctionMode):
             if p.grad is None:
                 continue
             point = f"grads/{name}"
-            self.step.see(point, _copy(p.grad))
+            self.step.see(point, copied(p.grad))
             fed = self.step.onward(point, tuple(p.shape)) if feed else None
             if fed is not None:
                 with torch.no_grad():
@@ -360,11 +417,12 @@ class Calls(TorchFunctionMode):
         self.collect()
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    if tensor.layout != torch.strided:
-        tensor = tensor.to_dense()
-    return tensor.to("cpu", copy=True).contiguous()
+def _of_constants(made: Made) -> bool:
+    """Whether an expression reads nothing but what the script made of nothing."""
+    inner = [x for x in made.operands if isinstance(x, Made | str)]
+    return bool(inner) and all(
+        _of_constants(x) if isinstance(x, Made) else x.startswith("inputs/constant") for x in inner
+    )
 
 
 def _top() -> Any:
@@ -429,7 +487,7 @@ def _norm_of(calls: Calls, name: str, args: Any, result: Any) -> Any:
         inner = of(args[0])
         if isinstance(inner, Made) and inner.op == "norms":
             made = Made("global_norm", inner.operands, {})
-            calls.step.see(NORM, _copy(result), made)
+            calls.step.see(NORM, copied(result), made)
             return NORM
     if name == "clamp" and isinstance(args[0], Tensor):
         match of(args[0]):
