@@ -47,10 +47,11 @@ NOT_PUBLIC = "_"  # what the names of ops begin with that stand for a part of on
 class Thing:
     """A value on the way: its shape and dtype, how it was made, and where it is to be had.
 
-    `value` is the array itself, or the number that a walk gave it.
+    `value` is the array itself, or the number that a walk gave it; `of` the primitive and the
+    operands that made it, where no rule could say how.
     """
 
-    __slots__ = ("axes", "dtype", "expr", "shape", "value")
+    __slots__ = ("axes", "dtype", "expr", "of", "shape", "value")
 
     def __init__(
         self, shape: Sequence[int], dtype: Any, expr: Operand, value: Any, axes: Any = None
@@ -58,6 +59,7 @@ class Thing:
         """A value; `axes` are those of `value` in the order in which it is to be read."""
         self.shape, self.dtype, self.expr, self.value = tuple(shape), dtype, expr, value
         self.axes = axes
+        self.of: tuple[str, tuple[Thing, ...]] = ("", ())
 
 
 class Sink(Protocol):
@@ -108,6 +110,8 @@ RECOGNISED = frozenset(
     }
 )
 
+NONE = ("", "sign")  # primitives that are none, or whose result nothing is made of
+
 
 class Marked:
     """A value that is perhaps a point: its expression, where it is, its name once it has one."""
@@ -120,6 +124,9 @@ class Marked:
         self.found: str | None = None
 
 
+Open = dict[int, list[tuple[str | Marked, tuple[int, ...]]]]
+
+
 class Walk:
     """One pass over equations, in the order in which they run."""
 
@@ -128,9 +135,7 @@ class Walk:
         self.sink = sink
         self.count = 0
         # Names and shapes by the key of their mark, for the way back.
-        self._open: dict[int, list[tuple[str | Marked, tuple[int, ...]]]] = (
-            before._open if before else {}
-        )
+        self._open: Open = before._open if before else {}
         self._by: dict[tuple[int, int], tuple[Operand, Any]] = before._by if before else {}
         self._several = False
         # Products that have a name to give, by their expressions: to the sum with their bias.
@@ -213,6 +218,7 @@ class Walk:
             return
         rule = RULES.get(primitive.name)
         if rule is None:
+            self._unknown(primitive, ins, outs)
             return
         if self.sink.updating:
             self._scalars(primitive.name, ins, outs[0])
@@ -223,11 +229,19 @@ class Walk:
         several = made if isinstance(made, list) else [made]
         for out, one in zip(outs, several, strict=False):
             out.expr = UNKNOWN if one is None else one
+            if out.expr is UNKNOWN:
+                self._unknown(primitive, ins, [out])
             if isinstance(one, Made):
                 self.sink.settle(out)
                 self._bound(out, eqn)
         if primitive.name == "sqrt" and outs[0].shape == ():
             self.sink.reduced(outs[0])
+
+    def _unknown(self, primitive: Any, ins: list[Thing], outs: Sequence[Thing]) -> None:
+        """Keep what made values that no rule knows, where it is made of something known."""
+        if any(x.expr is not UNKNOWN and isinstance(x.expr, Made | str) and x.shape for x in ins):
+            for out in outs:
+                out.of = primitive.name, tuple(ins)
 
     def _scalars(self, primitive: str, ins: list[Thing], out: Thing) -> None:
         """Numbers of the update that a tensor is about to be multiplied with get names."""
@@ -267,6 +281,10 @@ class Walk:
             mark = Marked(out.expr, out, name)
             if axes == sorted(axes) and isinstance(out.expr, Made) and out.expr is not UNKNOWN:
                 self._marks.setdefault(id(out.expr), mark)
+            elif value.of[0] not in NONE and out.expr is UNKNOWN and not self.sink.updating:
+                for x in value.of[1]:
+                    self._named(x.expr)
+                mark.found = out.expr = self._point(f"{name}/{value.of[0]}", out)
             self._open.setdefault(key, []).append((mark, out.shape))
         elif kind == marks.BACK and self._open.get(key):
             point, shape = self._open[key].pop()
@@ -329,8 +347,9 @@ class Walk:
         thing = mark.thing
         if mark.found is None:
             plain = public(x, thing.shape)
-            known = isinstance(plain, Made) and plain.op != "causal_mask"
-            if not known or not (self.sink.deep or plain.op in RECOGNISED):
+            if not isinstance(plain, Made) or plain.op == "causal_mask":
+                return self._spelled(x)
+            if not self.sink.deep and plain.op not in RECOGNISED:
                 return self._spelled(x)
             new = Thing(thing.shape, thing.dtype, self._spelled(x), thing.value)
             mark.found = self.sink.point(f"{mark.where}/{plain.op}", new)
