@@ -453,7 +453,8 @@ def _version(args: Any) -> int | None:
 
 def _same(result: Any, args: Any, before: int | None) -> bool:
     """Whether a call handed its first operand back as it was."""
-    return isinstance(result, Tensor) and result is args[0] and _version(args) == before
+    first = args[0] if args else None
+    return isinstance(result, Tensor) and result is first and _version(args) == before
 
 
 def _lowered(name: str, args: Any) -> str | None:
