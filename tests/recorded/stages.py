@@ -43,12 +43,12 @@ def disagreeing(path, most=64.0, updates=None, noise=0.0, without=(), nan=False)
             if name not in tensors or name.endswith(without or ("nothing",)):
                 continue
             mine = np.asarray(tensors[name], np.float64)
-            if nan and np.isnan(mine).any():
-                continue
             try:
                 made = np.asarray(values.value(stage.value), np.float64)
             except Exception as error:
                 wrong.append((number, name, repr(error)))
+                continue
+            if nan and (np.isnan(mine).any() or np.isnan(made).any()):
                 continue
             if made.shape != mine.shape:
                 wrong.append((number, name, f"{made.shape} for {mine.shape}"))
