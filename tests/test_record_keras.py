@@ -131,6 +131,17 @@ def test_no_gradient_is_derived_where_one_may_be_hidden(ran, case):
     assert without(path, "grads") >= grads
 
 
+@pytest.mark.parametrize("case", ["points", "eager_points"])
+def test_at_depth_ops_operations_are_points_with_gradients(ran, case):
+    path = ran["keras_odd"].folder / f"{case}.trace"
+    found = set(next(iter(evaluated(path)))[2])
+    own = {"gelu", "silu", "concat", "softmax", "matmul", "exp", "log", "square"}
+    assert {f"{way}/model/{op}" for op in own for way in ("forward", "backward")} <= found
+    assert without(path, "forward") == set()
+    plain = set(next(iter(evaluated(ran["keras_odd"].folder / "operations.trace")))[2])
+    assert not any(n.startswith("forward/model/") for n in plain)
+
+
 def test_a_follower_goes_on_with_the_other_sides_tensors(ran):
     folder = ran["keras_cnn"].folder
     pairs = zip(evaluated(folder / "first.trace"), evaluated(folder / "other.trace"), strict=True)

@@ -459,7 +459,7 @@ def _next(label: Label, finding: Finding, evidence: Evidence, side: str | None) 
 
 def _same_tensors(free: DiffResult) -> str:
     """What to do about a tensor that one side has not, or has of another shape."""
-    found = free.structure[0]
+    found = next((s for s in free.structure if "constant" not in str(s.tensor)), free.structure[0])
     if found.kind == "missing step" or not free.distances or free.distances[0][0] >= found.step:
         return f"trace the same names and shapes on both sides: harness show {free.a}; {free.b}"
     alone = free.labels[found.a != "present"]
