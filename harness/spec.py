@@ -20,6 +20,7 @@ from harness.models.table import PRESETS, check_fields, fields_of
 Dtype = Literal["float32", "float64"]
 Optimizer = Literal["sgd", "momentum", "adam", "rmsprop", "adagrad"]
 Level = Literal["full", "stats", "hash"]
+Depth = Literal["modules", "ops"]  # what of a script is a point
 
 # What a run can start again from: the first parts of the names of the tensors that hold it.
 CHECKPOINT = ("params/", "optimizer/", "state/out/")
@@ -207,7 +208,8 @@ class ScriptSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     handed. It goes through all steps; nothing is traced of those before `start`, at which one that
     follows begins to, and one with `resume` is given the weights, buffers and slots that are kept
     there. `whole`: the first step is stored in full, and at each step what begins so (None: what
-    `capture` says), as scripts are mapped to one another, and handed, what is stored.
+    `capture` says), as scripts are mapped to one another, and handed, what is stored. `depth`:
+    whether operations between modules are points of their own.
     """
 
     label: str
@@ -223,6 +225,7 @@ class ScriptSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     resume: Resume | None = None
     queue: Positive = 1 << 30
     whole: tuple[str, ...] | None = None
+    depth: Depth = "modules"
 
     def keeps(self, step: int, name: str) -> bool:
         """Whether the elements of a traced tensor are stored."""

@@ -7,22 +7,16 @@ import json
 import os
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-
-import harness
-from harness.models.evaluate import Values
-from harness.models.graph import Graph
+from recorded.stages import disagreeing, evaluated, without_stage
 
 pytestmark = pytest.mark.slow  # a minute; test_record_keras_fit.py has one script by default
 SCRIPTS = Path(__file__).parent / "recorded"
 ROOT = SCRIPTS.parent.parent
-EPS = {"float64": 2**-52, "float32": 2**-23, "bfloat16": 2**-7, "float16": 2**-10}
-ALLOWED = 64  # units of epsilon
 # Keras rounds 1 - beta2 to float32, which a weight near zero shows.
 UPDATES = 512
 NOISE = 1e-6  # of gradients that are zero but for rounding
@@ -57,50 +51,14 @@ def ran(tmp_path_factory):
     return found
 
 
-@cache
-def read_all(path):
-    """The tensors of every step."""
-    trace = harness.open_trace(path)
-    parts = {s: trace.step(s) for s in trace.steps}
-    return trace, {s: {e.name: step.read(e) for e in step.entries} for s, step in parts.items()}
-
-
-def stages(path):
-    """Of some steps: number, the stages that their entries declare and imply, and tensors."""
-    trace, steps = read_all(path)
-    for step in dict.fromkeys((*trace.steps[:2], *trace.steps[-1:])):
-        tensors = steps[step]
-        graph = trace.graph or Graph({})
-
-        def read(back, name, step=step):
-            return steps.get(step - back, {}).get(name)
-
-        yield step, graph, tensors, Values(read, step, graph)
-
-
-@cache
 def disagreements(path):
-    """The stages that, computed again in float64, are not what was traced; and how many agree."""
-    wrong, right = [], set()
-    for step, graph, tensors, values in stages(path):
-        for name, traced in tensors.items():
-            if name not in graph.stages or np.isnan(np.float64(traced)).any():
-                continue
-            made = np.asarray(values.value(graph.stages[name].value))
-            traced, eps = np.float64(traced), EPS[str(traced.dtype)]
-            gap = np.abs(made - traced).max() if made.shape == traced.shape else np.inf
-            most = UPDATES if name.startswith("params/") else ALLOWED
-            if gap > max(most * eps * np.abs(traced).max(), NOISE * (np.abs(traced).max() < NOISE)):
-                wrong.append((step, name, float(gap)))
-            else:
-                right.add(name)
-    return wrong, right
+    """The stages that, computed again in float64, are not what was traced; and those that are."""
+    return disagreeing(path, updates=UPDATES, noise=NOISE, nan=True)
 
 
 def without(path, *kinds):
     """The tensors of the last step of which no stage is known."""
-    *_, (_, graph, tensors, _) = stages(path)
-    return {n for n in tensors if n not in graph.stages and n.startswith(kinds)}
+    return set(without_stage(path, kinds))
 
 
 SAME = ("keras_cnn", "keras_transformer", "keras_odd")
@@ -130,7 +88,7 @@ def test_every_tensor_of_a_cnn_has_a_stage(ran, case):
     path = ran["keras_cnn"].folder / f"{case}.trace"
     assert without(path, "forward", "backward", "grads", "buffers", "params", "optimizer") == set()
     _, right = disagreements(path)
-    assert {"forward/loss", "backward/conv1", "buffers/bn1/moving_variance"} <= right
+    assert {"forward/loss", "backward/conv1", "buffers/bn1/moving_variance"} <= set(right)
     assert "update/clipped/conv1/kernel" in right
 
 
@@ -146,19 +104,19 @@ def test_every_tensor_of_a_transformer_has_a_stage(ran, case):
 
 def test_a_model_that_is_built_by_its_first_call_has_its_first_weights(ran):
     path = ran["keras_transformer"].folder / "momentum.trace"
-    step = next(iter(stages(path)))[2]
+    step = next(iter(evaluated(path)))[2]
     weights = {n.removeprefix("inputs/") for n in step if n.startswith("inputs/params/")}
     assert weights == {n for n in step if n.startswith("params/")}
 
 
 def test_inputs_of_fit_are_those_of_the_step(ran):
-    *_, (_, _, tensors, _) = stages(ran["keras_odd"].folder / "custom_fit.trace")
+    *_, (_, _, tensors, _) = evaluated(ran["keras_odd"].folder / "custom_fit.trace")
     assert tensors["inputs/x"].shape == (2, 5)  # the last batch of ten rows by four
     assert tensors["inputs/y"].shape == (2, 3)
 
 
 def test_what_xla_compiles_is_seen_from_outside(ran):
-    *_, (step, _, tensors, _) = stages(ran["keras_cnn"].folder / "by_compiled_fit.trace")
+    *_, (step, _, tensors, _) = evaluated(ran["keras_cnn"].folder / "by_compiled_fit.trace")
     kinds = {name.partition("/")[0] for name in tensors}
     assert step == 5
     assert {"params", "optimizer", "buffers"} <= kinds
@@ -168,14 +126,25 @@ def test_what_xla_compiles_is_seen_from_outside(ran):
 @pytest.mark.parametrize("case", ["adversaries", "branches", "reversed_gradient", "penalties"])
 def test_no_gradient_is_derived_where_one_may_be_hidden(ran, case):
     path = ran["keras_odd"].folder / f"{case}.trace"
-    grads = {n for n in next(iter(stages(path)))[2] if n.startswith("grads/")}
+    grads = {n for n in next(iter(evaluated(path)))[2] if n.startswith("grads/")}
     assert grads
     assert without(path, "grads") >= grads
 
 
+@pytest.mark.parametrize("case", ["points", "eager_points"])
+def test_at_depth_ops_operations_are_points_with_gradients(ran, case):
+    path = ran["keras_odd"].folder / f"{case}.trace"
+    found = set(next(iter(evaluated(path)))[2])
+    own = {"gelu", "silu", "concat", "softmax", "matmul", "exp", "log", "square"}
+    assert {f"{way}/model/{op}" for op in own for way in ("forward", "backward")} <= found
+    assert without(path, "forward") == set()
+    plain = set(next(iter(evaluated(ran["keras_odd"].folder / "operations.trace")))[2])
+    assert not any(n.startswith("forward/model/") for n in plain)
+
+
 def test_a_follower_goes_on_with_the_other_sides_tensors(ran):
     folder = ran["keras_cnn"].folder
-    pairs = zip(stages(folder / "first.trace"), stages(folder / "other.trace"), strict=True)
+    pairs = zip(evaluated(folder / "first.trace"), evaluated(folder / "other.trace"), strict=True)
     for (_, _, first, _), (_, _, other, _) in pairs:
         assert first.keys() == other.keys()
         parted = {

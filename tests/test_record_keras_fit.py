@@ -34,5 +34,5 @@ def test_every_stage_of_it_gives_what_the_trace_holds(trace):
     wrong, right = disagreeing(trace)
     # The gradient of a bias before a batch normalization is zero but for rounding.
     assert {name for _, name, _ in wrong} <= {"grads/conv1/bias", "grads/conv2/bias"}
-    assert right > 120
+    assert len(right) > 120
     assert without_stage(trace) == []

@@ -209,7 +209,8 @@ def _same_gradient(units: Sequence[Unit]) -> list[tuple[list[Unit], Facet]]:
         for facet in unit.facets():
             entry = unit.entry(facet)
             if entry is not None and informs(entry) and not facet[1].startswith("inputs/"):
-                norm = entry.hash if entry.l2 is None else f"{entry.l2:.4e} {entry.min:.4e}"
+                known = entry.l2 is not None and entry.min is not None  # not where all is NaN
+                norm = f"{entry.l2:.4e} {entry.min:.4e}" if known else entry.hash
                 made[facet, entry.shape, norm].append(unit)
                 break
     return [(group, key[0]) for key, group in made.items() if 2 <= len(group) <= 3]

@@ -275,6 +275,7 @@ class JAX(Adapter):
     @contextmanager
     def watch(self, step: Step) -> Iterator[None]:
         """While one step runs, every call of JAX comes here."""
+        self._tracing.deep = step.deep
         calls = Calls(step, self._twins)
         held = self._held()
         state = {**self._now, **{h.name: h.get() for h in held if h.name != trees.COUNT}}

@@ -153,6 +153,11 @@ class Calls:
         return name
 
     @property
+    def deep(self) -> bool:
+        """Whether every operation is a point."""
+        return self.step.deep
+
+    @property
     def updating(self) -> bool:
         """Whether gradients have been made: what comes now is the update."""
         return self._gradients

@@ -20,9 +20,11 @@ from jax._src import api, core, source_info_util
 from jax._src.ad_util import Zero
 from jax._src.interpreters import ad, batching, mlir
 
-# What a mark says of its value: it is a point, or one that the script asked for; the slope along a
-# point, and the gradient by it; what a gradient is taken by, what is differentiated, the gradient.
-POINT, TAP, SLOPE, BACK = "point", "tap", "slope", "back"
+# What a mark says of its value: it is a point, one that the script asked for, or perhaps one (by
+# what it turns out to be); the slope along a point, and the gradient by it; what a gradient is
+# taken by, what is differentiated, the gradient.
+POINT, TAP, OPERATION, SLOPE, BACK = "point", "tap", "operation", "slope", "back"
+NAMING = (POINT, TAP, OPERATION)
 BY, OBJECTIVE, GRADIENT = "by", "objective", "gradient"
 OWN = ("site-packages", "dist-packages", "harness/capture", "/contextlib.py", "/functools.py")
 
@@ -61,7 +63,7 @@ def new_key() -> int:
 def _slope(primals: Any, tangents: Any, **params: Any) -> Any:
     value = mark_p.bind(*primals, **params)
     (slope,) = tangents
-    if type(slope) is Zero or params["kind"] not in (POINT, TAP):
+    if type(slope) is Zero or params["kind"] not in NAMING:
         return value, slope
     return value, mark_p.bind(slope, **{**params, "kind": SLOPE})
 
@@ -103,6 +105,7 @@ class Tracing:
     def __init__(self) -> None:
         """Nothing is in place yet."""
         self.scope: list[str] = []  # paths of the modules that are running
+        self.deep = False  # whether what is between and inside of modules is marked, too
         self._within = 0  # primitives that are being bound
         self._differentiated = 0  # functions that are
         self._undo: list[Callable[[], None]] = []
@@ -185,7 +188,7 @@ class Tracing:
         return vjp
 
     def _bind(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Every primitive comes to this; products outside of modules are points."""
+        """Every primitive comes to this: what is outside of modules may be a point."""
 
         def bind(primitive: Any, *args: Any, **params: Any) -> Any:
             if self._within:
@@ -195,17 +198,26 @@ class Tracing:
                 made = original(primitive, *args, **params)
             finally:
                 self._within -= 1
+            if not self._differentiated or (self.scope and not self.deep):
+                return made
             name = NAMED.get(primitive.name)
-            if (
-                name
-                and self._differentiated
-                and not self.scope
-                and _is_lookup(primitive, args, params)
-            ):
+            if name and not self.scope and _is_lookup(primitive, args, params):
                 return mark(made, POINT, new_key(), f"forward/{_caller()}/{name}")
-            return made
+            if primitive is mark_p or not any(is_float(x) and x.ndim for x in args):
+                return made  # numbers are constants of the program: a mark would move them
+            if _is_within_jax():
+                return made  # traced once for many calls: these marks would stand for all of them
+            where = f"forward/{self.scope[-1] if self.scope else _caller()}"
+            if not primitive.multiple_results:
+                return self._perhaps(made, where)
+            return [self._perhaps(x, where) for x in made]
 
         return bind
+
+    def _perhaps(self, value: Any, where: str) -> Any:
+        """A value that may turn out to be a point."""
+        whole = is_float(value) and value.ndim
+        return mark(value, OPERATION, new_key(), where) if whole else value
 
 
 NAMED = {"dot_general": "linear", "conv_general_dilated": "conv", "gather": "embed"}
@@ -217,6 +229,19 @@ def _is_lookup(primitive: Any, args: Any, params: Any) -> bool:
         return True
     picked = params["dimension_numbers"].operand_batching_dims
     return args[0].ndim == 2 and args[1].ndim > 1 and not picked
+
+
+def _is_within_jax() -> bool:
+    """Whether what runs is traced for a compiled function of JAX's own, and not of the script's."""
+    frame: Any = sys._getframe(2)
+    while frame is not None:
+        code = frame.f_code
+        if not any(part in code.co_filename for part in OWN):
+            return False
+        if code.co_name.startswith("trace_to_jaxpr"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _caller() -> str:

@@ -27,6 +27,7 @@ from harness.capture.jax_ops import (
     number,
     size_of,
 )
+from harness.capture.jax_patterns import public
 from harness.models.entries import Made
 
 # How many ops an expression may have, and how deep they may nest, before it gets a name: where it
@@ -46,10 +47,11 @@ NOT_PUBLIC = "_"  # what the names of ops begin with that stand for a part of on
 class Thing:
     """A value on the way: its shape and dtype, how it was made, and where it is to be had.
 
-    `value` is the array itself, or the number that a walk gave it.
+    `value` is the array itself, or the number that a walk gave it; `of` the primitive and the
+    operands that made it, where no rule could say how.
     """
 
-    __slots__ = ("axes", "dtype", "expr", "shape", "value")
+    __slots__ = ("axes", "dtype", "expr", "of", "shape", "value")
 
     def __init__(
         self, shape: Sequence[int], dtype: Any, expr: Operand, value: Any, axes: Any = None
@@ -57,6 +59,7 @@ class Thing:
         """A value; `axes` are those of `value` in the order in which it is to be read."""
         self.shape, self.dtype, self.expr, self.value = tuple(shape), dtype, expr, value
         self.axes = axes
+        self.of: tuple[str, tuple[Thing, ...]] = ("", ())
 
 
 class Sink(Protocol):
@@ -84,6 +87,10 @@ class Sink(Protocol):
         """Something was made that may be a step of the update."""
 
     @property
+    def deep(self) -> bool:
+        """Whether every operation is a point."""
+
+    @property
     def updating(self) -> bool:
         """Whether gradients have been made."""
 
@@ -95,6 +102,29 @@ class Sink(Protocol):
 
 
 PRODUCTS = ("linear", "conv")
+# What of an expression is a point of its own in a function that has no modules.
+RECOGNISED = frozenset(
+    {
+        *("layer_norm", "rms_norm", "batch_norm", "softmax", "add", "dropout", "max_pool"),
+        *("gelu", "gelu_tanh", "silu", "relu", "leaky_relu", "elu", "average_pool"),
+    }
+)
+
+NONE = ("", "sign")  # primitives that are none, or whose result nothing is made of
+
+
+class Marked:
+    """A value that is perhaps a point: its expression, where it is, its name once it has one."""
+
+    __slots__ = ("expr", "found", "thing", "where")
+
+    def __init__(self, expr: Operand, thing: Thing, where: str) -> None:
+        """No point yet."""
+        self.expr, self.thing, self.where = expr, thing, where
+        self.found: str | None = None
+
+
+Open = dict[int, list[tuple[str | Marked, tuple[int, ...]]]]
 
 
 class Walk:
@@ -105,11 +135,12 @@ class Walk:
         self.sink = sink
         self.count = 0
         # Names and shapes by the key of their mark, for the way back.
-        self._open: dict[int, list[tuple[str, tuple[int, ...]]]] = before._open if before else {}
+        self._open: Open = before._open if before else {}
         self._by: dict[tuple[int, int], tuple[Operand, Any]] = before._by if before else {}
         self._several = False
         # Products that have a name to give, by their expressions: to the sum with their bias.
         self._products: dict[int, tuple[Thing, str, int]] = {}
+        self._marks: dict[int, Marked] = {}  # by the identity of their expressions
         self._whole: Any = None  # the outermost function
 
     def closed(self, jaxpr: Any, args: Sequence[Thing], on_way_back: bool = False) -> list[Thing]:
@@ -172,7 +203,7 @@ class Walk:
     ) -> None:
         """Find how the results of one primitive are made."""
         if primitive is marks.mark_p:
-            if id(ins[0].expr) in self._products:
+            if id(ins[0].expr) in self._products and params["kind"] != marks.OPERATION:
                 self._name_product(ins[0])
             self._marked(params, ins[0], outs[0])
             return
@@ -187,6 +218,7 @@ class Walk:
             return
         rule = RULES.get(primitive.name)
         if rule is None:
+            self._unknown(primitive, ins, outs)
             return
         if self.sink.updating:
             self._scalars(primitive.name, ins, outs[0])
@@ -197,11 +229,19 @@ class Walk:
         several = made if isinstance(made, list) else [made]
         for out, one in zip(outs, several, strict=False):
             out.expr = UNKNOWN if one is None else one
+            if out.expr is UNKNOWN:
+                self._unknown(primitive, ins, [out])
             if isinstance(one, Made):
                 self.sink.settle(out)
                 self._bound(out, eqn)
         if primitive.name == "sqrt" and outs[0].shape == ():
             self.sink.reduced(outs[0])
+
+    def _unknown(self, primitive: Any, ins: list[Thing], outs: Sequence[Thing]) -> None:
+        """Keep what made values that no rule knows, where it is made of something known."""
+        if any(x.expr is not UNKNOWN and isinstance(x.expr, Made | str) and x.shape for x in ins):
+            for out in outs:
+                out.of = primitive.name, tuple(ins)
 
     def _scalars(self, primitive: str, ins: list[Thing], out: Thing) -> None:
         """Numbers of the update that a tensor is about to be multiplied with get names."""
@@ -224,7 +264,7 @@ class Walk:
         count, depth = size_of(made)
         most_ops, deepest = LONG if made.op in WHOLE else TOO_LONG
         if count > most_ops or depth > deepest:
-            out.expr = self.sink.point(f"forward/{_function(eqn)}/{made.op}", out)
+            out.expr = self._point(f"forward/{_function(eqn)}/{made.op}", out)
 
     def _marked(self, params: Mapping[str, Any], value: Thing, out: Thing) -> None:
         kind, key, name = params["kind"], params["key"], params["name"]
@@ -234,15 +274,26 @@ class Walk:
         if kind == marks.POINT and plain and out.expr.op in PRODUCTS:
             self._products[id(out.expr)] = out, name, key
         elif kind in (marks.POINT, marks.TAP):
-            found = self.sink.point(name, _turned(out, axes), kind == marks.TAP)
+            found = self._point(name, _turned(out, axes), kind == marks.TAP)
             self._open.setdefault(key, []).append((found, out.shape))
             out.expr = permuted(found, [axes.index(k) for k in range(len(axes))])
+        elif kind == marks.OPERATION:
+            mark = Marked(out.expr, out, name)
+            if axes == sorted(axes) and isinstance(out.expr, Made) and out.expr is not UNKNOWN:
+                self._marks.setdefault(id(out.expr), mark)
+            elif value.of[0] not in NONE and out.expr is UNKNOWN and not self.sink.updating:
+                for x in value.of[1]:
+                    self._named(x.expr)
+                mark.found = out.expr = self._point(f"{name}/{value.of[0]}", out)
+            self._open.setdefault(key, []).append((mark, out.shape))
         elif kind == marks.BACK and self._open.get(key):
             point, shape = self._open[key].pop()
-            if shape == out.shape and not self._several:
-                self.sink.back(point, _turned(out, axes))
+            named = point.found if isinstance(point, Marked) else point
+            if named and shape == out.shape and not self._several:
+                self.sink.back(named, _turned(out, axes))
         elif kind == marks.OBJECTIVE:
             self._several = out.shape != ()  # a loss for each example, each with its own gradients
+            out.expr = self._spelled(value.expr)
             out.expr = value.expr if self._several else self.sink.objective(out)
         elif kind == marks.BY:
             self._by[key, name] = value.expr, value.shape
@@ -261,17 +312,55 @@ class Walk:
             return False
         _, name, key = waiting
         outs[0].expr = made
-        found = self.sink.point(name, outs[0])
+        found = self._point(name, outs[0])
         self._open.setdefault(key, []).append((found, outs[0].shape))
         outs[0].expr = found
         return True
+
+    def _point(self, name: str, thing: Thing, asked: bool = False) -> str:
+        """A value gets a name, and so do the operations that it is made of."""
+        before = thing.expr
+        thing.expr = self._spelled(before)
+        found = self.sink.point(name, thing, asked)
+        if id(before) in self._marks:
+            self._marks[id(before)].found = found
+        return found
+
+    def _spelled(self, x: Operand) -> Operand:
+        """An expression of named operations, where those are points of their own."""
+        if not isinstance(x, Made):
+            return x
+        bias = x.op in ("bias", "bias_channels")
+        inner = tuple(
+            self._spelled(y)
+            if bias and isinstance(y, Made) and y.op in PRODUCTS
+            else self._named(y)
+            for y in x.operands
+        )
+        return Made(x.op, inner, x.args) if any(map(_differ, inner, x.operands)) else x
+
+    def _named(self, x: Operand) -> Operand:
+        """The name of an operation that is a point of its own; else its expression."""
+        mark = self._marks.get(id(x))
+        if mark is None:
+            return self._spelled(x)
+        thing = mark.thing
+        if mark.found is None:
+            plain = public(x, thing.shape)
+            if not isinstance(plain, Made) or plain.op == "causal_mask":
+                return self._spelled(x)
+            if not self.sink.deep and plain.op not in RECOGNISED:
+                return self._spelled(x)
+            new = Thing(thing.shape, thing.dtype, self._spelled(x), thing.value)
+            mark.found = self.sink.point(f"{mark.where}/{plain.op}", new)
+        return mark.found
 
     def _name_product(self, thing: Thing) -> None:
         """A product that something else reads has its name itself."""
         waiting = self._products.pop(id(thing.expr), None)
         if waiting is not None:
             product, name, key = waiting
-            found = self.sink.point(name, product)
+            found = self._point(name, product)
             self._open.setdefault(key, []).append((found, product.shape))
             product.expr = thing.expr = found
 
@@ -290,6 +379,10 @@ class Walk:
             out = primitive.bind(*fixed, **params)
         outs[0].expr = Known(np.asarray(out))
         return True
+
+
+def _differ(one: Operand, other: Operand) -> bool:
+    return one is not other
 
 
 def _of_norm(x: Operand) -> bool:

@@ -216,6 +216,8 @@ def _custom(
     for x in tf.nest.flatten(result):
         if is_tensor(x):
             watch.know(x, made)
+            if watch.operations:
+                watch.operations.saw(made, x)
     return result
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from harness.capture.keras_apart import Apart
 from harness.capture.keras_calls import OpCall, Pending
+from harness.capture.keras_deep import Operations
 from harness.capture.keras_feed import CURRENT, fed
 from harness.capture.keras_ops import RULES
 from harness.capture.keras_tensors import (
@@ -89,6 +90,7 @@ class Watch:
         self.roots = 0
         self.objective: float | None = None
         self._actual: dict[str, Any] = {}  # key: name, or how made
+        self.operations = Operations(self) if step.deep else None
         self._inputs = {name: value for name, value in inputs.items() if hasattr(value, "shape")}
         for name, value in self._inputs.items():
             if is_tensor(value):
@@ -224,19 +226,26 @@ class Watch:
         several = found if isinstance(found, list) else [found]
         for x, made in itertools.zip_longest(call.outputs, several[: len(call.outputs)]):
             if made is None:
-                self._unknown(call, x)
+                self._unknown(call, x, found is None)
             else:
                 made = self._bounded(made, x) if isinstance(made, Made) else made
+                if self.operations:
+                    self.operations.saw(made, x)
                 if not isinstance(made, Pending):
                     self.know(x, made)
 
-    def _unknown(self, call: OpCall, x: Any) -> None:
-        """What no rule makes: a constant where nothing on the way to it has a gradient."""
+    def _unknown(self, call: OpCall, x: Any, whole: bool = True) -> None:
+        """What no rule makes: a constant where nothing on the way to it has a gradient.
+
+        `whole`: no other result of the call is known either.
+        """
         if not (is_tensor(x) and x.dtype.is_floating):
             return
         floats = [i for i in call.inputs if is_tensor(i) and i.dtype.is_floating]
         holders = [i for i in call.inputs if i.dtype in (tf.resource, tf.variant)]
         made = holders and not call.name.startswith(("Iterator", "Stateful", "Random"))
+        if self.operations and whole and self.operations.unknown(call.name, floats, x):
+            return
         if made or any(id(i) in self.known for i in floats):
             self.know(x, Made(f"tf_{call.name}" if call.name.isidentifier() else "unknown", (), {}))
 
@@ -265,7 +274,10 @@ class Watch:
         if not is_eager(x) and id(x.graph) not in self.graphs:
             return UNKNOWN
         where = self.scope[-1] if self.scope else "model"
-        return self.keep(f"forward/{where}/{made.op}", (x,), made)
+        key = self.keep(f"forward/{where}/{made.op}", (x,), made)
+        if self.operations:
+            self.points.append((x, key))
+        return key
 
     # Points.
 
@@ -296,6 +308,8 @@ class Watch:
     ) -> str:
         """Keep something under a name, now or when the function has run: its name, or its key."""
         taps = self._taps(tensors)
+        if self.operations and isinstance(made, Made) and wanted.startswith("forward/"):
+            made = self.operations.spelled(made)
         made = self.resolved(made, taps) if isinstance(made, Made) else made
         if taps is None:
             return self.arrive(

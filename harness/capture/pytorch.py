@@ -17,11 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from harness.capture.adapter import Adapter, Array, Tensors
-from harness.capture.pytorch_calls import NORM, Calls, copied, kept
+from harness.capture.pytorch_calls import NORM, Calls
 from harness.capture.pytorch_compiled import Hooks, compiled_regions
 from harness.capture.pytorch_optim import SLOTS, hyperparameters, update_of
+from harness.capture.pytorch_tensors import copied, kept
 from harness.capture.step import Step, line
 from harness.errors import HarnessError
 from harness.models.entries import Made
@@ -56,18 +58,25 @@ class PyTorch(Adapter):
         self._undo: list[Callable[[], None]] = []
         self._inputs: dict[str, Any] = {}
         self._wrappers: dict[int, nn.Module] = {}
+        self._before: Any = WeakIdKeyDictionary()  # parameter: its name in an earlier step
 
     # What the model is.
 
     def params(self) -> dict[str, Tensor]:
-        """The parameters by name; those that only an optimizer knows by their place in it."""
+        """The parameters by name; those that only an optimizer knows by their place in it.
+
+        One that the model had in an earlier step, and has no more, keeps its name.
+        """
         found = dict(self._named("named_parameters"))
         known = {id(p) for p in found.values()}
         for k, optimizer in enumerate(self.optimizers):
             rest = [p for g in optimizer.param_groups for p in g["params"] if id(p) not in known]
             head = f"optimizer{k}" if len(self.optimizers) > 1 else "optimizer"
-            found |= {f"{head}/{i}": p for i, p in enumerate(rest)}
+            for i, p in enumerate(rest):
+                before = self._before.get(p)
+                found[before if before and before not in found else f"{head}/{i}"] = p
             known |= {id(p) for p in rest}
+        self._before.update({p: name for name, p in found.items()})
         return found
 
     def buffers(self) -> dict[str, Tensor]:
@@ -315,7 +324,10 @@ def _same(a: Any, b: Tensor) -> bool:
     """Whether what was kept of a gradient, its elements or their digest, is what it is now."""
     if isinstance(a, TensorEntry):
         return (str(b.dtype), digest(b.detach().numpy())) == (f"torch.{a.dtype}", a.hash)
-    return isinstance(a, Tensor) and a.dtype == b.dtype and torch.equal(a, b.detach().to(a.device))
+    if not isinstance(a, Tensor) or a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    b = b.detach().to(a.device)
+    return bool(((a == b) | ((a != a) & (b != b))).all())  # NaN is what it was
 
 
 def _put(tensor: Tensor, array: Array, name: str) -> None:

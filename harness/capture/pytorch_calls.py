@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from harness.capture.pytorch_call import Call, Operand
-from harness.capture.pytorch_ops import LOWERED, RULES, plain_name
-from harness.capture.step import Step, line
+from harness.capture.pytorch_ops import RULES, function_name, in_place, lowered
+from harness.capture.pytorch_tensors import copied, has_numbers, kept
+from harness.capture.step import Step, called, line
 from harness.models.entries import Made
 
 NORM = "update/global_norm"
@@ -29,8 +30,8 @@ class Swap(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, onward: Tensor) -> Tensor:
-        """The other one."""
-        return onward
+        """The other one, as a tensor of its own: what comes next may work on it in place."""
+        return onward.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -54,7 +55,10 @@ class Calls(TorchFunctionMode):
         self._numbers: dict[float, Any] = {}  # taken out of tensors with item()
         self._inputs: dict[str, Any] = {}
         self._roots = 0
-        self._free: set[str] = set()  # points named for their length alone that nothing has read
+        self._nameless: set[str] = set()  # points of operations: named by no module nor script
+        self._read: set[str] = set()  # points that something was made of
+        self._hooked: set[str] = set()  # points whose gradients are seen
+        self._called: dict[str, str] = {}  # points that have got another name
         self.norms: dict[str, Tensor] = {}  # of the gradients, by name
         self._dirty = False
         self._slept = False
@@ -105,8 +109,12 @@ class Calls(TorchFunctionMode):
                 result = func(*args, **kwargs)
             if name == "item":
                 self._numbers[result] = self._known.get(args[0])
+            elif name == "setitem":
+                self._note(name, func, args, kwargs, args[0])
+                self._operation(args[0], name, args) if self.step.deep else None
             elif name != "grad" and not _same(result, args, before):
                 self._note(name, func, args, kwargs, result)
+                return self._deep(result, name, args) if self.step.deep else result
             return result
         finally:
             self.busy -= 1
@@ -149,7 +157,10 @@ class Calls(TorchFunctionMode):
         """How a tensor, or a number taken from one, was made; its name where it has one."""
         if isinstance(value, Tensor):
             found = self._known.get(value)
-            return self._names.get(id(value)) if found is None else found
+            found = self._names.get(id(value)) if found is None else found
+            if isinstance(found, str):
+                self._read.add(found)
+            return found
         return self._numbers.get(value) if isinstance(value, float) else None
 
     def call(self, value: Any, name: str) -> None:
@@ -160,7 +171,7 @@ class Calls(TorchFunctionMode):
     def point(self, name: str, value: Tensor) -> Tensor:
         """A tensor that is traced under a name of its own; what the step goes on with."""
         known = self._known.get(value)
-        if self.busy or (isinstance(known, str) and known not in self._free):
+        if self.busy or (isinstance(known, str) and known not in self._nameless):
             return value  # handed on by a module that contains the one which made it
         if torch._C._current_graph_task_id() != -1:
             return value  # made once more on the way back (activation checkpointing)
@@ -171,33 +182,71 @@ class Calls(TorchFunctionMode):
         finally:
             self.busy -= 1
 
-    def _point(self, wanted: str, value: Tensor) -> Tensor:
-        name, made = self.step.name(wanted), self._origin_made(value)
-        known = self._known.get(value)
+    def _point(self, wanted: str, value: Tensor, in_place: bool = False) -> Tensor:
+        name, known = self.step.name(wanted), self._known.get(value)
         if isinstance(known, str):
-            made = self.step.points.pop(known).made
-        self.step.see(name, kept(self.step, name, value), made, self._line())
+            self._rename(known, name)
+        else:
+            self.step.see(name, kept(self.step, name, value), known, self._line())
         fed = self.step.onward(name, tuple(value.shape))
         if fed is not None:
             other = torch.as_tensor(fed).to(value)
-            swap: Any = Swap.apply
-            value = swap(value, other) if value.requires_grad else other
+            if in_place:
+                value.data.copy_(other)
+            else:
+                swap: Any = Swap.apply
+                value = swap(value, other) if value.requires_grad else other
         self._known[value] = name
-        if value.requires_grad:
-            back = name.replace("forward/", "backward/", 1)
-            value.register_hook(partial(self._gradient, back))  # type: ignore[no-untyped-call]
+        if value.requires_grad and not (isinstance(known, str) and known in self._hooked):
+            self._hooked.add(name)
+            value.register_hook(partial(self._gradient, name))  # type: ignore[no-untyped-call]
+        return value
+
+    def _rename(self, old: str, new: str) -> None:
+        """The point of an operation gets the name that a module or the script gives it."""
+        self._nameless.discard(old)
+        self._called[old] = new
+        if old not in self._read:
+            self.step.rename(old, new)
+            return
+        self._read.add(new)
+        self.step.call(old, new)
+        for held in (self._known, self._numbers, self.made_later):
+            for key, made in list(held.items()):
+                held[key] = called(made, old, new)
+
+    def _deep(self, result: Any, name: str, args: Any) -> Any:
+        """What a call makes, as points of its own; what the step goes on with."""
+        if isinstance(result, Tensor):
+            return self._operation(result, name, args)
+        if not isinstance(result, tuple | list):
+            return result
+        found = [self._operation(x, name, args) for x in result]
+        if all(new is old for new, old in zip(found, result, strict=True)):
+            return result
+        return type(result)(found)
+
+    def _operation(self, value: Any, name: str, args: Any) -> Any:
+        """What a call makes as a point, where it belongs to the forward pass."""
+        made = self._known.get(value) if isinstance(value, Tensor) else None
+        if not isinstance(made, Made) or not has_numbers(value) or id(value) in self._names:
+            return value
+        back = torch._C._current_graph_task_id() != -1 or (self._roots and not value.requires_grad)
+        if back or _of_constants(made) or made.op == "causal_mask":  # its fill is no number
+            return value
+        op = name if made is UNKNOWN else made.op.removeprefix("torch_")
+        where = self.scope[-1] if self.scope else "model"
+        value = self._point(f"forward/{where}/{op}", value, any(value is x for x in args))
+        self._nameless.add(str(self._known[value]))
         return value
 
     def _line(self) -> str | None:
         """The line of the script that is running, in the steps of which a trace says how."""
         return line() if self.step.said else None
 
-    def _origin_made(self, value: Tensor) -> Made | None:
-        found = self._known.get(value)
-        return found if isinstance(found, Made) else None
-
-    def _gradient(self, name: str, gradient: Tensor) -> Tensor | None:
-        if name == "backward/loss":
+    def _gradient(self, point: str, gradient: Tensor) -> Tensor | None:
+        name = self._called.get(point, point).replace("forward/", "backward/", 1)
+        if name in ("backward/loss", "backward/objective"):
             return None
         self.busy += 1
         try:
@@ -211,7 +260,7 @@ class Calls(TorchFunctionMode):
 
     def _note(self, name: str, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Keep how the tensors of a result were made."""
-        if name == "_foreach_mul" and _in_place(func):
+        if name == "_foreach_mul" and in_place(func):
             self._scaled(args)
         elif self._of_nothing(args, kwargs, RULES.get(name) is None):
             return  # made of numbers, or by no rule of what is: what reads it keeps it as it is
@@ -220,8 +269,10 @@ class Calls(TorchFunctionMode):
             self._known[result] = made
             if name in ALIASES:
                 self._same_numbers[result] = args[0]
-            elif result in self._same_numbers and _in_place(func):
+            elif result in self._same_numbers and in_place(func):
                 self._known[self._same_numbers[result]] = made
+            if result._base is not None and (in_place(func) or name == "setitem"):
+                self._known[result._base] = UNKNOWN  # a part of it was written
         elif isinstance(result, tuple | list) and result and isinstance(result[0], Tensor):
             found = self._rule(name, args, kwargs, result)
             several = found if isinstance(found, list) else [found, *[UNKNOWN] * len(result)]
@@ -247,7 +298,7 @@ class Calls(TorchFunctionMode):
             return special
         rule = RULES.get(name)
         if rule is not None:
-            of = partial(self._operand, low=_lowered(name, args))
+            of = partial(self._operand, low=lowered(name, args))
             try:
                 kept = partial(self._kept, args, kwargs, result)
                 made = rule(Call(args, kwargs, result, of, partial(self._keep, name), kept))
@@ -264,7 +315,8 @@ class Calls(TorchFunctionMode):
         if found is None:
             name = self._names.get(id(value))
             found = f"{name}@step-1|inputs/{name}" if name else self._constant(value)
-        self._free.discard(found if isinstance(found, str) else "")
+        if isinstance(found, str):
+            self._read.add(found)
         if low and value.dtype == torch.float32:
             return Made("rounded", (found,), {"to": low})
         return found  # type: ignore[no-any-return]
@@ -304,7 +356,7 @@ class Calls(TorchFunctionMode):
         where = self.scope[-1] if self.scope else "model"
         name = self.step.name(f"forward/{where}/{made.op}")
         self.step.see(name, copied(value), made, self._line())
-        self._free.add(name)
+        self._nameless.add(name)
         return name
 
     def _scaled(self, args: Any) -> None:
@@ -324,10 +376,15 @@ class Calls(TorchFunctionMode):
         """A call of backward: what it is called on is what is minimised."""
         root = args[0]
         self._roots += 1
-        if self._known.get(root) != "forward/loss" and not isinstance(self._known.get(root), str):
+        known = self._known.get(root)
+        if not isinstance(known, str) or known in self._nameless:
             name = self.step.name("forward/objective")
-            made = self._origin_made(root) if self._roots == 1 else None
-            self.step.see(name, copied(root), made, self._line())
+            if isinstance(known, str) and known not in self._read and self._roots == 1:
+                self._rename(known, name)
+            else:
+                made = Made("add", (known,), {}) if isinstance(known, str) else known
+                made = made if self._roots == 1 else None
+                self.step.see(name, copied(root), made, self._line())
             self._known[root] = name
         return func(*args, **kwargs)
 
@@ -364,43 +421,18 @@ class Calls(TorchFunctionMode):
         self.collect()
 
 
-def copied(tensor: Tensor) -> Tensor:
-    """A tensor that nothing changes any more, on the CPU."""
-    tensor = tensor.detach()
-    if tensor.layout != torch.strided:
-        tensor = tensor.to_dense()
-    if tensor.device.type == "cpu":
-        return tensor.clone(memory_format=torch.contiguous_format)
-    return tensor.to("cpu", copy=True).contiguous()
-
-
-def kept(step: Step, name: str, tensor: Tensor) -> Any:
-    """What is kept of a tensor: a copy, or at a level without elements what is known of it."""
-    if tensor.device.type == "cpu" and tensor.layout == torch.strided:
-        known = step.described(name, tensor.detach())
-        if known is not None:
-            return known
-    return copied(tensor)
+def _of_constants(made: Made) -> bool:
+    """Whether an expression reads nothing but what the script made of nothing."""
+    inner = [x for x in made.operands if isinstance(x, Made | str)]
+    return bool(inner) and all(
+        _of_constants(x) if isinstance(x, Made) else x.startswith("inputs/constant") for x in inner
+    )
 
 
 def _top() -> Any:
     """The mode that sees calls first, if there is one."""
     count = torch._C._len_torch_function_stack()
     return torch._C._get_function_stack_at(count - 1) if count else None
-
-
-@cache
-def function_name(func: Any) -> str:
-    """What a function is called in the table of rules."""
-    found = resolve_name(func) or getattr(func, "__name__", "") or "unknown"
-    return plain_name(found)
-
-
-@cache
-def _in_place(func: Any) -> bool:
-    name = (resolve_name(func) or getattr(func, "__name__", "")).rpartition(".")[2]
-    inside = name.startswith("__i") and name.endswith("__")
-    return inside or (name.endswith("_") and not name.endswith("__"))
 
 
 def _version(args: Any) -> int | None:
@@ -414,17 +446,8 @@ def _version(args: Any) -> int | None:
 
 def _same(result: Any, args: Any, before: int | None) -> bool:
     """Whether a call handed its first operand back as it was."""
-    return isinstance(result, Tensor) and result is args[0] and _version(args) == before
-
-
-def _lowered(name: str, args: Any) -> str | None:
-    """The format to which autocast brings the operands of a call."""
-    if name not in LOWERED or not args or not isinstance(args[0], Tensor):
-        return None
-    device = args[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return None
-    return str(torch.get_autocast_dtype(device)).removeprefix("torch.")
+    first = args[0] if args else None
+    return isinstance(result, Tensor) and result is first and _version(args) == before
 
 
 def _size(made: Any) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from harness.capture.step import Step, line, logged
 from harness.capture.told import Told, told
 from harness.errors import HarnessError
 from harness.models.entries import Made
-from harness.spec import Capture, Level, ScriptSpec, build
+from harness.spec import Capture, Depth, Level, ScriptSpec, build
 from harness.trace import TraceWriter
 
 QUEUE = 1 << 30  # bytes of tensors that may wait to be written
@@ -36,6 +36,7 @@ def record(
     exclude: Sequence[str] = (),
     every: int = 1,
     steps: tuple[int, int | None] = (1, None),
+    depth: Depth = "modules",
 ) -> Recorder:
     """Record the training steps of this script: inputs, activations, gradients, weights, slots.
 
@@ -45,6 +46,7 @@ def record(
         label: what reports call this run; the script's name by default.
         level: how much is kept of a tensor: "full", "stats" or "hash".
         include, exclude, every, steps: which tensors (globs), and which steps.
+        depth: "ops" to have operations between modules as points of their own.
 
     Use the recorder as a context manager. Where `harness run` started the script, that decides
     where to write, what, and when the script ends.
@@ -75,7 +77,13 @@ def record(
     )
     path = str(out) if out is not None else str(Path(DIRECTORY) / f"{name}.trace")
     run = build(
-        ScriptSpec, label=name, argv=tuple(sys.argv), steps=2**62, trace=path, capture=capture
+        ScriptSpec,
+        label=name,
+        argv=tuple(sys.argv),
+        steps=2**62,
+        trace=path,
+        capture=capture,
+        depth=depth,
     )
     return Recorder(adapter_for(objects), run)
 
@@ -244,7 +252,8 @@ class Recorder:
             return None, handed
         said = self._writer.steps_given < SAID  # a reader looks at the first ones alone
         describe = partial(self._writer.described, number) if wanted else None
-        step = Step(number, self._replay.feed(number), self._replay.seed, said, describe)
+        deep = self.run.depth == "ops"
+        step = Step(number, self._replay.feed(number), self._replay.seed, said, deep, describe)
         for name, value in zip(inputs, handed, strict=True):
             for point, tensor in self._adapter.inputs(name, value).items():
                 step.see(point, tensor)

@@ -50,6 +50,7 @@ class Step:
         feed: Callable[[str], Array | None] | None = None,
         seed: int | None = None,
         said: bool = True,
+        deep: bool = False,
         describe: Callable[[str, Any], Any] | None = None,
     ) -> None:
         """Nothing is seen yet. `seed`: masks of dropout are drawn here, the same on every side.
@@ -58,8 +59,9 @@ class Step:
         trace keeps none; None for one that is to be copied.
 
         `said`: the trace is to say how the tensors of this step are made, and in which lines.
+        `deep`: operations between modules are points, too.
         """
-        self.number, self.said = number, said
+        self.number, self.said, self.deep = number, said, deep
         self._feed, self._seed, self._sites = feed, seed, 0
         self._describe = describe
         self.points: dict[str, Point] = {}
@@ -99,6 +101,13 @@ class Step:
         """Give a point that nothing was made of another name."""
         self.points[new] = self.points.pop(old)
 
+    def call(self, old: str, new: str) -> None:
+        """Give a point another name, also in what was made of it."""
+        for name, point in self.points.items():
+            self.points[name] = point._replace(made=called(point.made, old, new))
+        names = {name: new if name == old else name for name in self.points}
+        self.points = {names[name]: point for name, point in self.points.items()}
+
     def onward(self, name: str, shape: tuple[int, ...]) -> Array | None:
         """What the step goes on with in place of a point of this shape; None: its own."""
         found = self._feed(name) if self._feed else None
@@ -133,6 +142,13 @@ def _place(name: str) -> tuple[int, int]:
 
 def _can_be_said(made: Made) -> bool:
     return why_not(made.op, made.written().get("from", []), made.args) is None
+
+
+def called(made: Any, old: str, new: str) -> Any:
+    """An expression, or a name, in which a point has another name."""
+    if isinstance(made, Made):
+        return Made(made.op, tuple(called(x, old, new) for x in made.operands), made.args)
+    return new if made == old else made
 
 
 def line() -> str | None:

@@ -114,6 +114,13 @@ if TYPE_CHECKING:
     metavar="MIB",
     help="Tensors of a side that may wait to be written while it goes on.",
 )
+@click.option(
+    "--depth",
+    type=click.Choice(["modules", "ops"]),
+    default="modules",
+    show_default=True,
+    help="What of a script is traced: what modules hand on, or operations between them, too.",
+)
 @click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu")
 @click.option("--threads", type=int, help="Threads of one side. [default: an equal share]")
 @click.option("--sequential", is_flag=True, help="One side after the other.")

@@ -438,7 +438,7 @@ def _next(label: Label, finding: Finding, evidence: Evidence, side: str | None) 
     if label == "rounding":
         return "nothing to mend; to compare the steps after this one, run with --follow=stage"
     if label == "structure":
-        return f"trace the same names and shapes on both sides: harness show {free.a}; {free.b}"
+        return _same_tensors(free)
     if label == "close" and not (evidence.wide or evidence.narrow):
         return "--verdict looks closer: faults of a few epsilons are seen only there"
     start = unlike(free)
@@ -455,6 +455,20 @@ def _next(label: Label, finding: Finding, evidence: Evidence, side: str | None) 
             "from the other's trace; for the twins harness run --follow=stage does that"
         )
     return "nothing"
+
+
+def _same_tensors(free: DiffResult) -> str:
+    """What to do about a tensor that one side has not, or has of another shape."""
+    found = next((s for s in free.structure if "constant" not in str(s.tensor)), free.structure[0])
+    if found.kind == "missing step" or not free.distances or free.distances[0][0] >= found.step:
+        return f"trace the same names and shapes on both sides: harness show {free.a}; {free.b}"
+    alone = free.labels[found.a != "present"]
+    what = f"only {alone} has" if found.kind == "missing tensor" else f"the {found.kind} differs of"
+    return (
+        f"from step {found.step} on {what} {found.tensor}: there what one side trains changes (a "
+        "layer that is added or removed, a parameter that is frozen): let both do so; until then: "
+        f"harness diff --steps :{found.step - 1} {free.a} {free.b}"
+    )
 
 
 def _lines(found: DiffResult, tensor: str, labels: tuple[str, str], side: str | None) -> str:

@@ -50,6 +50,10 @@ def prepare(request: Request, watcher: Observer) -> Prepared:
     twins = [side for side in request.sides if not side.side.script]
     if not twins:
         _refuse_what_twins_take(request)
+    elif len(twins) == len(request.sides) and request.output.depth != "modules":
+        raise HarnessError(
+            f"--depth {request.output.depth}: no side is a script; twins trace what their model has"
+        )
     _check_hand_over(request)
     found = _prepare_twins(request, twins, watcher) if twins else Prepared([], None)
     by_label: dict[str, AnyRun] = {run.label: run for run in found.runs}
@@ -124,6 +128,7 @@ def _script_spec(side: SideRequest, request: Request) -> ScriptSpec:
         ),
         queue=output.queue,
         threads=_threads(request),
+        depth=output.depth,
     )
 
 

@@ -14,7 +14,7 @@ from harness.models.faults import CATALOGUE
 from harness.runs.processes import TWINS
 from harness.runs.scripts import parse_script
 from harness.runs.session import Side
-from harness.spec import Capture, Handed, check_label
+from harness.spec import Capture, Depth, Handed, check_label
 
 
 class SideRequest(NamedTuple):
@@ -52,11 +52,15 @@ class Execution(NamedTuple):
 
 
 class Output(NamedTuple):
-    """Where the run writes, and what; `queue`: bytes of a side's tensors that may wait for it."""
+    """Where the run writes, and what; `queue`: bytes of a side's tensors that may wait for it.
+
+    `depth`: what of a script is a point.
+    """
 
     folder: Path
     capture: Capture
     queue: int
+    depth: Depth
 
 
 class Judging(NamedTuple):

@@ -36,7 +36,7 @@ from harness.runs.session import Session
 from harness.runs.start import run_all
 from harness.runs.variants import dtype_of
 from harness.runs.zoom import zoom as zoom_in
-from harness.spec import AnyRun, Capture, ScriptSpec
+from harness.spec import AnyRun, Capture, Depth, ScriptSpec
 
 QUEUE = 1 << 30  # bytes of a side's tensors that may wait to be written
 Diffs = Mapping[tuple[str, str], DiffResult]
@@ -57,6 +57,7 @@ def run_sides(
     capture: Capture | None = None,
     zoom: bool = False,
     queue: int = QUEUE,
+    depth: Depth = "modules",
     hand_over: str | None = None,
     map: str | None = None,
     device: Literal["cpu", "gpu"] = "cpu",
@@ -84,6 +85,7 @@ def run_sides(
         hand_over: what scripts get of the reference: "weights,inputs,masks", or some of these.
         map: which tensors of the others are which of the reference (a file; "none": by name).
         zoom, queue: look closely where the traces part; bytes that may wait to be written.
+        depth: "ops": operations between the modules of scripts are points, too.
         sequential: one side after the other.
         follow, verdict: start each "step" or "stage" from the reference's; judge (None: at need).
         rtol, atol, all, observer: as for `harness.diff`; told about progress.
@@ -93,7 +95,7 @@ def run_sides(
         parse_sides(sides, settings, pythons, faults),
         Computation(trace, model, weights, data, tokens, parse_shared_settings(settings)),
         Execution(device, threads, sequential, parse_hand_over(hand_over)),
-        Output(Path(out), capture or Capture(), queue),
+        Output(Path(out), capture or Capture(), queue, depth),
         Judging(Tolerance.given(rtol, atol), all, follow, verdict, zoom, map),
     )
     return run(request, observer or Observer())

@@ -75,11 +75,11 @@ def both(cases):
         for recorded in (False, True):
             keras.utils.set_random_seed(1)
 
-            def record(*objects, fit=False, on=recorded, name=case.__name__):
+            def record(*objects, fit=False, on=recorded, name=case.__name__, **options):
                 if not on:
                     return None
                 start = harness.callback if fit else harness.record
-                return start(*objects, out=OUT / f"{name}.trace", label=name)
+                return start(*objects, out=OUT / f"{name}.trace", label=name, **options)
 
             digests.append(digest(case(record)))
         found[case.__name__] = digests[0] == digests[1]

@@ -1,6 +1,7 @@
 """Scripts in Keras and TensorFlow that do things in ways of their own; python FILE OUT."""
 
 import json
+from functools import partial
 
 import keras
 import keras_given as given
@@ -200,7 +201,7 @@ def penalties(record):
     return model.variables
 
 
-def operations(record):
+def operations(record, function=True):
     """The functions of keras.ops between layers."""
     ops = keras.ops
     model = keras.Sequential([keras.Input((6, 4)), layers.Dense(4, name="a")])
@@ -215,9 +216,19 @@ def operations(record):
         return ops.mean(ops.square(ops.reshape(ops.stack([h, h * 3], 1), (-1, 12)) - y))
 
     data = {"x": given.normal(4, 6, 4), "y": given.normal(4, 12)}
-    step = given.tape(model, optimizer, loss_of, True)
+    step = given.tape(model, optimizer, loss_of, function)
     given.loop(record(model, optimizer), step, STEPS, **data)
     return model.variables
+
+
+def points(record):
+    """The same, each as a point."""
+    return operations(partial(record, depth="ops"))
+
+
+def eager_points(record):
+    """The same, not in a function."""
+    return operations(partial(record, depth="ops"), False)
 
 
 def not_a_number(record):
@@ -295,7 +306,7 @@ def custom_fit(record):
 
 CASES = [
     *(shared, module, adversaries, halves, branches, reversed_gradient, mixed, recurrent),
-    *(penalties, operations, not_a_number, noisy, fused, custom_fit),
+    *(penalties, operations, points, eager_points, not_a_number, noisy, fused, custom_fit),
 ]
 
 
