@@ -8,6 +8,7 @@ from align_judge import judge
 from disguises import Options, disguised
 
 import harness
+from harness.align.units import units
 from harness.errors import HarnessError
 
 FEW, ALL = 24, 200  # disguises
@@ -165,3 +166,45 @@ def test_traces_without_a_common_step_are_refused(tmp_path):
         trace.write(2, {"forward/loss": 1.0})
     with pytest.raises(HarnessError, match="trace the same steps"):
         harness.align(a, tmp_path / "b.trace")
+
+
+def test_how_a_weight_lies_is_told_by_the_way_forward_alone(tmp_path):
+    draw = np.random.default_rng(0)
+    x, w = draw.normal(size=(2, 3, 3))
+    with harness.TraceWriter(tmp_path / "t", label="t", dtype="float64") as trace:
+        trace.write(
+            1,
+            {"inputs/x": x, "inputs/params/w": w, "forward/y": x @ w, "backward/x": x @ w.T},
+            {
+                "forward/y": harness.stage("linear", "inputs/x", "params/w@step-1|inputs/params/w"),
+                "backward/x": harness.stage(
+                    "linear",
+                    "forward/y",
+                    harness.stage("transpose", "params/w@step-1|inputs/params/w"),
+                ),
+            },
+        )
+    assert units(harness.open_trace(tmp_path / "t"), [1])["params"][0].read_as == (1, 0)
+
+
+def test_weights_that_differ_are_placed_as_their_layer_is_or_as_the_last_of_their_shape(tmp_path):
+    draw = np.random.default_rng(0)
+    pairs = {
+        "head": "3/weight",  # as PyTorch lists them: first those of no layer
+        "off": "3/bias",
+        "inward/weight": "0/weight",
+        "inward/bias": "0/bias",
+        "norm/weight": "1/weight",
+        "norm/bias": "1/bias",
+    }
+    shapes = {"head": (8, 3), "off": (3,), "inward/weight": (8, 6)}
+    for label in "ab":
+        given = {}
+        for name, other in sorted(pairs.items(), key=lambda pair: pair[label == "b"]):
+            shape = shapes.get(name, (8,))
+            drawn = draw.normal(size=shape[::-1] if label == "b" and name == "head" else shape)
+            given[f"inputs/params/{name if label == 'a' else other}"] = drawn
+        with harness.TraceWriter(tmp_path / label, label=label, dtype="float64") as trace:
+            trace.write(1, {**given, "forward/loss": 1.0})
+    found = harness.align(tmp_path / "a", tmp_path / "b").params
+    assert {m.a[0]: m.b[0] for m in found} == pairs

@@ -85,30 +85,32 @@ def placed(
         else place
         for place in _scored(a, b, tied, order, rules)
     ]
-    scored.sort(key=lambda place: -place.score)
-    done: set[Unit] = set()
-    while scored:
-        place = scored[0]
-        least = LEAST_OF_LAYERS if place.x.section == "points" else LEAST
-        rivals = [other for other in scored if _rivals(other, place)]
-        # The last weight of its shape on either side is that, whatever it is called.
-        alone = not rivals and place.x.section == "params" and place.x.shape == place.y.shape
-        tied = any(other.score > place.score - 1e-9 for other in rivals)
-        if (place.score < least and not alone) or (tied and place.score < TIED):
-            scored.pop(0)  # too little speaks for it, or nothing tells it from another
-            continue
-        done |= {place.x, place.y}
+    while (found := _surest(scored)) is not None:
+        place, rivals = found
         near_by = [other for other in rivals if other.score >= EQUAL]
         sure: Sure = "likely" if near_by else place.sure
         if place.x.name == place.y.name and place.x.whole_name in SINGLE:
             sure = "certain"  # names that mean one thing in every trace
         yield Found((place.x,), (place.y,), place.chain, sure, place.by, "", False)
-        left = [other for other in scored if not {other.x, other.y} & done]
-        scored = sorted(_beside(left, place, rules), key=lambda other: -other.score)
+        left = [o for o in scored if o.x is not place.x and o.y is not place.y]
+        scored = list(_beside(left, place, rules))
 
 
-def _rivals(one: Place, other: Place) -> bool:
-    return (one.x is other.x) != (one.y is other.y)
+def _surest(scored: Sequence[Place]) -> tuple[Place, list[Place]] | None:
+    """The pair that most speaks for, of those that are told from every other, and the others."""
+    of: dict[Unit, list[Place]] = defaultdict(list)
+    for place in scored:
+        of[place.x].append(place)
+        of[place.y].append(place)
+    for place in sorted(scored, key=lambda place: -place.score):
+        least = LEAST_OF_LAYERS if place.x.section == "points" else LEAST
+        rivals = [other for other in (*of[place.x], *of[place.y]) if other is not place]
+        if not rivals and place.x.section == "params":
+            return place, rivals  # the last weight of its size on either side, whatever its name
+        level = any(other.score > place.score - 1e-9 for other in rivals)
+        if place.score >= least and (place.score >= TIED or not level):
+            return place, rivals
+    return None
 
 
 def _beside(places: Iterable[Place], taken: Place, rules: Rules) -> Iterator[Place]:

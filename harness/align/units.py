@@ -128,6 +128,8 @@ def _add_ops(found: dict[str, dict[str, Unit]], graph: Graph | None) -> None:
 def _add_layouts(found: dict[str, dict[str, Unit]], graph: Graph | None) -> None:
     """How the stages read their weights: a kernel of [in, out], or of [out, in]."""
     for name, stage in graph.stages.items() if graph else ():
+        if not name.startswith("forward/"):
+            continue  # on the way back a product reads its weight the other way round
         layer = found["points"].get(name.removeprefix("forward/"))
         products = [x for x in below(stage.value) if x.op in ("linear", "conv")]
         for x in products:
@@ -137,7 +139,7 @@ def _add_layouts(found: dict[str, dict[str, Unit]], graph: Graph | None) -> None
             unit = found["params"].get(name_of(w).removeprefix("params/")) if is_ref(w) else None
             if unit is None:
                 continue
-            if layer is not None and len(products) == 1 and name.startswith("forward/"):
+            if layer is not None and len(products) == 1:
                 layer.weight = unit.name
             count = len(unit.shape)
             plain = tuple(range(count))
