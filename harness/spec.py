@@ -24,6 +24,7 @@ Depth = Literal["modules", "ops"]  # what of a script is a point
 
 # What a run can start again from: the first parts of the names of the tensors that hold it.
 CHECKPOINT = ("params/", "optimizer/", "state/out/")
+STATE = (*CHECKPOINT, "buffers/")  # buffers are what only scripts have
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 S = TypeVar("S", bound=msgspec.Struct)
@@ -79,7 +80,7 @@ class Capture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `level` is how much of a tensor is kept: "full" all of it; "stats" its hash, statistics and
     sketch; "hash" its hash alone. At the levels that keep no tensors, every step that is a multiple
-    of `checkpoint_every` keeps in full what a run can start again from (CHECKPOINT).
+    of `checkpoint_every` keeps in full what a run can start again from (STATE).
     """
 
     level: Level = "full"
@@ -96,7 +97,7 @@ class Capture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return True
         if self.checkpoint_every is None or step % self.checkpoint_every:
             return False
-        return name.startswith(CHECKPOINT)
+        return name.startswith(STATE)
 
     def wants_step(self, step: int) -> bool:
         """Whether a step is to be traced, or compared."""
@@ -116,13 +117,15 @@ class Follow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Every step starts from the weights, optimizer slots and hidden state that `trace` holds of the
     step before. At level "stage", every stage of the step is also given that side's input.
     `map` is the file that says which of its tensors are whose (None: names are the same); it leads
-    from that side to this one, or, `reverse`, from this one to that.
+    from that side to this one, or, `reverse`, from this one to that. A script that follows stages
+    goes on with its own where a glob of `exclude` matches.
     """
 
     trace: str
     level: Literal["step", "stage"] = "step"
     map: str | None = None
     reverse: bool = False
+    exclude: tuple[str, ...] = ()
 
 
 Handed = Literal["weights", "inputs", "masks"]
@@ -169,7 +172,7 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     the training and validation texts as int32 [N] in .npy files; `final` is where the weights go
     after the last step. `faults` are planted (harness.faults); a run that follows a trace, or that
     starts again from one (`resume`), may begin at a later step, `start`. `queue` bounds the bytes
-    that wait to be written to the trace while the run goes on.
+    that wait to be written to the trace while the run goes on. `whole`: as in ScriptSpec.
     """
 
     label: str
@@ -191,14 +194,22 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     faults: tuple[str, ...] = ()
     resume: Resume | None = None
     queue: Positive = 1 << 30
+    whole: tuple[str, ...] | None = None
+
+    def keeps(self, step: int, name: str) -> bool:
+        """Whether the elements of a traced tensor are stored."""
+        return self.capture.keeps(step, name) or _whole(self.whole, step, name)
 
 
 class ScriptSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One run of a script, as its process is told: which steps, in what dtype, from what, where to.
 
     `argv` is the script and its arguments. `dtype` None is the script's own. `replay` is what it is
-    handed; a run that follows may leave the steps before `start` out. `depth`: whether
-    operations between modules are points of their own.
+    handed. It goes through all steps; nothing is traced of those before `start`, at which one that
+    follows begins to, and one with `resume` is given the weights, buffers and slots that are kept
+    there. `whole`: the first step is stored in full, and at each step what begins so (None: what
+    `capture` says), as scripts are mapped to one another, and handed, what is stored. `depth`:
+    whether operations between modules are points of their own.
     """
 
     label: str
@@ -211,11 +222,21 @@ class ScriptSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start: Positive = 1
     follow: Follow | None = None
     replay: tuple[HandOver, ...] = ()
+    resume: Resume | None = None
     queue: Positive = 1 << 30
+    whole: tuple[str, ...] | None = None
     depth: Depth = "modules"
+
+    def keeps(self, step: int, name: str) -> bool:
+        """Whether the elements of a traced tensor are stored."""
+        return self.capture.keeps(step, name) or _whole(self.whole, step, name)
 
 
 AnyRun = RunSpec | ScriptSpec  # of a twin, or of a script
+
+
+def _whole(first: tuple[str, ...] | None, step: int, name: str) -> bool:
+    return first is not None and (step == 1 or name.startswith(first))
 
 
 def preset(name: str, vocab_size: int) -> tuple[ModelSpec, TrainSpec]:

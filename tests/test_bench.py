@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from twins import MODEL, B, T, a_run, train_spec
 
-from harness.bench import commands, diffing, growth, main, tracing, twins
+from harness.bench import commands, diffing, growth, main, recording, tracing, twins
 from harness.bench.commands import launch
 from harness.bench.paced import TimedSide, short
 from harness.bench.pairs import Pair
@@ -31,7 +31,13 @@ STEPS = 6
 # Small enough to clip at every step: a wrong norm would show.
 CLIPPED = dict(steps=STEPS, clip_limit=0.3, lr=1.0)
 NOTHING = main.Plan(
-    (), (), diffing.Plan(1000, ("float32",), (), 2, 1), 1, growth.Plan((), 1, 1, ()), {}
+    (),
+    (),
+    recording.Plan((), 1, 1),
+    diffing.Plan(1000, ("float32",), (), 2, 1),
+    1,
+    growth.Plan((), 1, 1, ()),
+    {},
 )
 
 
@@ -340,6 +346,26 @@ def test_the_command_prints_one_object_and_writes_its_report(tmp_path, monkeypat
     assert report.with_suffix(".png").exists()
 
 
+def test_what_recording_costs_is_timed_against_the_bare_script(tmp_path):
+    plan = recording.Plan((recording.TINY._replace(held=True),), 1, 2)
+    ticked = []
+    found = recording.time_recording(tmp_path, plan, lambda: ticked.append(1))
+    assert [row.name for row in found.rows] == ["bare", "hash", "stats", "full"]
+    assert all(row.seconds.median > 0 for row in found.rows)
+    assert len(ticked) == recording.ticks(plan) == 4
+    (target,) = found.targets
+    assert target.measured == found.rows[2].ratios["time / bare"].median
+    assert not list(tmp_path.glob("*.trace"))
+
+
+def test_a_script_that_cannot_be_recorded_is_shown_as_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(recording, "PROGRAM", "harness.no_such_module")
+    found = recording.time_recording(
+        tmp_path, recording.Plan((recording.TINY,), 1, 1), lambda: None
+    )
+    assert all("no_such_module" in row.missing for row in found.rows)
+
+
 def test_an_unknown_part_is_refused(capsys):
     assert run("bench", "--only", "nonsense") == 2
     assert "--only nonsense: there are: twins, tracing" in capsys.readouterr().err
@@ -349,6 +375,6 @@ def test_an_unknown_part_is_refused(capsys):
 def test_the_quick_benchmark_times_everything(tmp_path, capsys):
     assert run("bench", "--quick", "--rounds", 1, "--json", "--report", tmp_path / "b.md") == 0
     found = json.loads(capsys.readouterr().out)
-    assert list(found) == ["twins", "tracing", "diff", "startup"]
+    assert list(found) == ["twins", "tracing", "record", "diff", "startup"]
     missing = {row["missing"] for part in found.values() for row in part["rows"]}
     assert missing <= {None, "not available: not installed", "not available: left out of this plan"}

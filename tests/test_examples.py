@@ -48,11 +48,6 @@ def test_a_cnn_differs_in_what_the_frameworks_take_for_a_variance(sides, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="Keras rounds beta1 and beta2 to float32, so that no formula fits its float64 run, and "
-    "in float32 the gap is too small to be named",
-    strict=True,
-)
 def test_without_that_its_adam_differs_in_where_epsilon_stands(tmp_path):
     capture = harness.Capture(exclude=("buffers/*",))
     sides = "images", "keras=cnn_keras.py --adam", "torch=cnn_pt.py --adam"

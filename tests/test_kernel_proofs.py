@@ -19,7 +19,7 @@ from harness.kernels import PIECE, cache, layout, passes
 from harness.trace import statistics
 
 DTYPES = ("float32", "float64")
-PROOFS = (statistics.proof, metrics.proof)
+PROOFS = (statistics.proof, statistics.proof_many, metrics.proof)
 PLACES = [name for name in vars(layout) if name.isupper() and name != "MARK"]
 # What reads the constants outside of the machine code, which has them frozen.
 READERS = (metrics, statistics, passes, harness.trace.sketch)

@@ -12,7 +12,7 @@ from harness.compare.metrics import compare
 from harness.compare.tolerance import Allowance
 from harness.kernels import PIECE
 from harness.kernels.layout import RUN
-from harness.trace.statistics import describe
+from harness.trace.statistics import SMALL, describe, describe_all
 
 DTYPES = ("float32", "float64")
 SIZES = (1, 63, 64, 65, RUN - 1, RUN, RUN + 1, 3 * RUN + 7)
@@ -194,6 +194,33 @@ def test_both_describe_an_array_alike(both, kind, dtype):
         assert np.linalg.norm(x - y) <= 1e-14 * plain.l2 + 1e-300
 
 
+@pytest.mark.parametrize("level", ["hash", "full", "stats"])
+def test_arrays_described_together_are_described_as_each_is_alone(level):
+    draw = np.random.default_rng(8)
+    shapes = [(), (1,), (0,), (3, 64), (2047,), (2049,), (SMALL,), (SMALL + 1,), (5, 7, 11)]
+    given = [
+        (f"w{k}/{dtype}", draw.normal(size=shape).astype(dtype))
+        for dtype in (*DTYPES, "float16", "int32")
+        for k, shape in enumerate(shapes)
+    ]
+    given[4][1][[3, 5]] = np.nan, -np.inf
+    given[3][1][:] = 0
+    given.append(("across", np.asarray(draw.normal(size=(40, 30)), order="F")))
+    for compiled in (True, False):
+        found = describe_all(given, level, compiled)
+        assert [entry.name for entry in found] == [name for name, _ in given]
+        for (name, array), entry in zip(given, found, strict=True):
+            alone = describe(name, array, level, compiled)
+            for field in ("dtype", "shape", "hash", "min", "max", "nan", "inf", "zero"):
+                assert getattr(entry, field) == getattr(alone, field), name
+            if level != "hash" and alone.l2:
+                assert entry.l2 == pytest.approx(alone.l2, rel=1e-12)
+                assert entry.mean == pytest.approx(alone.mean, abs=1e-12 * alone.l2)
+            if level == "stats":
+                x, y = (np.frombuffer(e.sketch) for e in (entry, alone))
+                assert np.linalg.norm(x - y) <= 1e-14 * alone.l2
+
+
 def test_zeros_of_both_signs_have_the_positive_one_as_extremes(both):
     for found in both(describe, "w", np.array([-0.0, 0.0, -0.0] * 30)):
         assert (str(found.min), str(found.max), found.zero) == ("0.0", "0.0", 90)
@@ -232,7 +259,7 @@ def test_without_numba_numpy_does_the_work():
         sys.modules["numba"] = None
         import numpy as np
         from harness import kernels
-        from harness.trace.statistics import describe
+        from harness.trace.statistics import SMALL, describe, describe_all
         kernels.choose(True)
         print(describe("w", np.arange(5.0)).l2, kernels.in_use(5))
     """

@@ -408,3 +408,31 @@ def test_what_a_trace_cannot_say_is_left_out_and_the_trace_can_be_read(tmp_path)
     stages = {e.name: e.op for e in harness.open_trace(tmp_path / "a.trace").entry(1).tensors}
     assert (stages["log/endless"], stages["log/huge"]) == (None, None)
     assert stages["log/plain"] is not None
+
+
+@pytest.mark.parametrize("clip", ["norm", "value", None])
+def test_what_is_described_at_once_is_what_a_copy_would_have_been(clip, tmp_path):
+    for level in ("full", "stats", "hash"):
+        torch.manual_seed(1)
+        model = Tokens(width=144)  # weights of 250 kB are described where they lie
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        with harness.record(model, optimizer, out=tmp_path / level, level=level) as rec:
+            for i in range(3):
+                with rec.step(x=tokens(i)[0]) as x:
+                    optimizer.zero_grad()
+                    loss = f.cross_entropy(model(x).flatten(0, -2), tokens(i)[1].flatten())
+                    loss.backward()
+                    if clip == "norm":
+                        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+                    elif clip == "value":
+                        nn.utils.clip_grad_value_(model.parameters(), 0.01)
+                    optimizer.step()
+                    rec.log(loss=loss)
+    traces = {level: harness.open_trace(tmp_path / level) for level in ("full", "stats", "hash")}
+    for number in (1, 2, 3):
+        full, stats, hashed = (t.entry(number).tensors for t in traces.values())
+        assert [e.identity for e in stats] == [e.identity for e in full]
+        assert [e.identity for e in hashed] == [e.identity for e in full]
+        assert [e.name for e in stats] == [e.name for e in full]
+        assert [e.op for e in stats] == [e.op for e in full]
+        assert max(e.size for e in full) * 4 > 1 << 16

@@ -137,12 +137,6 @@ def test_what_only_twins_take_is_refused_where_all_sides_are_scripts(options, wo
     assert "arguments of its own" in said
 
 
-def test_zoom_is_refused_before_a_script_runs(tmp_path):
-    said = failed(tmp_path, script(tmp_path, "mine"), script(tmp_path, "theirs"), zoom=True)
-    assert "--zoom: side mine is a script" in said
-    assert not (tmp_path / "out" / "mine.trace").exists()
-
-
 BROKEN = {
     "fails": (
         {"inside": "assert step < 2, 'wrong'"},

@@ -87,25 +87,52 @@ def placed(
     ]
     scored.sort(key=lambda place: -place.score)
     done: set[Unit] = set()
-    for place in scored:
+    while scored:
+        place = scored[0]
         least = LEAST_OF_LAYERS if place.x.section == "points" else LEAST
-        if place.score < least or {place.x, place.y} & done:
-            continue
-        rivals = [
-            other
-            for other in scored
-            if (other.x is place.x) != (other.y is place.y)
-            and not {other.x, other.y} & done
-            and other.score > place.score - 1e-9
-        ]
-        if rivals and place.score < TIED:  # nothing tells them apart
+        rivals = [other for other in scored if _rivals(other, place)]
+        # The last weight of its shape on either side is that, whatever it is called.
+        alone = not rivals and place.x.section == "params" and place.x.shape == place.y.shape
+        tied = any(other.score > place.score - 1e-9 for other in rivals)
+        if (place.score < least and not alone) or (tied and place.score < TIED):
+            scored.pop(0)  # too little speaks for it, or nothing tells it from another
             continue
         done |= {place.x, place.y}
-        near_by = [o for o in scored if (o.x is place.x) != (o.y is place.y) and o.score >= EQUAL]
+        near_by = [other for other in rivals if other.score >= EQUAL]
         sure: Sure = "likely" if near_by else place.sure
         if place.x.name == place.y.name and place.x.whole_name in SINGLE:
             sure = "certain"  # names that mean one thing in every trace
         yield Found((place.x,), (place.y,), place.chain, sure, place.by, "", False)
+        left = [other for other in scored if not {other.x, other.y} & done]
+        scored = sorted(_beside(left, place, rules), key=lambda other: -other.score)
+
+
+def _rivals(one: Place, other: Place) -> bool:
+    return (one.x is other.x) != (one.y is other.y)
+
+
+def _beside(places: Iterable[Place], taken: Place, rules: Rules) -> Iterator[Place]:
+    """Pairs after one was taken: a layer's weights are those of one layer on the other side.
+
+    Where nothing is known of the two layers beside that pair, which tells of the others in them.
+    """
+    x, y = _layers(taken)
+    fresh = x and y and not rules.parents_a[x] and not rules.parents_b[y]
+    for place in places:
+        here = _layers(place)
+        if not fresh or place.score >= EQUAL or (here[0] != x and here[1] != y):
+            yield place
+        elif here == (x, y):
+            yield place._replace(score=place.score + 3.0, by=(*place.by, "layer"))
+        else:
+            yield place._replace(score=place.score - 1.0)
+
+
+def _layers(place: Place) -> tuple[str, str]:
+    """The layers of weights and buffers; "" of what is in none."""
+    if place.x.section not in ("params", "buffers"):
+        return "", ""
+    return parent(place.x.name), parent(place.y.name)
 
 
 def _scored(

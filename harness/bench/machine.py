@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from harness.runs.processes import processors
+from harness.kernels import processors
 
 PACKAGES = (
     "twin-harness",

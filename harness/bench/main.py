@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from harness.bench import diffing, growth, tracing, twins
+from harness.bench import diffing, growth, recording, tracing, twins
 from harness.bench.machine import describe_machine
 from harness.bench.paced import short
 from harness.bench.place import VOCABULARY, Place, check_room, sized
@@ -30,6 +30,7 @@ class Plan(NamedTuple):
 
     twins: tuple[twins.Plan, ...]
     tracing: tuple[tracing.Plan, ...]
+    record: recording.Plan
     diff: diffing.Plan
     startup: int
     growth: growth.Plan
@@ -46,18 +47,20 @@ def plan(quick: bool, rounds: int | None) -> Plan:
         return Plan(
             (twins.Plan(SMALL, often(3), 5, LEFT_OUT),),
             (tracing.Plan(SMALL, often(2), 10),),
+            recording.Plan((recording.TINY,), often(3), 20),
             diffing.Plan(2_000_000, ("float32",), (SMALL,), often(3), often(2)),
             often(3),
             growth.Plan((50, 200), often(1), 4, (10, 100)),
-            {"twins": 50, "tracing": 30, "diff": 20, "startup": 15, "growth": 25},
+            {"twins": 50, "tracing": 30, "record": 60, "diff": 20, "startup": 15, "growth": 25},
         )
     return Plan(
         (twins.Plan(SMALL, often(7), 8), twins.Plan(MEDIUM, often(3), 3, ("twin, autograd",))),
         (tracing.Plan(SMALL, often(5), 20), tracing.Plan(MEDIUM, often(3), 10)),
+        recording.Plan((recording.LARGE, recording.TINY), often(5), 20),
         diffing.Plan(20_000_000, ("float32", "float64"), (SMALL,), often(7), often(3)),
         often(7),
         growth.Plan((50, 200, 400, WIDEST), often(3), 6, (10, 100, 1_000, 10_000)),
-        {"twins": 360, "tracing": 240, "diff": 90, "startup": 40, "growth": 150},
+        {"twins": 360, "tracing": 240, "record": 400, "diff": 90, "startup": 40, "growth": 150},
     )
 
 
@@ -132,6 +135,10 @@ class _Parts:
         mode = partial(twins.autograd_is_faster, self.twins)
         return {"tracing": tracing.time_tracing(self.place, self.todo.tracing, mode, tick)}
 
+    def _record(self) -> dict[str, Section]:
+        tick = self.progress.begin("record", recording.ticks(self.todo.record))
+        return {"record": recording.time_recording(self.place.folder, self.todo.record, tick)}
+
     def _diff(self) -> dict[str, Section]:
         tick = self.progress.begin("diff", diffing.ticks(self.todo.diff))
         return {"diff": diffing.time_diff(self.place, self.todo.diff, tick)}
@@ -150,6 +157,8 @@ def _room(todo: Plan, only: Sequence[str]) -> int:
     needed = [0]
     if "tracing" in only:
         needed += [step_bytes(*preset(p.size, VOCABULARY)) * p.steps for p in todo.tracing]
+    if "record" in only:
+        needed.append(recording.room(todo.record.sizes, todo.record.steps))
     if "diff" in only:
         sizes = [step_bytes(*preset(size, VOCABULARY)) for size in todo.diff.sizes]
         needed += [2 * diffing.STEPS * size for size in sizes]

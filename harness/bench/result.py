@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-PARTS = ("twins", "tracing", "diff", "startup")
+PARTS = ("twins", "tracing", "record", "diff", "startup")
 
 
 class Spread(msgspec.Struct, frozen=True):

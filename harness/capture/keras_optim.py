@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import keras  # type: ignore[import-untyped]
+import tensorflow as tf  # type: ignore[import-untyped]
+
 from harness.models.entries import Made
 
 # The names of slots in a trace: those of the twins, where the twins have them.
@@ -99,12 +102,19 @@ def _adam(o: Any, name: str, old: str, g: str, rate: str, step: Any) -> dict[str
         return {}
     beta1, beta2 = float(o.beta_1), float(o.beta_2)
     m, v = f"optimizer/{name}/m", f"optimizer/{name}/v"
-    operands = (old, m, v, rate, beta1, beta2, float(o.epsilon), step)
+    powers = (_cast(beta1), _cast(beta2))
+    operands = (old, m, v, rate, *powers, float(o.epsilon), step)
     return {
         m: Made("average", (_before(name, "m"), g, beta1), {}),
         v: Made("average", (_before(name, "v"), Made("square", (g,), {}), beta2), {}),
         f"params/{name}": Made("adam_keras", operands, {}),
     }
+
+
+def _cast(beta: float) -> float:
+    """A number as Adam raises it to the power of the step: ops.cast makes a float32 of it first."""
+    with tf.init_scope():
+        return float(keras.ops.cast(beta, "float64"))
 
 
 def _rmsprop(o: Any, name: str, old: str, g: str, rate: str, step: Any) -> dict[str, Made]:

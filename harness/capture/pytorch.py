@@ -23,10 +23,12 @@ from harness.capture.adapter import Adapter, Array, Tensors
 from harness.capture.pytorch_calls import NORM, Calls
 from harness.capture.pytorch_compiled import Hooks, compiled_regions
 from harness.capture.pytorch_optim import SLOTS, hyperparameters, update_of
-from harness.capture.pytorch_tensors import copied
+from harness.capture.pytorch_tensors import copied, kept
 from harness.capture.step import Step, line
 from harness.errors import HarnessError
 from harness.models.entries import Made
+from harness.trace.schema import TensorEntry
+from harness.trace.statistics import digest
 
 MOST_COUNTED = 250  # gradients of a norm: an entry has no more operands
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module")  # DDP, torch.compile, FSDP
@@ -122,12 +124,15 @@ class PyTorch(Adapter):
 
     def state(self) -> Tensors:
         """Parameters, buffers and slots, copied."""
+        return {name: copied(tensor) for name, tensor in self._state()}
+
+    def _state(self) -> Iterator[tuple[str, Tensor]]:
+        """Parameters, buffers and slots, as they are."""
         params = self.params()
-        found = {f"params/{n}": copied(p) for n, p in params.items()}
-        found |= {f"buffers/{n}": copied(b) for n, b in self.buffers().items()}
+        yield from ((f"params/{n}", p) for n, p in params.items())
+        yield from ((f"buffers/{n}", b) for n, b in self.buffers().items())
         for name, slot, value in self._slots(params):
-            found[f"optimizer/{name}/{slot}"] = copied(value)
-        return found
+            yield f"optimizer/{name}/{slot}", value
 
     def _slots(self, params: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Tensor]]:
         names = {id(p): name for name, p in params.items()}
@@ -263,10 +268,10 @@ class PyTorch(Adapter):
                     later[f"params/{n}"] = (
                         Made("unknown", (), {}) if f"params/{n}" in later else own
                     )
-        for name, tensor in self.state().items():
+        for name, tensor in self._state():
             updated = name in later and not name.startswith("buffers/")
             at = self._calls.updated_in if self._calls and updated else None
-            step.see(name, tensor, later.get(name), at)
+            step.see(name, kept(step, name, tensor), later.get(name), at)
         for scaler in self.scalers:
             step.see("update/scale", float(scaler.get_scale()))
         self._calls = None
@@ -291,12 +296,12 @@ def _remove(hooks: Sequence[Any]) -> None:
         hook.remove()
 
 
-def _see_norm(step: Step) -> None:
+def _see_norm(calls: Calls, step: Step) -> None:
     """The norm of all gradients before clipping, where the script made none itself."""
     names = [n for n in step.points if n.startswith("grads/")]
     if NORM in step.points or not names or len(names) > MOST_COUNTED:
         return
-    each = [torch.linalg.vector_norm(step.points[name].array) for name in names]
+    each = [calls.norms[name] for name in names]
     norm = torch.linalg.vector_norm(torch.stack([x.to(each[0].dtype) for x in each]))
     step.see(NORM, norm, Made("global_norm", tuple(names), {}))
 
@@ -304,7 +309,7 @@ def _see_norm(step: Step) -> None:
 def _see_clipped(calls: Calls, step: Step, params: Mapping[str, Tensor]) -> None:
     """The gradients that the optimizer gets, where they are no longer those that were made."""
     with torch.no_grad():
-        _see_norm(step)
+        _see_norm(calls, step)
         now = {n: p.grad for n, p in params.items() if p.grad is not None}
         # Clipping that found nothing to clip is clipping, too: a step has the points of all steps.
         changed = any(isinstance(calls.origin(g), Made) for g in now.values()) or any(
@@ -317,13 +322,16 @@ def _see_clipped(calls: Calls, step: Step, params: Mapping[str, Tensor]) -> None
             if isinstance(made, Made) and made.op == "clip_elements":
                 made = Made(made.op, (f"grads/{name}", NORM, made.operands[2]), {})
             if changed:
-                step.see(point, copied(g), made if isinstance(made, Made) else None)
+                step.see(point, kept(step, point, g), made if isinstance(made, Made) else None)
             fed = step.onward(point, tuple(g.shape))
             if fed is not None:
                 g.copy_(torch.as_tensor(fed).to(g))
 
 
 def _same(a: Any, b: Tensor) -> bool:
+    """Whether what was kept of a gradient, its elements or their digest, is what it is now."""
+    if isinstance(a, TensorEntry):
+        return (str(b.dtype), digest(b.detach().numpy())) == (f"torch.{a.dtype}", a.hash)
     if not isinstance(a, Tensor) or a.dtype != b.dtype or a.shape != b.shape:
         return False
     b = b.detach().to(a.device)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from harness.capture.pytorch_call import Call, Operand, of_constants, size_of
-from harness.capture.pytorch_ops import LOWERED, RULES, plain_name
-from harness.capture.pytorch_tensors import copied, has_numbers, is_stand_in
+from harness.capture.pytorch_ops import RULES, function_name, in_place, lowered
+from harness.capture.pytorch_tensors import copied, has_numbers, is_stand_in, kept
 from harness.capture.step import Step, called, line
 from harness.models.entries import Made
 
@@ -61,6 +61,7 @@ class Calls(TorchFunctionMode):
         self._read: set[str] = set()  # points that something was made of
         self._hooked: set[str] = set()  # points whose gradients are seen
         self._called: dict[str, str] = {}  # points that have got another name
+        self.norms: dict[str, Tensor] = {}  # of the gradients, by name
         self._dirty = False
         self._slept = False
         self._handed_mask: Tensor | None = None
@@ -178,7 +179,8 @@ class Calls(TorchFunctionMode):
             return value  # made once more on the way back (activation checkpointing)
         self.busy += 1
         try:
-            return self._point(name, value)
+            with torch._C.DisableTorchFunction():  # its own calls are none of the script's
+                return self._point(name, value)
         finally:
             self.busy -= 1
 
@@ -187,7 +189,7 @@ class Calls(TorchFunctionMode):
         if isinstance(known, str):
             self._rename(known, name)
         else:
-            self.step.see(name, copied(value), known, self._line())
+            self.step.see(name, kept(self.step, name, value), known, self._line())
         fed = self.step.onward(name, tuple(value.shape))
         if fed is not None:
             other = torch.as_tensor(fed).to(value)
@@ -250,7 +252,7 @@ class Calls(TorchFunctionMode):
             return None
         self.busy += 1
         try:
-            self.step.see(name, copied(gradient))
+            self.step.see(name, kept(self.step, name, gradient))
             fed = self.step.onward(name, tuple(gradient.shape))
             return None if fed is None else torch.as_tensor(fed).to(gradient)
         finally:
@@ -260,7 +262,7 @@ class Calls(TorchFunctionMode):
 
     def _note(self, name: str, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Keep how the tensors of a result were made."""
-        if name == "_foreach_mul" and _in_place(func):
+        if name == "_foreach_mul" and in_place(func):
             self._scaled(args[0], args[1])
         elif name == UNSCALE:
             self._scaled(args[0], args[2].item())
@@ -271,9 +273,9 @@ class Calls(TorchFunctionMode):
             self._known[result] = made
             if name in ALIASES:
                 self._same_numbers[result] = args[0]
-            elif result in self._same_numbers and _in_place(func):
+            elif result in self._same_numbers and in_place(func):
                 self._known[self._same_numbers[result]] = made
-            if result._base is not None and (_in_place(func) or name == "setitem"):
+            if result._base is not None and (in_place(func) or name == "setitem"):
                 self._known[result._base] = UNKNOWN  # a part of it was written
         elif isinstance(result, tuple | list) and result and isinstance(result[0], Tensor):
             found = self._rule(name, args, kwargs, result)
@@ -300,7 +302,7 @@ class Calls(TorchFunctionMode):
             return special
         rule = RULES.get(name)
         if rule is not None:
-            of = partial(self._operand, low=_lowered(name, args))
+            of = partial(self._operand, low=lowered(name, args))
             try:
                 kept = partial(self._kept, args, kwargs, result)
                 made = rule(Call(args, kwargs, result, of, partial(self._keep, name), kept))
@@ -400,7 +402,8 @@ class Calls(TorchFunctionMode):
         if self._dirty:
             self.busy += 1
             try:
-                self._collect(feed)
+                with torch._C.DisableTorchFunction():
+                    self._collect(feed)
             finally:
                 self.busy -= 1
 
@@ -410,7 +413,8 @@ class Calls(TorchFunctionMode):
             if p.grad is None:
                 continue
             point = f"grads/{name}"
-            self.step.see(point, copied(p.grad))
+            self.step.see(point, kept(self.step, point, p.grad))
+            self.norms[point] = torch.linalg.vector_norm(p.grad.detach())
             fed = self.step.onward(point, tuple(p.shape)) if feed else None
             if fed is not None:
                 with torch.no_grad():
@@ -428,40 +432,19 @@ def _top() -> Any:
     return torch._C._get_function_stack_at(count - 1) if count else None
 
 
-@cache
-def function_name(func: Any) -> str:
-    """What a function is called in the table of rules."""
-    found = resolve_name(func) or getattr(func, "__name__", "") or "unknown"
-    return plain_name(found)
-
-
-@cache
-def _in_place(func: Any) -> bool:
-    name = (resolve_name(func) or getattr(func, "__name__", "")).rpartition(".")[2]
-    inside = name.startswith("__i") and name.endswith("__")
-    return inside or (name.endswith("_") and not name.endswith("__"))
-
-
 def _version(args: Any) -> int | None:
     """How often the first operand was changed in place; None where nothing counts that."""
     x = args[0] if args else None
-    return x._version if isinstance(x, Tensor) and not x.is_inference() else None
+    try:
+        return x._version if isinstance(x, Tensor) else None
+    except RuntimeError:  # of inference mode
+        return None
 
 
 def _same(result: Any, args: Any, before: int | None) -> bool:
     """Whether a call handed its first operand back as it was."""
     first = args[0] if args else None
     return isinstance(result, Tensor) and result is first and _version(args) == before
-
-
-def _lowered(name: str, args: Any) -> str | None:
-    """The format to which autocast brings the operands of a call."""
-    if name not in LOWERED or not args or not isinstance(args[0], Tensor):
-        return None
-    device = args[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return None
-    return str(torch.get_autocast_dtype(device)).removeprefix("torch.")
 
 
 def _norm_of(calls: Calls, name: str, args: Any, result: Any) -> Any:

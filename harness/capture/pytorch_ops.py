@@ -8,9 +8,12 @@ torch.nn.functional, and harness.models.ops, whose tests hold them against PyTor
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.overrides import resolve_name
 
 from harness.capture import pytorch_shapes as shapes
 from harness.capture.pytorch_call import Call, Rule, made
@@ -442,3 +445,28 @@ def plain_name(name: str) -> str:
             "itruediv": "div",
         }.get(name, base if name[:1] == "i" else name)
     return name.removesuffix("_")
+
+
+@cache
+def function_name(func: Any) -> str:
+    """What a function is called in the table of rules."""
+    found = resolve_name(func) or getattr(func, "__name__", "") or "unknown"
+    return plain_name(found)
+
+
+@cache
+def in_place(func: Any) -> bool:
+    """Whether a function writes to its first operand."""
+    name = (resolve_name(func) or getattr(func, "__name__", "")).rpartition(".")[2]
+    inside = name.startswith("__i") and name.endswith("__")
+    return inside or (name.endswith("_") and not name.endswith("__"))
+
+
+def lowered(name: str, args: Any) -> str | None:
+    """The format to which autocast brings the operands of a call."""
+    if name not in LOWERED or not args or not isinstance(args[0], Tensor):
+        return None
+    device = args[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return None
+    return str(torch.get_autocast_dtype(device)).removeprefix("torch.")

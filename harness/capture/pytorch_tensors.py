@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from harness.capture.step import Step
 
 
 def copied(tensor: Tensor) -> Tensor:
@@ -11,7 +15,19 @@ def copied(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     if tensor.layout != torch.strided:
         tensor = tensor.to_dense()
+    if tensor.device.type == "cpu":
+        return tensor.clone(memory_format=torch.contiguous_format)
     return tensor.to("cpu", copy=True).contiguous()
+
+
+def kept(step: Step, name: str, tensor: Tensor) -> Any:
+    """What is kept of a tensor: a copy, or at a level without elements what is known of it."""
+    # Operations that are points may get other names later, and what is known goes by the name.
+    if not step.deep and tensor.device.type == "cpu" and tensor.layout == torch.strided:
+        known = step.described(name, tensor.detach())
+        if known is not None:
+            return known
+    return copied(tensor)
 
 
 def has_numbers(tensor: Tensor) -> bool:

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -227,6 +228,7 @@ class Recorder:
             capture=run.capture,
             queue=run.queue,
             threads=run.threads,
+            keeps=run.keeps,
         )
         writer.owns()
         return writer
@@ -249,8 +251,9 @@ class Recorder:
         if self._forked or not (wanted or self._replay.within(number)):
             return None, handed
         said = self._writer.steps_given < SAID  # a reader looks at the first ones alone
+        describe = partial(self._writer.described, number) if wanted else None
         deep = self.run.depth == "ops"
-        step = Step(number, self._replay.feed(number), self._replay.seed, said, deep)
+        step = Step(number, self._replay.feed(number), self._replay.seed, said, deep, describe)
         for name, value in zip(inputs, handed, strict=True):
             for point, tensor in self._adapter.inputs(name, value).items():
                 step.see(point, tensor)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.spec import CHECKPOINT, Follow, Handed, ScriptSpec
+from harness.spec import STATE, Follow, Handed, ScriptSpec
 from harness.trace import Step, TraceError, open_trace, read_alignment
 from harness.trace.dtypes import is_float
 
 Array = NDArray[Any]
-STATE = (*CHECKPOINT, "buffers/")
 START = "inputs/"
 
 
@@ -66,7 +66,7 @@ class Replay:
 
     def weights(self) -> dict[str, Array]:
         """Parameters and buffers before the first step; nothing where they are the script's own."""
-        source = self._source("weights")
+        source = self._source("weights", 1)
         if source is None:
             return {}
         kept = ("inputs/params/", "inputs/buffers/")
@@ -74,35 +74,56 @@ class Replay:
         return {name.removeprefix(START): x for name, x in found if name.startswith(kept)}
 
     def restart(self, number: int) -> dict[str, Array]:
-        """Parameters, buffers and slots as the side that is followed had them before a step."""
-        if self._run.follow is None or number == 1:
+        """Parameters, buffers and slots that a step is to start from in place of the script's own.
+
+        Those of the side that is followed, or, where the run starts again, those kept there.
+        """
+        follow, resume = self._run.follow, self._run.resume
+        if follow is not None and number > 1:
+            source = self._followed(follow)
+        elif resume is not None and number == resume.step + 1:
+            source = self._opened(resume.trace, None, False)
+        else:
             return {}
-        found = self._followed(self._run.follow).step(number - 1).items()
-        return {name: x for name, x in found if name.startswith(STATE)}
+        return {name: x for name, x in source.step(number - 1).items() if name.startswith(STATE)}
 
     def input(self, number: int, name: str) -> Array | None:
         """An input of a step; None for the script's own."""
-        source = self._source("inputs")
+        source = self._source("inputs", number)
         return None if source is None else source.step(number).get(START + name)
 
     def within(self, number: int) -> bool:
         """Whether something is put in place inside of a step."""
-        return self.feed(number) is not None
+        return self.seed is not None or self.feed(number) is not None
 
     def feed(self, number: int) -> Callable[[str], Array | None] | None:
         """What each point of a step goes on with, where stages follow; None where none does."""
         follow = self._run.follow
-        if follow is None or follow.level != "stage":
+        if follow is None or follow.level != "stage" or number < self._run.start:
             return None
-        source = self._followed(follow)
-        return lambda name: source.step(number).get(name)
+        source, own = self._followed(follow), follow.exclude
 
-    def _source(self, what: Handed) -> Source | None:
-        """Where weights, or inputs, come from; None for the script's own."""
-        if self._run.follow:
-            return self._followed(self._run.follow)
+        def onward(name: str) -> Array | None:
+            if any(fnmatchcase(name, glob) for glob in own):
+                return None
+            return source.step(number).get(name)
+
+        return onward
+
+    def _source(self, what: Handed, number: int) -> Source | None:
+        """Where weights, or inputs, of a step come from; None for the script's own.
+
+        The steps before the start are only gone through: what there is no trace of is not needed.
+        """
         hand = self._handed.get(what)
-        return self._opened(hand.trace, hand.map, hand.reverse) if hand and hand.trace else None
+        source = None
+        if self._run.follow:
+            source = self._followed(self._run.follow)
+        elif hand and hand.trace:
+            source = self._opened(hand.trace, hand.map, hand.reverse)
+        if source and number < self._run.start and number not in source.trace.steps:
+            return None
+        return source
 
     def _followed(self, follow: Follow) -> Source:
         return self._opened(follow.trace, follow.map, follow.reverse)

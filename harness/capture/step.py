@@ -6,6 +6,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -50,14 +51,19 @@ class Step:
         seed: int | None = None,
         said: bool = True,
         deep: bool = False,
+        describe: Callable[[str, Any], Any] | None = None,
     ) -> None:
         """Nothing is seen yet. `seed`: masks of dropout are drawn here, the same on every side.
+
+        `describe` gives what a trace would say of a tensor, in place of its elements, where the
+        trace keeps none; None for one that is to be copied.
 
         `said`: the trace is to say how the tensors of this step are made, and in which lines.
         `deep`: operations between modules are points, too.
         """
         self.number, self.said, self.deep = number, said, deep
         self._feed, self._seed, self._sites = feed, seed, 0
+        self._describe = describe
         self.points: dict[str, Point] = {}
         self._calls: dict[str, int] = {}
 
@@ -78,6 +84,10 @@ class Step:
         """Keep a point. A name that there is already is given the newer one."""
         self.points.pop(name, None)
         self.points[name] = Point(array, made, source)
+
+    def described(self, name: str, tensor: Any) -> Any:
+        """What is to be seen of a tensor that is not copied; None for one that has to be."""
+        return None if self._describe is None else self._describe(name, tensor)
 
     def mask(self, name: str, shape: tuple[int, ...], rate: float) -> Array | None:
         """What the next dropout of the step keeps, where that is handed over; None: its own."""
@@ -123,6 +133,7 @@ class Step:
         return sorted(self.points, key=_place)  # of one phase as they came: the sort is stable
 
 
+@cache
 def _place(name: str) -> tuple[int, int]:
     """Where a point stands in a step."""
     phase = next((i for i, phase in enumerate(PHASES) if name.startswith(phase)), len(PHASES))

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 @click.command("bench", epilog=example("harness bench --quick"))
 @click.option("--quick", is_flag=True, help="Two minutes: fewer sizes and rounds, no compilers.")
-@click.option("--only", metavar="A,B", help="Of twins, tracing, diff, startup. [default: all]")
+@click.option(
+    "--only", metavar="A,B", help="Of twins, tracing, record, diff, startup. [default: all]"
+)
 @click.option("--rounds", type=int, metavar="N", help="How often each is timed.")
 @click.option(
     "--report", metavar="FILE", help="[default: logs/bench.md, where all was run, not --quick]"
@@ -26,10 +28,10 @@ if TYPE_CHECKING:
 def bench_command(
     quick: bool, only: str | None, rounds: int | None, report: str | None, as_json: bool
 ) -> int:
-    """Time twins, tracing, diff and start-up against named peers: medians, spread, ratios.
+    """Time twins, tracing, recording, diff and start-up against named peers.
 
-    Takes a quarter of an hour and the whole machine: leave it alone meanwhile. A contestant that
-    cannot be run is shown as not available. Exit code 2 where a part of it failed.
+    Medians, spread, ratios. Takes twenty minutes and the whole machine: leave it alone meanwhile. A
+    contestant that cannot be run is shown as not available. Exit code 2 where a part of it failed.
     """
     from pathlib import Path
     from tempfile import TemporaryDirectory

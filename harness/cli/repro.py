@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option(
     "--follower", type=click.Choice(["a", "b"]), help="That one was given the other's inputs."
 )
-@click.option("--out", metavar="FOLDER", help="[default: repro, beside trace A]")
+@click.option("-o", "--out", metavar="FOLDER", help="[default: repro, beside trace A]")
 @MAP
 @ROLE
 @JSON

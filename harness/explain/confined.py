@@ -18,8 +18,28 @@ MOST = 0.5  # a difference in more of the tensor than this is confined to nothin
 
 def hints(trial: Trial) -> list[Cause]:
     """What can be said of the place of a difference."""
-    found = nonfinite(trial)
+    found = nonfinite(trial) or rate(trial)
     return [found] if found else confined(trial)
+
+
+def rate(trial: Trial) -> Cause | None:
+    """A learning rate that a script sets, and no stage of a trace makes: what each side took."""
+    case = trial.case
+    stage = case.graph.value(case.tensor) if case.graph else None
+    if not case.tensor.startswith("update/learning_rate") or case.b.size != 1:
+        return None
+    x, y = (float(own(case, side).reshape(())) for side in SIDES)
+    if (stage is not None and stage.op != "given") or not math.isfinite(x) or not y:
+        return None
+    words = f"{case.labels[0]} takes {figure(x)}, {figure(x / y)} times the {figure(y)} of "
+    words += case.labels[1]
+    mine, theirs = (case.lookup(side, case.step - 1, case.tensor) for side in SIDES)
+    if mine is not None and theirs is not None and np.array_equal(mine, theirs):
+        words += (
+            f"; both took {figure(float(theirs.reshape(())))} at step {case.step - 1}: compare "
+            "how the schedules change it there"
+        )
+    return Cause("learning-rate", f"{case.tensor}: {words}", case.gap(), "likely")
 
 
 def nonfinite(trial: Trial) -> Cause | None:

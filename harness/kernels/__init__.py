@@ -10,6 +10,7 @@ pass against NumPy on a known case before it uses it, and does without once one 
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from collections.abc import Callable
@@ -37,6 +38,13 @@ _proven: set[tuple[Proof, str]] = set()
 _use: bool | None = None  # None: where numba can be imported; tests force one or the other
 
 
+def processors() -> int:
+    """How many processors this process may use; not every system can tell them from all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def choose(compiled: bool | None) -> None:
     """Use the compiled passes always (True), never (False) or where they pay (None).
 
@@ -47,16 +55,21 @@ def choose(compiled: bool | None) -> None:
     _proven.clear()
 
 
-def kernels_for(array: NDArray[np.generic], proof: Proof) -> ModuleType | None:
+def kernels_for(
+    array: NDArray[np.generic], proof: Proof, wanted: bool | None = None
+) -> ModuleType | None:
     """The compiled passes (harness.kernels.passes), or None where NumPy is to do the work.
 
-    `proof` is that of the pass which the caller is about to use.
+    `proof` is that of the pass which the caller is about to use. `wanted` is the caller's own
+    choice, where it has made one.
     """
+    if wanted is False and _use is None:
+        return None
     if _use is False or _distrusted or array.dtype not in (np.float32, np.float64):
         return None
     if not array.dtype.isnative or not array.flags.aligned:
         return None
-    if _use is None and array.size < (RUN if _compiled else LARGE):
+    if _use is None and not wanted and array.size < (RUN if _compiled else LARGE):
         return None
     if (proof, array.dtype.name) in _proven:
         return _compiled

@@ -190,6 +190,20 @@ def describe_piece(x, bits, first, seed, sketched, counts, sums, buckets):  # ty
                 _fold(wide, buckets)
 
 
+_describe = _inner(describe_piece)
+
+
+def describe_pieces(x, bits, ends, seeds, sketched, counts, sums, buckets):  # type: ignore[no-untyped-def]
+    """Describe tensors that lie end to end, each as one piece that starts at chunk 0."""
+    start = 0
+    for k in range(ends.size):
+        stop = ends[k]
+        _describe(
+            x[start:stop], bits[start:stop], 0, seeds[k], sketched, counts[k], sums[k], buckets[k]
+        )
+        start = stop
+
+
 @_inner
 def _bits(a, b):  # type: ignore[no-untyped-def]
     """What the bits of a run tell of two sides.

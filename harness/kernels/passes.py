@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.kernels import cache
-from harness.kernels.compiled import FLAGS, compare_piece, describe_piece
+from harness.kernels.compiled import FLAGS, compare_piece, describe_piece, describe_pieces
 from harness.kernels.layout import (
     ABS,
+    CHUNK,
     COMPARED_BY,
     DESCRIBED_BY,
     FIRST_DIFFERENCE,
@@ -30,6 +31,8 @@ from harness.kernels.layout import (
     ZERO,
 )
 
+Figures = tuple[float, float, float, float, int, int, int]
+
 _folder: Path | None = None
 _made: dict[str, Callable[..., Any]] = {}
 
@@ -44,7 +47,7 @@ def make(keep: bool) -> None:
     if cache.disabled():
         raise ImportError("numba is told not to compile")
     _folder = cache.folder() if keep else None
-    for function in (describe_piece, compare_piece):
+    for function in (describe_piece, describe_pieces, compare_piece):
         for dtype in ("float32", "float64"):
             name = f"{function.__name__}_{dtype}"
             copy = types.FunctionType(function.__code__, function.__globals__, name)
@@ -66,7 +69,7 @@ def _fixed(array: NDArray[Any]) -> NDArray[Any]:
 
 def describe(
     piece: NDArray[Any], first: int, seed: np.uint64 | None, sketch: NDArray[np.float64]
-) -> tuple[float, float, float, float, int, int, int]:
+) -> Figures:
     """Least, greatest, sum, sum of squares; counts of NaN, infinities and zeros. Of finite ones.
 
     With a `seed` the piece, which begins with chunk `first` of its tensor, is added to `sketch`.
@@ -80,11 +83,41 @@ def describe(
     kernel(piece, bits, first, np.uint64(seed or 0), seed is not None, counts, sums, sketch)
     if counts[DESCRIBED_BY] != MARK:
         raise RuntimeError("made of other constants")
-    none = counts[LOW] > counts[HIGH]
-    ends = np.array([n if n >= 0 else n ^ top for n in counts[[LOW, HIGH]]], bits.dtype)
-    low, high = (np.inf, -np.inf) if none else ends.view(piece.dtype).tolist()
-    nan, inf, zero = counts[[NAN, INF, ZERO]].tolist()
-    return low, high, float(sums[TOTAL]), float(sums[SQUARES]), nan, inf, zero
+    (figures,) = _figures(piece, counts[None], sums[None])
+    return figures
+
+
+def describe_many(
+    flat: NDArray[Any], ends: NDArray[np.int64], seeds: NDArray[np.uint64], sketched: bool
+) -> tuple[list[Figures], NDArray[np.float64]]:
+    """The figures of n tensors that lie end to end, as `describe` gives them; sketches [n, 64]."""
+    flat = _fixed(flat)
+    bits = flat.view(f"i{flat.itemsize}")
+    top = np.iinfo(bits.dtype).max
+    counts, sums = np.zeros((ends.size, 6), np.int64), np.zeros((ends.size, 2))
+    counts[:, LOW], counts[:, HIGH] = top, -top
+    sketches = np.zeros((ends.size, CHUNK))
+    kernel = _made[f"describe_pieces_{flat.dtype.name}"]
+    kernel(flat, bits, ends, seeds, sketched, counts, sums, sketches)
+    if not np.all(counts[:, DESCRIBED_BY] == MARK):
+        raise RuntimeError("made of other constants")
+    return _figures(flat, counts, sums), sketches
+
+
+def _figures(
+    array: NDArray[Any], counts: NDArray[np.int64], sums: NDArray[np.float64]
+) -> list[Figures]:
+    """What a kernel has counted [n, 6] and added up [n, 2] in arrays of this dtype."""
+    top = np.iinfo(f"i{array.itemsize}").max
+    none = counts[:, LOW] > counts[:, HIGH]
+    ends = counts[:, [LOW, HIGH]]
+    ends = np.where(ends >= 0, ends, ends ^ top).astype(f"i{array.itemsize}")
+    low, high = ends.view(array.dtype).astype(np.float64).T
+    low, high = np.where(none, np.inf, low), np.where(none, -np.inf, high)
+    total, squares = sums[:, [TOTAL, SQUARES]].T
+    nan, inf, zero = counts[:, [NAN, INF, ZERO]].T
+    columns = (low, high, total, squares, nan, inf, zero)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 class Pass:

@@ -15,6 +15,7 @@ from harness.report.terminal import pairs, table
 TITLES = {
     "twins": "Twins: speed against the stock model of the framework",
     "tracing": "Tracing: time of a step against the untraced step of the same twin",
+    "record": "Recording: time of a step of a script against the same script, not recorded",
     "diff": "Diff: throughput, both sides counted",
     "startup": "Start-up: wall time of a command",
 }

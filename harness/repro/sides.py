@@ -17,7 +17,7 @@ from harness.models.evaluate import MissingError, Values
 from harness.models.graph import Graph, Node, is_ref, name_of
 from harness.models.ops import OPS, parameters
 from harness.repro.script import Own, dialect_for, own_of
-from harness.spec import CHECKPOINT
+from harness.spec import STATE
 from harness.trace import Alignment, Trace, open_trace
 from harness.trace.aligned import ALONE
 from harness.trace.alignment import Rule
@@ -27,7 +27,6 @@ from harness.trace.dtypes import epsilon
 Array = NDArray[Any]
 SIDES: tuple[Side, Side] = ("a", "b")
 OTHER: dict[Side, Side] = {"a": "b", "b": "a"}
-STATE = (*CHECKPOINT, "buffers/")  # what a follower starts a step from
 
 
 class Given(Values):

@@ -10,7 +10,7 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 from harness.models.table import SLOTS, parameters
-from harness.spec import AnyRun, ModelSpec, RunSpec, TrainSpec
+from harness.spec import STATE, AnyRun, ModelSpec, RunSpec, ScriptSpec, TrainSpec
 from harness.trace import open_trace, remove_trace
 
 R = TypeVar("R", bound=AnyRun)
@@ -53,8 +53,12 @@ def step_bytes(model: ModelSpec, train: TrainSpec) -> int:
     return 4 * (_weights(model) * copies + activations)
 
 
-def state_bytes(run: RunSpec) -> int:
+def state_bytes(run: AnyRun) -> int:
     """How many bytes the weights and the optimizer's slots of `run` take, in its own dtype."""
+    if isinstance(run, ScriptSpec):
+        trace = open_trace(run.trace)
+        last = trace.entry(trace.steps[-1]).tensors
+        return 8 * sum(e.size for e in last if e.name.startswith((*STATE, "inputs/")))
     size = 8 if run.train.dtype == "float64" else 4
     return size * _weights(run.model) * (1 + len(SLOTS[run.train.optimizer]))
 

@@ -6,7 +6,7 @@ Nothing here judges: the runs are made, compared, and handed to `harness.explain
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,14 @@ class Investigation:
         free: DiffResult,
         sides: tuple[str, str] | None = None,
         maps: Maps | None = None,
+        exclude: tuple[str, ...] = (),
     ) -> None:
         """Nothing runs yet. `free` is the diff of `runs`, which have ended.
 
         `sides` are the session's labels of the sides (None: those of the runs); `maps` has that
-        through which the runs are compared, if there is one.
+        through which the runs are compared, if there is one; `exclude` is what is never compared.
         """
-        self.maps = maps
+        self.maps, self.exclude = maps, exclude or runs[1].capture.exclude
         self.session, self.runs, self.free = session, runs, free
         self.sides = sides or (runs[0].label, runs[1].label)
         self.folder = Path(runs[0].trace).parent
@@ -69,7 +70,7 @@ class Investigation:
         self._check_repeats()
         pairs = self._pairs(first, last)
         followed: dict[Dtype, tuple[Following, ...]] = {}
-        wrong = next((why for run in self.runs if (why := _cannot_follow(run))), None)
+        wrong = next((why for run in self.runs if (why := cannot_follow(run))), None)
         if wrong:
             self.lacking.append(f"not followed: {wrong}")
         else:
@@ -136,7 +137,7 @@ class Investigation:
         """Traces of both sides that hold everything, in either precision that could be run.
 
         From a later step than the first, the other precision sets out from what the reference's
-        trace holds of that step.
+        trace holds of that step (of scripts, from what each side's own does).
         """
         own = dtype_of(self.runs[0])
         other: Dtype = "float32" if own == "float64" else "float64"
@@ -152,7 +153,9 @@ class Investigation:
         pairs[own] = pair
         wide = [self._variant(run, other, f"{run.label}-{other}", last) for run in self.runs]
         if first > 1:
-            wide = [resumed(run, Resume(pair[1], first)) for run in wide]
+            # What a script can take is in its own names: each side sets out from its own trace.
+            begun = pair if self.scripts else (pair[1], pair[1])
+            wide = [resumed(r, Resume(p, first)) for r, p in zip(wide, begun, strict=True)]
         others = self._in_dtype(self._traces(wide), other)
         if others and other == "float64":
             self.lacking += [line for path in others if (line := _narrower(path))]
@@ -177,39 +180,52 @@ class Investigation:
         start = traced + 1 if traced > 1 else 1  # a follower starts from the step before
         if start > last:
             return ()
-        jobs = []
-        for run, other, trace in ((a, b, pair[1]), (b, a, pair[0])):
+        jobs: dict[Side, AnyRun] = {}
+        kinds: tuple[tuple[Side, AnyRun, AnyRun, str], ...] = (
+            ("a", a, b, pair[1]),
+            ("b", b, a, pair[0]),
+        )
+        for side, run, other, trace in kinds:
             label = f"{run.label}-follows-{other.label}-{dtype}"
             variant = self._variant(run, dtype, label, last)
             follow = Follow(trace, "stage")
             if self.maps:
                 leader = replace(other, trace=trace)
                 follow = self.maps.follow(run.label, leader, "stage", (a.label, b.label))
-            jobs.append(following(variant, follow, start))
-        made = self._traces(jobs)
-        if not made:
+            if isinstance(run, RunSpec) and follow.map:
+                continue  # a twin has no names but its own
+            if self.scripts:  # what is known to differ in meaning is no input of the other's
+                follow = replace(follow, exclude=self.exclude)
+            jobs[side] = following(variant, follow, start)
+        if not self._all_run({self.sides["ab".index(side)]: jobs[side] for side in jobs}):
             return ()
-        self.made += made
-        kinds: tuple[tuple[Side, str, str], ...] = (
-            ("a", made[0], pair[1]),
-            ("b", pair[0], made[1]),
-        )
+        self.made += [run.trace for run in jobs.values()]
+        traces = {
+            side: (run.trace, pair[1]) if side == "a" else (pair[0], run.trace)
+            for side, run in jobs.items()
+        }
         return tuple(
-            Following(side, self._diff(f"{dtype} following, {i} of 2", x, y, start))
-            for i, (side, x, y) in enumerate(kinds, start=1)
+            Following(side, self._diff(f"{dtype} following, {i} of {len(jobs)}", *both, start))
+            for i, (side, both) in enumerate(traces.items(), start=1)
         )
 
     def _traces(self, runs: Sequence[AnyRun]) -> tuple[str, str] | None:
         """Run both sides; their traces, or None where a side failed."""
+        if not self._all_run(dict(zip(self.sides, runs, strict=True))):
+            return None
+        return runs[0].trace, runs[1].trace
+
+    def _all_run(self, runs: Mapping[str, AnyRun]) -> bool:
+        """Run the sides with these labels; whether none failed."""
         for repeat in self.repeats:
             if repeat.fresh:
                 self.session.renew(repeat.label)
         try:
-            self.session.run_all(list(zip(self.sides, runs, strict=True)))
+            self.session.run_all(list(runs.items()))
         except HarnessError as error:
             self.lacking.append(str(error).split("\n", 1)[0])
-            return None
-        return runs[0].trace, runs[1].trace
+            return False
+        return True
 
     def _variant(self, run: AnyRun, dtype: Dtype, label: str, last: int) -> AnyRun:
         """The run again, in `dtype`, to step `last`, with everything traced."""
@@ -221,7 +237,7 @@ class Investigation:
         shown: dict[str, Any] = {"progress": self.session.watcher.part(what)}
         shown["alignment"] = self.maps.known(*labels) if self.maps else None
         if self.scripts:  # whose further runs trace all, for they need it
-            shown["exclude"] = self.runs[1].capture.exclude
+            shown["exclude"] = self.exclude
         if start is None:
             return diff(a, b, **shown)
         return diff(a, b, all=True, tolerance=Tolerance.local(), steps=(start, None), **shown)
@@ -264,7 +280,7 @@ class Investigation:
         return Vote("NumPy, float64", *near)
 
 
-def _cannot_follow(run: AnyRun) -> str | None:
+def cannot_follow(run: AnyRun) -> str | None:
     """Why nothing can be put in place of what a run's stages make."""
     if isinstance(run, RunSpec):
         compiled = "a compiled step is one piece, and following goes stage by stage"

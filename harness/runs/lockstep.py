@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from harness.runs.files import relabelled, remove_files, state_bytes
 from harness.runs.session import Session
-from harness.spec import Capture, Follow, Resume, RunSpec
+from harness.spec import AnyRun, Capture, Follow, Resume, ScriptSpec
 from harness.trace import StepEntry, open_trace
 
 STRETCH = 1 << 30  # bytes of kept states in a stretch
@@ -22,7 +22,7 @@ SHORTEST, LONGEST = 4, 500  # steps of one
 
 def run_in_lockstep(
     session: Session,
-    runs: tuple[RunSpec, RunSpec],
+    runs: tuple[AnyRun, AnyRun],
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[StepEntry, StepEntry]]:
     """What the index says of every step of both `runs`: follower and leader.
@@ -33,10 +33,10 @@ def run_in_lockstep(
     follower, leader = runs
     steps, length = leader.steps, _stretch_length(leader)
     bounds = [(s, min(s + length, steps)) for s in range(0, steps, length)]
-    made: list[RunSpec] = []
+    made: list[AnyRun] = []
     # While the leader runs a stretch, the follower runs the one before it.
-    following: RunSpec | None = None
-    followed: RunSpec | None = None
+    following: AnyRun | None = None
+    followed: AnyRun | None = None
     try:
         for i, (done, last) in enumerate([*bounds, (steps, steps)]):
             leading = _leading(leader, i, done, last, followed) if done < last else None
@@ -59,21 +59,31 @@ def run_in_lockstep(
             remove_files(run)
 
 
-def _leading(run: RunSpec, i: int, done: int, last: int, before: RunSpec | None) -> RunSpec:
-    """The stretch of the leader after step `done`, with that step: it is followed from there."""
-    resume = Resume(before.trace, done - 1) if before else None
+def _leading(run: AnyRun, i: int, done: int, last: int, before: AnyRun | None) -> AnyRun:
+    """The stretch of the leader after step `done`, with that step: it is followed from there.
+
+    A script that leads goes through the steps before it once more.
+    """
+    twin = not isinstance(run, ScriptSpec)
+    resume = Resume(before.trace, done - 1) if before and twin else None
     capture = Capture(level="stats", checkpoint_every=1)
     stretch = relabelled(run, f"{run.label}-lockstep-{i}")
-    return replace(stretch, start=max(1, done), steps=last, resume=resume, capture=capture)
+    whole = ("inputs/",)  # which a script that follows is handed, too
+    again = replace(stretch, start=max(1, done), steps=last, resume=resume, capture=capture)
+    return replace(again, whole=whole)
 
 
-def _following(run: RunSpec, i: int, done: int, last: int, leading: RunSpec) -> RunSpec:
+def _following(run: AnyRun, i: int, done: int, last: int, leading: AnyRun) -> AnyRun:
     """The same stretch of the follower."""
     follow, capture = Follow(leading.trace, "step"), Capture(level="stats")
     stretch = relabelled(run, f"{run.label}-lockstep-{i}")
     return replace(stretch, start=done + 1, steps=last, resume=None, follow=follow, capture=capture)
 
 
-def _stretch_length(run: RunSpec) -> int:
-    """Steps of a stretch: as many as STRETCH has room for the states of."""
-    return min(max(STRETCH // state_bytes(run), SHORTEST), LONGEST)
+def _stretch_length(run: AnyRun) -> int:
+    """Steps of a stretch: as many as STRETCH has room for the states of.
+
+    Those of a script are as long as they can be, as each begins with all steps before it.
+    """
+    room = max(STRETCH // max(1, state_bytes(run)), SHORTEST)
+    return room if isinstance(run, ScriptSpec) else min(room, LONGEST)

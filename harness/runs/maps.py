@@ -44,6 +44,13 @@ class Maps:
         """The map of two sides that was found before, by their labels."""
         return self._found.get((a, b))
 
+    def same(self, a: str, b: str, as_: tuple[str, str]) -> None:
+        """Two further runs of sides are compared through the map of these sides."""
+        found = self.known(*as_)
+        if found is not None:
+            self._found[a, b] = found
+            self._leave(found, self.file(a, b))
+
     def file(self, a: str, b: str) -> Path:
         """Where the map of two sides lies."""
         return self.folder / f"{a}-{b}.map.toml"

@@ -6,14 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 from harness.data import corpus as corpora
 from harness.data import weights as weights_files
 from harness.errors import HarnessError
 from harness.faults.catalogue import planted_names, reaches
+from harness.kernels import processors
 from harness.models.faults import CATALOGUE
 from harness.observer import Observer
 from harness.runs.checkpoints import restartable, with_checkpoints
-from harness.runs.processes import processors
 from harness.runs.request import Computation, Request, SideRequest, parse_shared_settings
 from harness.spec import (
     AnyRun,
@@ -29,6 +31,7 @@ from harness.spec import (
 
 DEFAULT_MODEL = "zaremba-small"
 HEARD = ("dtype", "seed")  # the settings that scripts are told
+TOKENS, DEVICE = "word", "cpu"  # what is asked for where nothing is
 
 
 class Prepared(NamedTuple):
@@ -51,12 +54,23 @@ def prepare(request: Request, watcher: Observer) -> Prepared:
         raise HarnessError(
             f"--depth {request.output.depth}: no side is a script; twins trace what their model has"
         )
+    _check_hand_over(request)
     found = _prepare_twins(request, twins, watcher) if twins else Prepared([], None)
     by_label: dict[str, AnyRun] = {run.label: run for run in found.runs}
     for side in request.sides:
         if side.side.script:
             by_label[side.side.label] = _script_spec(side, request)
-    return Prepared([by_label[side.side.label] for side in request.sides], found.entropy)
+    runs = [by_label[side.side.label] for side in request.sides]
+    return Prepared(_whole_where_mapped(runs, request), found.entropy)
+
+
+def _whole_where_mapped(runs: Sequence[AnyRun], request: Request) -> list[AnyRun]:
+    """The runs, with what a map is searched by, and what is handed over, stored at any level."""
+    if request.output.capture.level == "full" or not any(isinstance(r, ScriptSpec) for r in runs):
+        return list(runs)
+    handed = ("inputs/",) if "inputs" in request.execution.hand_over else ()
+    *others, leader = (msgspec.structs.replace(run, whole=()) for run in runs)
+    return [*others, msgspec.structs.replace(leader, whole=handed)]
 
 
 def _refuse_what_twins_take(request: Request) -> None:
@@ -66,6 +80,9 @@ def _refuse_what_twins_take(request: Request) -> None:
     given |= {
         "--model": computation.model is not None,
         "--weights": computation.weights is not None,
+        "--data": computation.data is not None,
+        "--tokens": computation.tokens != TOKENS,
+        "--device": request.execution.device != DEVICE,
     }
     option = next((option for option, there in given.items() if there), None)
     if option:
@@ -75,16 +92,29 @@ def _refuse_what_twins_take(request: Request) -> None:
         )
 
 
+def _check_hand_over(request: Request) -> None:
+    """Raise HarnessError where nobody would be handed anything."""
+    handed = request.execution.hand_over
+    scripts = [side.side.label for side in request.sides if side.side.script]
+    option = f"--hand-over {','.join(handed)}"
+    if handed and not scripts:
+        raise HarnessError(
+            f"{option}: no side is a script, and twins start from the same already: leave it out"
+        )
+    *others, leader = (side.side.label for side in request.sides)
+    if set(handed) - {"masks"} and not set(scripts) & set(others):
+        raise HarnessError(
+            f"{option}: nothing would be handed over: scripts get it from the last side, "
+            f"{leader}, and no other side is a script: add a --side before it, or leave "
+            "--hand-over out"
+        )
+
+
 def _script_spec(side: SideRequest, request: Request) -> ScriptSpec:
     """What a script is to do."""
     computation, output, judging = request.computation, request.output, request.judging
     if computation.trace == "all":
         raise HarnessError("--trace all: a script has no epochs that are known: give a number")
-    if judging.zoom:
-        raise HarnessError(
-            f"--zoom: side {side.side.label} is a script, which cannot be started again from the "
-            "middle: leave --zoom out, and trace the steps in full"
-        )
     dtype = computation.settings.get("dtype")
     return build(
         ScriptSpec,

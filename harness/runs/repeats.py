@@ -77,7 +77,7 @@ def _differing(
     try:
         session.run_all(again)
         places = {
-            label: _first_difference(before[label].trace, run.trace) for label, run in again.items()
+            label: first_difference(before[label].trace, run.trace) for label, run in again.items()
         }
         return {label: place for label, place in places.items() if place}
     finally:
@@ -85,7 +85,7 @@ def _differing(
             remove_files(run)
 
 
-def _first_difference(before: str, again: str) -> Place | None:
+def first_difference(before: str, again: str) -> Place | None:
     """The first step and tensor, in execution order, that has another hash."""
     old, new = open_trace(before), open_trace(again)
     for step in new.steps:

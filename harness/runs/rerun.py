@@ -6,19 +6,38 @@ from pathlib import Path
 
 from harness.errors import HarnessError
 from harness.runs.processes import TWINS
-from harness.spec import RunSpec, load_run
+from harness.runs.session import Side
+from harness.spec import AnyRun, ScriptSpec, load_run, load_script
 from harness.trace import Trace
 
 
-def run_of(trace: Trace) -> RunSpec:
+def run_of(trace: Trace) -> AnyRun:
     """What the side that left a trace was told to do. Raises HarnessError where that is gone."""
-    run = load_run(trace.path.parent / f"{trace.header.label}.json")
+    script = trace.header.program is not None and trace.header.program.kind == "script"
+    file = trace.path.parent / f"{trace.header.label}.json"
+    if script and not file.is_file():
+        raise HarnessError(
+            f"{trace.path}: its script cannot be run again: there is no {file.name} beside it, as "
+            "harness run leaves it; run it as a side: harness run --zoom --side ..."
+        )
+    run: AnyRun = load_script(file) if script else load_run(file)
     if Path(run.trace).resolve() != trace.path.resolve():
         raise HarnessError(
             f"{trace.path}: its run cannot be started again: {trace.header.label}.json beside it "
             f"is of {run.trace}; give the traces where harness run left them"
         )
     return run
+
+
+def side_of(trace: Trace, run: AnyRun, python: str) -> Side:
+    """The side that made a trace, to be run again. Raises HarnessError where it is not there."""
+    if not isinstance(run, ScriptSpec):
+        return Side(run.label, twin_of(trace), python)
+    if not Path(run.argv[0]).is_file():
+        raise HarnessError(
+            f"{trace.path}: its script {run.argv[0]} is not there: run again where it was run first"
+        )
+    return Side(run.label, "", python, run.argv)
 
 
 def twin_of(trace: Trace) -> str:

@@ -19,8 +19,9 @@ class Suspect(msgspec.Struct, frozen=True):
 class Window(msgspec.Struct, frozen=True):
     """A step that was looked at: traced in full from `first` to `last`, from a checkpoint on.
 
-    `checkpoint` is the step after which both sides started again (0: at the beginning); `same_bits`
-    whether they did the same to the last bit as the long run, by its hashes; `label` the verdict.
+    `checkpoint` is the step after which both sides started again (0: the beginning, where scripts
+    always do); `same_bits` whether they did the same to the last bit as the long run, by its
+    hashes; `label` the verdict; `said` what is to be said of scripts that do not repeat themselves.
     """
 
     step: int
@@ -31,6 +32,7 @@ class Window(msgspec.Struct, frozen=True):
     traces: dict[str, str]
     same_bits: bool
     label: str
+    said: tuple[str, ...] = ()
 
 
 class Zoom(msgspec.Struct, frozen=True):

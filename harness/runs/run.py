@@ -15,6 +15,7 @@ from harness.explain.verdict import TO_REPORT
 from harness.models.faults import CATALOGUE
 from harness.observer import Observer
 from harness.repro.found import FILE, Found, write_found
+from harness.runs.handed import unreached
 from harness.runs.investigation import Investigation
 from harness.runs.maps import Maps
 from harness.runs.prepare import prepare
@@ -33,9 +34,9 @@ from harness.runs.request import (
 from harness.runs.result import RunResult
 from harness.runs.session import Session
 from harness.runs.start import run_all
-from harness.runs.variants import dtype_of, require_twins
+from harness.runs.variants import dtype_of
 from harness.runs.zoom import zoom as zoom_in
-from harness.spec import AnyRun, Capture, Depth
+from harness.spec import AnyRun, Capture, Depth, ScriptSpec
 
 QUEUE = 1 << 30  # bytes of a side's tensors that may wait to be written
 Diffs = Mapping[tuple[str, str], DiffResult]
@@ -121,13 +122,17 @@ def _conclude(session: Session, jobs: Sequence[Job], judging: Judging, maps: Map
     parted = next((d for d in diffs.values() if not d.equivalent), None)
     chosen = parted or next(iter(diffs.values()), None)
     verdict, zoomed = None, None
+    own = unreached(runs)
+    for line in own:
+        session.watcher.note(line)
     if chosen and judging.zoom:
-        zoomed = zoom_in(session, require_twins(_pair(runs, chosen), "--zoom"), chosen)
+        zoomed = zoom_in(session, _pair(runs, chosen), chosen, maps=maps)
     if zoomed:
         chosen, verdict = zoomed.diff, zoomed.verdict
     elif chosen and judging.verdict is not False:
         verdict = _judge(session, runs, chosen, judging, maps)
     if chosen and verdict:
+        verdict = replace(verdict, evidence=(*own, *verdict.evidence))
         verdict = _kept(maps, chosen, verdict)
     return RunResult(
         {job.run.label: job.run.trace for job in jobs},
@@ -191,7 +196,9 @@ def _judge(
             f"or harness zoom {pair[0].trace} {pair[1].trace}, looks closely at where traces of "
             "level stats part"
         )
-        return judge(Evidence(result, lacking=() if result.equivalent else (line,)))
+        scripts = any(isinstance(run, ScriptSpec) for run in pair)
+        lacking = () if result.equivalent or judging.zoom else (line,)
+        return judge(Evidence(result, lacking=lacking, scripts=scripts))
     if result.equivalent and not judging.verdict:
         return judge(Evidence(result))
     return Investigation(session, pair, result, maps=maps).verdict()

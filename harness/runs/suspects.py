@@ -9,13 +9,13 @@ smoothly along a run, a bug jumps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from harness.compare import DiffResult
 from harness.runs.result import Suspect
-from harness.spec import CHECKPOINT
+from harness.spec import STATE, Capture
 from harness.trace import StepEntry, TensorEntry, Trace
 from harness.trace.sketch import distance
 
@@ -45,16 +45,22 @@ def suspects(
     return tuple(by_step[step] for step in sorted(by_step))
 
 
-def jumps(pairs: Iterable[tuple[StepEntry, StepEntry]], lockstep: bool = False) -> list[Suspect]:
+def jumps(
+    pairs: Iterable[tuple[StepEntry, StepEntry]],
+    lockstep: bool = False,
+    exclude: Sequence[str] = (),
+) -> list[Suspect]:
     """The steps at which a tensor is much further apart than what the step started from.
 
     `pairs` are the same steps on both sides; in `lockstep` both started each from one state.
+    Tensors that a glob of `exclude` matches are not looked at.
     """
+    looked_at = Capture(exclude=tuple(exclude))
     suspects: list[Suspect] = []
     highest: dict[str, float] = {}
     left = 1.0  # how far apart, in eps, the step before left what this one starts from
     for a, b in pairs:
-        gaps = dict(_gaps(a, b))
+        gaps = {name: gap for name, gap in _gaps(a, b) if looked_at.wants(name)}
         start, jump = left, None
         for name, gap in gaps.items():
             base = left if name.startswith("state/in/") or lockstep else start
@@ -68,26 +74,39 @@ def jumps(pairs: Iterable[tuple[StepEntry, StepEntry]], lockstep: bool = False) 
             highest[name] = max(highest.get(name, 0.0), gain if math.isfinite(gain) else 0.0)
         suspects += [jump] if jump else []
         if not lockstep:
-            states = [gap for name, gap in gaps.items() if name.startswith(CHECKPOINT)]
+            states = [gap for name, gap in gaps.items() if name.startswith(STATE)]
             left = max([1.0, *states])
     return suspects
 
 
 def _gaps(a: StepEntry, b: StepEntry) -> Iterator[tuple[str, float]]:
-    """How far apart each tensor of a step is, in eps of its dtype, in execution order."""
+    """How far apart each tensor of a step is, in eps of its dtype, in execution order.
+
+    Left out are those of which that is not known.
+    """
     others = {entry.name: entry for entry in a.tensors}
     for entry in b.tensors:
         other = others.get(entry.name)
-        if other is not None:
-            yield entry.name, _gap(other, entry)
+        gap = None if other is None else _gap(other, entry)
+        if gap is not None:
+            yield entry.name, gap
 
 
-def _gap(a: TensorEntry, b: TensorEntry) -> float:
-    """Relative L2 distance in eps, estimated from sketches; infinite where nothing can be said."""
-    if (a.hash, a.dtype, a.shape) == (b.hash, b.dtype, b.shape):
+def _gap(a: TensorEntry, b: TensorEntry) -> float | None:
+    """Relative L2 distance in eps, estimated from sketches.
+
+    Infinite for other integers, and NaN on one side; None where nothing is known, as between
+    scripts with names, layouts or dtypes of their own.
+    """
+    if a.identity == b.identity:
         return 0.0
-    exact = not b.dtype.startswith("float") or (a.nan, a.inf) != (b.nan, b.inf)
-    if exact or a.dtype != b.dtype or a.shape != b.shape or a.sketch is None or b.sketch is None:
+    if (a.nan, a.inf) != (b.nan, b.inf):
         return math.inf
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return None
+    if not b.dtype.startswith("float"):
+        return math.inf
+    if a.sketch is None or b.sketch is None:
+        return None
     apart = distance(np.frombuffer(a.sketch, "<f8"), np.frombuffer(b.sketch, "<f8"))
     return apart / (b.l2 * float(np.finfo(b.dtype).eps)) if b.l2 else math.inf

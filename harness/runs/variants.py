@@ -6,7 +6,6 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from harness.errors import HarnessError
 from harness.runs.files import R, relabelled
 from harness.spec import AnyRun, Capture, Dtype, Follow, HandOver, Resume, RunSpec, ScriptSpec
 from harness.trace import open_trace
@@ -42,21 +41,9 @@ def again(run: R, label: str, steps: int, **changes: Any) -> R:
 
 def following(run: R, follow: Follow, start: int) -> R:
     """The run as a follower of another, from step `start` on."""
-    changes: dict[str, Any] = {"follow": follow, "start": start}
-    return replace(run, **changes, **({"resume": None} if isinstance(run, RunSpec) else {}))
+    return replace(run, follow=follow, start=start, resume=None)
 
 
 def resumed(run: R, resume: Resume) -> R:
     """The run from a checkpoint on. A script goes through its steps and leaves them untraced."""
-    changes: dict[str, Any] = {"start": resume.step + 1}
-    if isinstance(run, RunSpec):
-        changes["resume"] = resume
-    return replace(run, **changes)
-
-
-def require_twins(runs: tuple[AnyRun, AnyRun], what: str) -> tuple[RunSpec, RunSpec]:
-    """The runs, both of twins. Raises HarnessError for what is not done with scripts."""
-    a, b = runs
-    if isinstance(a, RunSpec) and isinstance(b, RunSpec):
-        return a, b
-    raise HarnessError(f"{what}: of scripts this is not to be had: trace the steps in full")
+    return replace(run, start=resume.step + 1, resume=resume)

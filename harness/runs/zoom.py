@@ -1,8 +1,8 @@
 """Zoom: from the statistics of a long run to full traces of the steps that matter.
 
 A run that keeps hashes, statistics and sketches of its tensors is short enough to trace for
-epochs. Where its sides part, both start again at the last checkpoint before that, trace a few steps
-in full, and are judged there as a short run would be.
+epochs. Where its sides part, both start again at the last checkpoint before that (scripts: at the
+very start), trace a few steps in full, and are judged there as a short run would be.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ from msgspec.structs import replace
 from harness.compare import DiffResult, diff
 from harness.errors import HarnessError
 from harness.explain import Verdict
+from harness.explain.start import unlike
 from harness.observer import Observer
 from harness.runs.checkpoints import require_zoomable
-from harness.runs.files import folder_bytes, relabelled
-from harness.runs.investigation import Investigation
+from harness.runs.files import folder_bytes
+from harness.runs.investigation import Investigation, cannot_follow
 from harness.runs.lockstep import run_in_lockstep
-from harness.runs.rerun import run_of, twin_of
+from harness.runs.maps import Maps
+from harness.runs.rerun import run_of, side_of
 from harness.runs.result import Suspect, Window, Zoom, ZoomResult
-from harness.runs.session import Session, Side
+from harness.runs.session import Session
 from harness.runs.suspects import jumps, suspects
-from harness.spec import Capture, Resume, RunSpec
-from harness.trace import Trace, open_trace
+from harness.runs.windows import doubted, run_window
+from harness.spec import AnyRun, ScriptSpec
+from harness.trace import open_trace
 
 BEFORE, AFTER = 2, 1  # steps traced in full around one: following starts from the one before
 MOST = 3  # steps that are looked at closely
@@ -50,39 +53,55 @@ def zoom_traces(
     traces = open_trace(a), open_trace(b)
     for trace in traces:
         require_zoomable(trace.header.capture)
+        if not trace.steps:
+            raise HarnessError(f"{trace.path}: no step of it was finished: nothing to zoom into")
         if step is not None and step not in trace.steps:
             raise HarnessError(f"--step {step}: {trace.path} has steps 1 to {trace.steps[-1]}")
     runs = run_of(traces[0]), run_of(traces[1])
     sides = [
-        Side(run.label, twin_of(trace), (pythons or {}).get(run.label, sys.executable))
+        side_of(trace, run, (pythons or {}).get(run.label, sys.executable))
         for run, trace in zip(runs, traces, strict=True)
     ]
-    free = diff(*traces, progress=watcher.part("diff"))
-    with Session(sides, traces[1].path.parent, watcher) as session:
-        return free, zoom(session, runs, free, step)
+    if runs[0].label == runs[1].label:
+        raise HarnessError(f"{a} and {b}: both are of side {runs[0].label}: give two sides")
+    folder = traces[1].path.parent
+    maps = Maps(folder, None, watcher)
+    left = maps.file(runs[0].label, runs[1].label)
+    if left.is_file():  # what the run was compared through
+        maps = Maps(folder, left, watcher)
+    free = diff(*traces, alignment=maps.of(*runs), progress=watcher.part("diff"))
+    with Session(sides, folder, watcher) as session:
+        return free, zoom(session, runs, free, step, maps)
 
 
 def zoom(
-    session: Session, runs: tuple[RunSpec, RunSpec], free: DiffResult, step: int | None = None
+    session: Session,
+    runs: tuple[AnyRun, AnyRun],
+    free: DiffResult,
+    step: int | None = None,
+    maps: Maps | None = None,
 ) -> ZoomResult | None:
     """Look closely at the steps at which the long `runs` (the reference last) part, or at `step`.
 
-    `free` is the diff of their traces. None where there is nothing to look at. The window that
-    decides is the first with a verdict other than rounding, or else the first. Raises HarnessError
-    for a side that cannot start again.
+    `free` is the diff of their traces, `maps` has that through which it was made. None where there
+    is nothing to look at. The window that decides is the first with a verdict other than rounding,
+    or else the first. Raises HarnessError for a side that cannot start again.
     """
-    traces = open_trace(runs[0].trace), open_trace(runs[1].trace)
-    closely = _CloseLook(session, runs, traces)
-    lockstep_steps = 0
+    scripts = any(isinstance(run, ScriptSpec) for run in runs)
+    if scripts and step is None and (free.status == "structure" or unlike(free)):
+        return None  # what is to be said of it is said without a closer look
+    closely = _CloseLook(session, runs, free, maps)
+    lockstep_steps, apart = 0, None
     if step is None:
-        closely.at(suspects(*traces, free, session.watcher.part("looking for jumps")))
-        if closely.windows and not closely.decided:
+        closely.at(suspects(*free.opened(), free, session.watcher.part("looking for jumps")))
+        apart = closely.cannot_be_in_step()
+        if closely.windows and not closely.decided and apart is None:
             session.watcher.note(
                 f"all of that is rounding; the run once more, with each step of {runs[0].label} "
                 f"starting from the state of {runs[1].label}"
             )
             pairs = run_in_lockstep(session, runs, session.watcher.part("lockstep"))
-            closely.at(_largest_first(jumps(pairs, lockstep=True)))
+            closely.at(_largest_first(jumps(pairs, lockstep=True, exclude=closely.exclude)))
             lockstep_steps = runs[1].steps
     else:
         closely.at([Suspect(step, "asked for")])
@@ -97,7 +116,8 @@ def zoom(
         {run.label: folder_bytes(run.trace) for run in runs},
         sum(folder_bytes(path) for path in full),
     )
-    evidence = (*verdict.evidence, *_evidence(verdict, report, (runs[0].label, runs[1].label)))
+    seen = _evidence(verdict, report, runs, apart)
+    evidence = (*verdict.evidence, *seen)
     return ZoomResult(report, result, replace(verdict, evidence=evidence))
 
 
@@ -105,10 +125,18 @@ class _CloseLook:
     """The steps of two long runs that were looked at, and the diff and verdict that decide."""
 
     def __init__(
-        self, session: Session, runs: tuple[RunSpec, RunSpec], traces: tuple[Trace, Trace]
+        self,
+        session: Session,
+        runs: tuple[AnyRun, AnyRun],
+        free: DiffResult,
+        maps: Maps | None,
     ) -> None:
-        self.session, self.runs, self.traces = session, runs, traces
+        self.session, self.runs, self.maps = session, runs, maps
         self.sides = runs[0].label, runs[1].label
+        self.mapped = free.alignment is not None
+        self.scripts = any(isinstance(run, ScriptSpec) for run in runs)
+        # Twins are compared whole; of scripts some tensors are known to differ.
+        self.exclude = runs[1].capture.exclude if self.scripts else ()
         self.windows: list[Window] = []
         self.passed_over: list[Suspect] = []
         self.chosen: tuple[DiffResult, Verdict] | None = None
@@ -125,26 +153,43 @@ class _CloseLook:
             self.session.watcher.note(f"zooming in on step {suspect.step}: {suspect.reason}")
             result, verdict = self._look(suspect)
             self.decided = verdict.label in ("bug", "precision", "structure")
-            if self.chosen is None or self.decided:
+            if self.chosen is None or _worth(verdict) > _worth(self.chosen[1]):
                 self.chosen = result, verdict
 
+    def cannot_be_in_step(self) -> str | None:
+        """Why no side can start each step from the other's state, in words, of scripts."""
+        if not self.scripts:
+            return None
+        wrong = next((why for run in self.runs if (why := cannot_follow(run))), None)
+        if wrong:
+            return wrong
+        if not all(window.same_bits for window in self.windows):
+            return "a side does not repeat itself"
+        if self.mapped:
+            return "between other names or layouts the statistics of a step show no jumps"
+        return None
+
     def _look(self, suspect: Suspect) -> tuple[DiffResult, Verdict]:
-        """Start both sides again before a step, trace it in full, compare and judge."""
+        """Run both sides again, trace the steps around one in full, compare and judge."""
         first, last = suspect.step - BEFORE, min(suspect.step + AFTER, self.runs[1].steps)
-        checkpoint = _checkpoint(self.traces, first - 1)
         first = max(first, 1)
-        again = [self._again(run, suspect.step, checkpoint) for run in self.runs]
-        window = Capture(first=first, last=last)
-        a, b = (replace(run, steps=last, capture=window) for run in again)
-        self.session.run_all(list(zip(self.sides, (a, b), strict=True)))
+        checkpoint, again = run_window(self.session, self.runs, suspect.step, first, last)
+        a, b = again[0].run, again[1].run
+        alignment = None
+        if self.maps:
+            self.maps.same(a.label, b.label, self.sides)
+            alignment = self.maps.known(a.label, b.label)
         progress = self.session.watcher.part(f"diff around step {suspect.step}")
-        result = replace(diff(a.trace, b.trace, progress=progress), labels=self.sides)
-        verdict = Investigation(self.session, (a, b), result, self.sides).verdict()
-        traces = {side: run.trace for side, run in zip(self.sides, (a, b), strict=True)}
-        same_bits = all(
-            _same_bits(long, open_trace(path))
-            for long, path in zip(self.traces, traces.values(), strict=True)
+        result = diff(
+            a.trace, b.trace, exclude=self.exclude, alignment=alignment, progress=progress
         )
+        result = replace(result, labels=self.sides)
+        look = Investigation(self.session, (a, b), result, self.sides, self.maps, self.exclude)
+        restless = [side for side, one in zip(self.sides, again, strict=True) if not one.same_bits]
+        verdict = look.verdict()
+        if self.scripts and restless:
+            verdict = doubted(verdict, self.sides, restless)
+        traces = {side: run.trace for side, run in zip(self.sides, (a, b), strict=True)}
         self.windows.append(
             Window(
                 suspect.step,
@@ -153,17 +198,18 @@ class _CloseLook:
                 first,
                 last,
                 traces,
-                same_bits,
+                not restless,
                 verdict.label,
+                tuple(one.said for one in again if one.said),
             )
         )
         return result, verdict
 
-    def _again(self, run: RunSpec, step: int, checkpoint: int) -> RunSpec:
-        """The long run again from a checkpoint, for a look at `step`."""
-        resume = Resume(run.trace, checkpoint) if checkpoint else None
-        again = relabelled(run, f"{run.label}-step{step}")
-        return replace(again, resume=resume, start=checkpoint + 1)
+
+def _worth(verdict: Verdict) -> int:
+    """How much there is to say of a window: what acquits least, what convicts most."""
+    order = ("identical", "close", "rounding", "undecided")
+    return order.index(verdict.label) if verdict.label in order else len(order)
 
 
 def _largest_first(suspects: Sequence[Suspect]) -> list[Suspect]:
@@ -172,41 +218,29 @@ def _largest_first(suspects: Sequence[Suspect]) -> list[Suspect]:
     return sorted(ranked[:MOST], key=lambda s: s.step) + ranked[MOST:]
 
 
-def _checkpoint(traces: tuple[Trace, Trace], latest: int) -> int:
-    """The last step, up to `latest`, after which both sides can start again (0: the beginning)."""
-    kept = []
-    for trace in traces:
-        every = trace.header.capture.checkpoint_every
-        kept.append({s for s in trace.steps if every and s <= latest and not s % every})
-    return max(kept[0] & kept[1], default=0)
-
-
-def _same_bits(long: Trace, short: Trace) -> bool:
-    """Whether the steps of `short` are, by their hashes, those of the long run to the last bit."""
-    for step in short.steps:
-        if step not in long.steps:
-            continue
-        hashes = {entry.name: entry.hash for entry in long.entry(step).tensors}
-        if any(hashes.get(e.name, e.hash) != e.hash for e in short.entry(step).tensors):
-            return False
-    return True
-
-
-def _evidence(verdict: Verdict, report: Zoom, labels: tuple[str, str]) -> list[str]:
-    """What zooming adds to the evidence of the verdict, in words."""
+def _evidence(
+    verdict: Verdict, report: Zoom, runs: tuple[AnyRun, AnyRun], apart: str | None
+) -> list[str]:
+    """What zooming adds to the evidence of the verdict; `apart`: why there was no lockstep."""
     lines = []
+    labels = [run.label for run in runs]
+    scripts = [run.label for run in runs if isinstance(run, ScriptSpec)]
     for window in report.windows:
         begun = f"the checkpoint of step {window.checkpoint}" if window.checkpoint else "the start"
+        begun += f" ({' and '.join(scripts)}: the start)" if scripts and window.checkpoint else ""
         bits = "to the same bits" if window.same_bits else "NOT TO THE SAME BITS"
         lines.append(
             f"step {window.step} ({window.reason}): {window.label}; run again from {begun} {bits}, "
             f"steps {window.first} to {window.last} traced in full"
         )
+        lines += window.said
     if report.in_step and verdict.label == "rounding" and not report.passed_over:
         lines.append(
             f"with every step of {labels[0]} starting from the state of {labels[1]}, no other "
             f"tensor of {report.in_step} steps jumps: no bug hides behind the rounding"
         )
+    if apart and verdict.label == "rounding":
+        lines.append(f"whether a bug hides behind the rounding was not looked for: {apart}")
     if report.passed_over:
         steps = ", ".join(str(suspect.step) for suspect in report.passed_over[:8])
         lines.append(f"not looked at: step {steps} (harness zoom --step looks at one)")

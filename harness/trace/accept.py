@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,6 +15,8 @@ from harness.trace.schema import DTYPES, NARROW
 
 Tensor: TypeAlias = NDArray[Any] | Timesteps | Rows
 
+# Dtypes that are stored as they are; a look-up in this is quick, NumPy's names of dtypes are not.
+KNOWN = frozenset(np.dtype(name) for name in DTYPES if name not in NARROW)
 # What to do about a kind of array that is no tensor of numbers.
 REMEDIES = {
     "c": "give its real and its imaginary part, as two tensors",
@@ -69,6 +72,8 @@ def _dense(tensor: Any, dtype: str) -> NDArray[Any]:
 
 def _stored(array: NDArray[Any]) -> NDArray[Any]:
     """The array in the byte order of this machine; ValueError for what no trace stores."""
+    if array.dtype in KNOWN:
+        return array
     name = array.dtype.newbyteorder("=").name
     if name not in DTYPES:
         remedy = REMEDIES.get(array.dtype.kind, "convert it to one of these")
@@ -111,6 +116,9 @@ def _array(tensor: Any) -> NDArray[Any]:
 
 def _torch(tensor: Any) -> NDArray[Any]:
     """A tensor of PyTorch: of any layout, on any device, in the graph or not."""
+    if not (tensor.is_quantized or tensor.requires_grad or tensor.is_nested):
+        with suppress(RuntimeError, TypeError):  # what follows is for those that it does not take
+            return np.asarray(tensor.numpy())
     if tensor.is_quantized or getattr(tensor, "is_nested", False):
         raise ValueError("a quantized or nested tensor: give tensor.dequantize(), or its parts")
     tensor = tensor.detach()

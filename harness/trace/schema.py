@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -176,6 +177,7 @@ def said(error: BaseException) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)[:300]
 
 
+@lru_cache(1 << 16)
 def check_name(name: str) -> str | None:
     """Why `name` cannot name a tensor, or None if it can.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +21,8 @@ from harness.spec import Level
 from harness.trace.schema import TensorEntry
 from harness.trace.sketch import SIZE, add_to_sketch, seed
 
+HELPED = 0.6  # of a tensor's pieces that a helper takes: who does the rest hashes all of them
+SMALL = 1 << 14  # elements of an array that is described together with others
 BLOCK = 1 << 16  # elements a block in NumPy: small enough for the cache once widened to float64
 
 
@@ -34,6 +38,16 @@ class _Figures(msgspec.Struct):
     nan: int = 0
     inf: int = 0
     zero: int = 0
+
+    def add(self, other: _Figures) -> None:
+        """Add those of the next piece."""
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        self.total += other.total
+        self.squares += other.squares
+        self.nan += other.nan
+        self.inf += other.inf
+        self.zero += other.zero
+        self.sketch += other.sketch
 
 
 def digest(array: NDArray[Any]) -> str:
@@ -61,27 +75,99 @@ class Digest:
 
 
 @standard_floats()
-def describe(name: str, array: NDArray[Any], level: Level = "full") -> TensorEntry:
+def describe(
+    name: str,
+    array: NDArray[Any],
+    level: Level = "full",
+    compiled: bool | None = None,
+    helper: Executor | None = None,
+) -> TensorEntry:
     """The index entry of `array`, made in one pass over it; sums are made in float64.
 
-    `level` says how much is wanted: at "hash" no statistics, at "stats" a sketch too.
+    `level` says how much is wanted: at "hash" no statistics, at "stats" a sketch too. `compiled`
+    says by which pass, the compiled one or NumPy's; by default that is chosen by the size. A
+    `helper` does a part of it at the same time; what is found is the same.
     """
     flat = np.ascontiguousarray(array).reshape(-1)
-    kernels = None if level == "hash" else kernels_for(flat, proof)
-    found = _Figures(seed(name, array.shape) if level == "stats" else None, np.zeros(SIZE))
-    hasher = Digest()
-    for start in range(0, flat.size, PIECE):
-        piece = flat[start : start + PIECE]
-        hasher.add(piece)  # which brings it into the cache
-        if kernels:
-            _add_compiled(found, piece, start, kernels)
-        elif level != "hash":
-            _add(found, piece, start)
-    hashed = TensorEntry(name, str(array.dtype), array.shape, hasher.text())
+    starts = range(0, flat.size, PIECE)
+    given = Digest()
     if level == "hash":
-        return hashed
-    count = flat.size - found.nan - found.inf
-    return msgspec.structs.replace(
+        for start in starts:
+            given.add(flat[start : start + PIECE])
+        return TensorEntry(name, str(array.dtype), array.shape, given.text())
+    kernels = kernels_for(flat, proof, compiled)
+    sketched = seed(name, array.shape) if level == "stats" else None
+
+    def figures(start: int) -> _Figures:
+        found = _Figures(sketched, np.zeros(SIZE))
+        piece = flat[start : start + PIECE]
+        _add_compiled(found, piece, start, kernels) if kernels else _add(found, piece, start)
+        return found
+
+    shared = starts[: round(HELPED * len(starts))] if helper and kernels else starts[:0]
+    jobs = [helper.submit(figures, start) for start in shared] if helper else []
+    own = []
+    for start in starts:
+        given.add(flat[start : start + PIECE])  # which brings it into the cache
+        if start not in shared:
+            own.append(figures(start))
+    found = _Figures(sketched, np.zeros(SIZE))
+    for part in (*(job.result() for job in jobs), *own):
+        found.add(part)
+    return _entry(name, array, given.text(), found, level)
+
+
+@standard_floats()
+def describe_all(
+    given: Sequence[tuple[str, NDArray[Any]]],
+    level: Level,
+    compiled: bool,
+    each: Callable[..., Iterable[TensorEntry]] = map,
+) -> list[TensorEntry]:
+    """The index entries of many arrays, each as `describe` makes it.
+
+    The small ones are described by one call of the compiled pass: a step has hundreds of them. The
+    others are handed to `each`, which may describe several at once.
+    """
+    found: dict[int, TensorEntry] = {}
+    if compiled and level != "hash":
+        for dtype in (np.float32, np.float64):
+            places = [
+                k for k, (_, x) in enumerate(given) if x.dtype == dtype and 0 < x.size <= SMALL
+            ]
+            if len(places) > 1 and kernels_for(given[places[0]][1].reshape(-1), proof_many, True):
+                found |= zip(places, _small([given[k] for k in places], level), strict=True)
+    rest = [k for k in range(len(given)) if k not in found]
+    found |= zip(rest, each(lambda k: describe(*given[k], level, compiled), rest), strict=True)
+    return [found[k] for k in range(len(given))]
+
+
+def _small(given: Sequence[tuple[str, NDArray[Any]]], level: Level) -> Iterator[TensorEntry]:
+    """The entries of small arrays of one dtype, which are laid end to end and gone over at once."""
+    from harness.kernels import passes
+
+    flat = np.concatenate([np.ascontiguousarray(x).reshape(-1) for _, x in given])
+    ends = np.cumsum([x.size for _, x in given])
+    sketched = level == "stats"
+    seeds = [seed(name, x.shape) for name, x in given] if sketched else [np.uint64(0)] * len(given)
+    figures, sketches = passes.describe_many(flat, ends, np.array(seeds), sketched)
+    start = 0
+    for (name, x), end, one, sums in zip(given, ends.tolist(), figures, sketches, strict=True):
+        hashed = Digest()
+        hashed.add(flat[start:end])
+        yield _entry(name, x, hashed.text(), _Figures(None, sums, *one), level)
+        start = end
+
+
+def _entry(
+    name: str, array: NDArray[Any], hashed: str, found: _Figures, level: Level
+) -> TensorEntry:
+    """An entry from what a pass over a tensor has added up."""
+    count = array.size - found.nan - found.inf
+    return TensorEntry(
+        name,
+        str(array.dtype),
+        array.shape,
         hashed,
         min=found.low + 0.0 if count else None,  # of zeros of both signs, the positive one
         max=found.high + 0.0 if count else None,
@@ -100,15 +186,9 @@ def sketch(name: str, array: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _add_compiled(found: _Figures, piece: NDArray[Any], start: int, kernels: ModuleType) -> None:
-    low, high, total, squares, nan, inf, zero = kernels.describe(
-        piece, start // CHUNK, found.seed, found.sketch
-    )
-    found.low, found.high = min(found.low, low), max(found.high, high)
-    found.total += total
-    found.squares += squares
-    found.nan += nan
-    found.inf += inf
-    found.zero += zero
+    sketch = np.zeros(SIZE)
+    figures = kernels.describe(piece, start // CHUNK, found.seed, sketch)
+    found.add(_Figures(found.seed, sketch, *figures))
 
 
 def proof(kernels: ModuleType, dtype: np.dtype[Any]) -> str | None:
@@ -128,6 +208,27 @@ def proof(kernels: ModuleType, dtype: np.dtype[Any]) -> str | None:
         room = 1e-12 * (plain.squares**0.5 if name == "sketch" else plain.squares)
         if not np.all(np.abs(getattr(made, name) - getattr(plain, name)) <= room):
             return name
+    return None
+
+
+def proof_many(kernels: ModuleType, dtype: np.dtype[Any]) -> str | None:
+    """The first figure that differs where two tensors are described at once (None: none does).
+
+    Each is held against what the pass over one tensor gives, which `proof` holds against NumPy.
+    """
+    array, start = known_pair(dtype)[0], seed("proof", (1,))
+    wrong = proof(kernels, dtype)
+    if wrong:
+        return wrong
+    alone = np.zeros(SIZE)
+    figures = kernels.describe(array, 0, start, alone)
+    ends, seeds = np.array([array.size, 2 * array.size]), np.array([start, start])
+    both, sketches = kernels.describe_many(np.tile(array, 2), ends, seeds, True)
+    for one, sums in zip(both, sketches, strict=True):
+        if not np.allclose(one, figures, rtol=1e-12, atol=0):
+            return "figures"
+        if not np.allclose(sums, alone, rtol=0, atol=1e-12 * figures[3] ** 0.5):
+            return "sketch"
     return None
 
 

@@ -12,19 +12,23 @@ import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.trace.accept import Tensor
+from harness.trace.parts import Rows, sparse
 from harness.trace.schema import (
     AXES_LIMIT,
     CODES,
+    ROWS_LIMIT,
     TENSOR_HEADER_LIMIT,
     Size,
     TraceError,
     quote,
+    row_names,
     said,
 )
 
@@ -131,3 +135,19 @@ def _rows(text: bytes, size: int) -> dict[str, _Row]:
     if end != size:
         raise ValueError(f"{end} bytes of tensors in a file with {size}")
     return rows
+
+
+def stored(
+    own: dict[str, NDArray[Any]],
+    name: str,
+    tensor: Tensor,
+    array: NDArray[Any],
+) -> Literal["whole", "rows"]:
+    """Add to a step's `own` tensors what is to be stored of `tensor`, which is `array`; how."""
+    rows = sparse(tensor if isinstance(tensor, Rows) else array)
+    if rows is None or array.nbytes > ROWS_LIMIT:
+        own[name] = array
+        return "whole"
+    numbers, values = row_names(name)
+    own[numbers], own[values] = rows.rows, rows.values
+    return "rows"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 import operator
 import os
-import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -20,12 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import HarnessError
+from harness.kernels import processors
 from harness.kernels.floats import standard_floats
 from harness.models.entries import Declared, Made, declared
-from harness.spec import CHECKPOINT, Capture, RunSpec
+from harness.spec import STATE, Capture, RunSpec
 from harness.trace.accept import Tensor, accept, owned
 from harness.trace.background import Background
-from harness.trace.parts import Rows, sparse
+from harness.trace.folder import HEADER_PARTIAL, clear
 from harness.trace.program import script, twin, versions
 from harness.trace.roles import parse
 from harness.trace.schema import (
@@ -33,9 +33,7 @@ from harness.trace.schema import (
     FORMAT,
     HASH,
     HEADER_FILE,
-    HEADER_LIMIT,
     INDEX_FILE,
-    ROWS_LIMIT,
     VERSION,
     Header,
     Place,
@@ -45,15 +43,14 @@ from harness.trace.schema import (
     TraceError,
     check_name,
     quote,
-    row_names,
     step_file,
 )
-from harness.trace.statistics import describe, digest
-from harness.trace.tensor_file import save_file
+from harness.trace.statistics import describe, describe_all, digest
+from harness.trace.tensor_file import save_file, stored
 
-HEADER_PARTIAL = f"{HEADER_FILE}.partial"
+AT_ONCE = 1 << 16  # bytes of a tensor that is described at once rather than copied
+LARGE, MANY = 1 << 20, 1 << 24  # bytes of a tensor, and of all, that are worth compiled passes
 SMALL = 64  # bytes: to say where such a tensor lies takes more than to store it again
-OWN_FILE = re.compile(r"trace\.json(\.partial)?|index\.jsonl|step-\d{8,}\.(safetensors|partial)")
 
 
 class WrittenEntry(TensorEntry, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -103,6 +100,7 @@ class TraceWriter:
         threads: int = 1,
         program: Program | None = None,
         roles: Sequence[str] = (),
+        keeps: Callable[[int, str], bool] | None = None,
     ) -> None:
         """Create the folder. `framework` names packages and versions; raises TraceError.
 
@@ -110,6 +108,7 @@ class TraceWriter:
         `threads` describe tensors at once: hashes, statistics and sketches free the interpreter.
         `program` is what makes the trace: by default the script that this process runs.
         `roles` say what tensors with names of their own are: "GRAD/*=grads" (harness.trace.roles).
+        `keeps`: whether a tensor of a step is stored (None: as `capture` says).
         """
         self.path = Path(path)
         parse(roles)
@@ -119,13 +118,16 @@ class TraceWriter:
                 f"{', '.join(FLOATS)}"
             )
         self.capture = capture or Capture()
+        self._keeps = keeps or self.capture.keeps
         self.steps = self.steps_given = 0  # written, and handed over
         self._last = 0
         self._closed = self._raised = False
+        self._given, self._large = 0, False  # bytes to be described; whether they are many
         self._owns = queue is None  # what is handed over, or else it is copied
         # Of this step and the traced one before it, what is stored where.
         self._kept: dict[Any, _Kept] = {}
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        self._helper: ThreadPoolExecutor | None = None  # of whoever calls `described`
         self._header = Header(
             format=FORMAT,
             version=VERSION,
@@ -150,7 +152,7 @@ class TraceWriter:
     def _start(self, queue: int | None) -> None:
         """Make the folder with header and index, and the thread that writes to it."""
         try:
-            _clear(self.path)
+            clear(self.path)
             self._write_header()
             self._index = os.open(
                 self.path / INDEX_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_EXCL, 0o644
@@ -189,6 +191,7 @@ class TraceWriter:
             queue=run.queue,
             threads=run.threads,
             program=twin(program) if program else None,
+            keeps=run.keeps,
         )
         trace.owns()
         return trace
@@ -243,25 +246,28 @@ class TraceWriter:
         self._raise_once()
         self.steps_given += 1
         try:
-            made = declared(tensors, stages or {}, sources)
+            made = declared(tensors, stages or {}, sources) if stages or sources else {}
         except HarnessError as error:
             raise TraceError(f"{self.path}: step {step}: {error}") from None
         whole = self.capture.wants_step(step)
         given = {
             name: self._accept(name, tensor)
             for name, tensor in tensors.items()
-            if self.wants(name) and (whole or name.startswith(CHECKPOINT))
+            if self.wants(name) and (whole or name.startswith(STATE))
         }
+        compiled = self._compiled(given.values())
         if self._background is None:
-            self._write(step, given, made)
+            self._write(step, given, made, compiled)
             self._last = step
         else:
-            size = sum(tensor.nbytes for tensor in given.values())
+            size = sum(x.nbytes for x in given.values() if not isinstance(x, TensorEntry))
             self._background.wait(size)
             if not self._owns:  # once there is room for it, and before the caller goes on
-                given = {name: owned(tensor) for name, tensor in given.items()}
+                given = {
+                    name: x if isinstance(x, TensorEntry) else owned(x) for name, x in given.items()
+                }
             self._last = step
-            self._background.put(size, partial(self._write, step, given, made))
+            self._background.put(size, partial(self._write, step, given, made, compiled))
 
     def close(self, complete: bool = True) -> None:
         """Close the index and, if `complete`, mark the trace as whole. Raises TraceError.
@@ -274,8 +280,9 @@ class TraceWriter:
         self._closed = True
         if self._background:
             self._background.close()
-        if self._pool:
-            self._pool.shutdown()
+        for pool in (self._pool, self._helper):
+            if pool:
+                pool.shutdown()
         os.close(self._index)
         if not self._raised:
             self._raise_once()
@@ -326,8 +333,39 @@ class TraceWriter:
             raise TraceError(f"{self.path}: step {step} after step {self._last}: steps must grow")
         return number
 
-    def _accept(self, name: str, tensor: Any) -> Tensor:
+    def described(self, step: int, name: str, tensor: Any) -> TensorEntry | None:
+        """What the trace would say of a tensor now, to be given to `write` in its place.
+
+        None where that needs the elements, or where the tensor is small: those are quicker
+        described together. Raises TraceError as `write` does.
+        """
+        small = getattr(tensor, "nbytes", 0) < AT_ONCE
+        if small or self._keeps(step, name) or not self.wants(name):
+            return None
+        found = self._accept(name, tensor)
+        if not isinstance(found, np.ndarray):
+            return None
+        compiled = self._compiled([found])
+        if self._helper is None and compiled and processors() > 1:
+            self._helper = ThreadPoolExecutor(1, f"trace {self._header.label}")
+        return describe(name, found, self.capture.level, compiled, self._helper)
+
+    def _compiled(self, given: Iterable[Tensor | TensorEntry]) -> bool:
+        """Whether the compiled passes are to describe: from the first large tensor on.
+
+        Importing numba takes most of a second, so that it is not done for a few small tensors. It
+        is decided here, by what has been given alone: threads that describe may run in any order,
+        and the same command is to write the same bytes.
+        """
+        sizes = [x.nbytes for x in given if not isinstance(x, TensorEntry)]
+        self._given += sum(sizes)
+        self._large = self._large or self._given > MANY or max(sizes, default=0) >= LARGE
+        return self._large
+
+    def _accept(self, name: str, tensor: Any) -> Tensor | TensorEntry:
         """A tensor that can be stored, as it was given: nothing large is copied here."""
+        if isinstance(tensor, TensorEntry) and tensor.name == name:
+            return tensor
         wrong = check_name(name)
         if wrong:
             raise TraceError(f"{self.path}: {quote(name)} cannot name a tensor: it {wrong}")
@@ -338,19 +376,21 @@ class TraceWriter:
 
     @standard_floats()
     def _write(
-        self, step: int, given: Mapping[str, Tensor], stages: Mapping[str, Declared]
+        self,
+        step: int,
+        given: Mapping[str, Tensor | TensorEntry],
+        stages: Mapping[str, Declared],
+        compiled: bool,
     ) -> None:
         """Describe the tensors of a step and write file and line: both, or, on failure, none."""
         final = step_file(self.path, step)
         unfinished = final.with_suffix(".partial")
         own: dict[str, NDArray[Any]] = {}
         kept: dict[Any, _Kept] = {}
-        described = self._pool.map if self._pool else map
-        found = described(self._describe, given.items())
-        pairs = zip(given.items(), found, strict=True)
+        known = self._describe(given, compiled)
         entries = tuple(
-            self._entry(step, t, array, e, stages[e.name], own, kept)
-            for (_, t), (array, e) in pairs
+            self._entry(step, tensor, *known[name], stages.get(name), own, kept)
+            for name, tensor in given.items()
         )
         try:
             size = 0
@@ -369,21 +409,33 @@ class TraceWriter:
         self._kept = kept
         self.steps += 1
 
-    def _describe(self, given: tuple[str, Tensor]) -> tuple[NDArray[Any], TensorEntry]:
-        """A tensor as one array, and what is known of it."""
-        name, tensor = given
-        array = tensor if isinstance(tensor, np.ndarray) else tensor.dense()
-        # ascontiguousarray would turn a scalar into an array of one axis.
-        array = array if array.flags.c_contiguous else array.copy(order="C")
-        return array, describe(name, array, self.capture.level)
+    def _describe(
+        self, given: Mapping[str, Tensor | TensorEntry], compiled: bool
+    ) -> dict[str, tuple[NDArray[Any] | None, TensorEntry]]:
+        """Each tensor as one array, and what is known of it; of what is described, that alone."""
+        found: dict[str, tuple[NDArray[Any] | None, TensorEntry]] = {}
+        arrays: list[tuple[str, NDArray[Any]]] = []
+        for name, tensor in given.items():
+            if isinstance(tensor, TensorEntry):
+                found[name] = None, tensor
+                continue
+            array = tensor if isinstance(tensor, np.ndarray) else tensor.dense()
+            # ascontiguousarray would turn a scalar into an array of one axis.
+            arrays.append((name, array if array.flags.c_contiguous else array.copy(order="C")))
+        entries = describe_all(
+            arrays, self.capture.level, compiled, self._pool.map if self._pool else map
+        )
+        for (name, array), entry in zip(arrays, entries, strict=True):
+            found[name] = array, entry
+        return found
 
     def _entry(
         self,
         step: int,
-        tensor: Tensor,
-        array: NDArray[Any],
+        tensor: Tensor | TensorEntry,
+        array: NDArray[Any] | None,
         entry: TensorEntry,
-        stage: Declared,
+        stage: Declared | None,
         own: dict[str, NDArray[Any]],
         kept: dict[Any, _Kept],
     ) -> TensorEntry:
@@ -392,16 +444,17 @@ class TraceWriter:
         `kept` is told where its elements lie.
         """
         name, how, place = entry.name, None, None
-        if self.capture.keeps(step, name):
+        if array is not None and self._keeps(step, name):
             how = kept.get(entry.identity) or self._kept.get(entry.identity)
             if how:
                 place = how.place
             else:
-                how = _Kept(_store(own, name, tensor, array), Place(step, name))
+                assert not isinstance(tensor, TensorEntry)
+                how = _Kept(stored(own, name, tensor, array), Place(step, name))
             if array.nbytes > SMALL:
                 kept[entry.identity] = how
         where = dict(stored=how and how.stored, same_as=place)
-        changed = msgspec.structs.replace(entry, **where, **stage._asdict())
+        changed = msgspec.structs.replace(entry, **where, **(stage._asdict() if stage else {}))
         return WrittenEntry(*msgspec.structs.astuple(changed))
 
     def _append(self, line: bytes) -> None:
@@ -432,64 +485,3 @@ class TraceWriter:
             f"{self.path}: cannot write the trace: {error}; {self.steps} finished steps stay "
             "readable. Free space, or trace less: fewer tensors, fewer steps, or a lower level"
         )
-
-
-def _store(
-    own: dict[str, NDArray[Any]],
-    name: str,
-    tensor: Tensor,
-    array: NDArray[Any],
-) -> Literal["whole", "rows"]:
-    """Add to a step's `own` tensors what is to be stored of `tensor`, which is `array`; how."""
-    rows = sparse(tensor if isinstance(tensor, Rows) else array)
-    if rows is None or array.nbytes > ROWS_LIMIT:
-        own[name] = array
-        return "whole"
-    numbers, values = row_names(name)
-    own[numbers], own[values] = rows.rows, rows.values
-    return "rows"
-
-
-def remove_trace(path: str | Path) -> None:
-    """Delete the trace at `path`, if there is one. Raises TraceError if it is anything else."""
-    path = Path(path)
-    if path.exists() or path.is_symlink():
-        try:
-            _clear(path)
-            path.rmdir()
-        except OSError as error:
-            raise TraceError(f"{path}: the earlier trace cannot be removed: {error}") from None
-
-
-def _clear(path: Path) -> None:
-    """Make `path` an empty folder; only a former trace is ever deleted."""
-    if path.is_symlink():
-        raise TraceError(f"{path}: is a symbolic link; a trace is not written through one")
-    if path.exists() and not path.is_dir():
-        raise TraceError(f"{path}: is a file, and a trace is a folder; choose another folder")
-    path.mkdir(parents=True, exist_ok=True)
-    found = sorted(path.iterdir())
-    strange = [p.name for p in found if not OWN_FILE.fullmatch(p.name) or not p.is_file()]
-    if not strange and found and not _was_trace(path):
-        strange = [found[0].name]  # the name is one of ours, the file somebody else's
-    if strange:
-        raise TraceError(
-            f"{path}: holds {strange[0]!r}, which is no part of a trace; choose another folder"
-        )
-    header = path / HEADER_FILE
-    if header in found:
-        # Whoever is killed from here on leaves an unfinished trace, not one that lost its index.
-        text = header.read_bytes().replace(b'"complete": true', b'"complete": false', 1)
-        (path / HEADER_PARTIAL).write_bytes(text)
-        os.replace(path / HEADER_PARTIAL, header)
-    for file in found:  # sorted: the index goes first, the header last
-        file.unlink(missing_ok=True)
-
-
-def _was_trace(path: Path) -> bool:
-    """Whether a writer of ours made this folder: its header names the format, or is half made."""
-    try:
-        with open(path / HEADER_FILE, "rb") as file:
-            return FORMAT.encode() in file.read(HEADER_LIMIT)
-    except FileNotFoundError:
-        return [p.name for p in path.iterdir()] == [HEADER_PARTIAL]
