@@ -134,7 +134,7 @@ def test_an_operation_between_modules_is_placed_and_its_line_is_said(tmp_path):
     mine = script(tmp_path, "mine", gelu=", approximate='tanh'")
     found = run(tmp_path, mine, script(tmp_path, "theirs")).verdict
     assert (found.label, found.where.tensor) == ("bug", "forward/model/gelu")
-    assert "gelu_tanh" in found.causes[0].sentence
+    assert "the GELU by tanh for the exact GELU" in found.causes[0].sentence
     assert "mine.py:15" in found.next
 
 

@@ -120,3 +120,29 @@ def test_what_is_odd_is_recorded_is_itself_and_is_told_from_what_is_not(change, 
     if label == "undecided":
         assert found.where.tensor == "forward/loss"
         assert not disagreeing(mine, nan=True)[0]
+
+
+@pytest.mark.parametrize("depth", ["modules", "ops"])
+def test_scaled_gradients_weights_moved_by_hand_and_stand_ins_have_no_wrong_stage(depth, tmp_path):
+    torch.manual_seed(0)
+    net = Net()
+    optimizer = torch.optim.Adam([*net.a.parameters(), *net.b.parameters()], 0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    with harness.record(net, optimizer, scaler, out=tmp_path / "t", depth=depth) as rec:
+        for _ in range(3):
+            with rec.step(x=torch.randn(16, 6)) as x:
+                net.zero_grad()
+                loss = torch.func.vmap(lambda row: row.sin().sum())(net(x)).mean()
+                scaler.scale(loss).backward()
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+                scaler.step(optimizer)
+                scaler.update()
+                with torch.no_grad():
+                    net.a.weight.mul_(0.999)
+                    net.c.weight -= 0.1 * net.c.weight.grad
+                rec.log(loss=loss, size=net.b.weight.square().sum())  # of what it is by now
+    wrong, right = disagreeing(tmp_path / "t")
+    assert not wrong
+    assert {"params/c/weight", "params/b/weight", "update/clipped/b/weight"} <= set(right)
+    assert "params/a/weight" not in right  # moved twice: no single stage

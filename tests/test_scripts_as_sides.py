@@ -159,6 +159,10 @@ BROKEN = {
         {"top": "harness.record().log(loss=1.0)"},
         "rec.log outside of a step: put it inside",
     ),
+    "gives parameters to a step alone": (
+        {"inside": "pass\n        with rec.step(params={{'w': w}}):\n            pass".format()},
+        r"rec\.step\(params=\.\.\): a dict is no array of numbers: give the model",
+    ),
     "logs what no trace holds": ({"inside": "rec.log(odd=object())"}, "log/odd"),
 }
 

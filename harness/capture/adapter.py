@@ -73,7 +73,12 @@ class Adapter:
         return value if instead is None else instead
 
     def inputs(self, name: str, value: Any) -> Tensors:
-        """What of an input of a step is traced, by name."""
+        """What of an input of a step is traced, by name. Raises HarnessError for no array."""
+        if isinstance(value, Mapping):
+            raise HarnessError(
+                f"rec.step({name}=..): a {type(value).__name__} is no array of numbers: give the "
+                "model or its parameters to harness.record(..), or here each array by its name"
+            )
         return {f"inputs/{name}": self.owned(value)}
 
     def takes(self, name: str, value: Any) -> bool:

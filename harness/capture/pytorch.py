@@ -241,6 +241,7 @@ class PyTorch(Adapter):
                 step.see(rate, float(group["lr"]))
                 for p in group["params"]:
                     if id(p) in names and p.grad is not None:
+                        calls.moved.add(f"params/{names[id(p)]}")
                         clipped = f"update/clipped/{names[id(p)]}"
                         source = clipped if clipped in step.points else f"grads/{names[id(p)]}"
                         moved = update_of(optimizer, group, names[id(p)], source, rate)
@@ -260,6 +261,13 @@ class PyTorch(Adapter):
     def finish(self, step: Step) -> None:
         """What the step left: slots, parameters and buffers, with how each was made."""
         later = self._calls.made_later if self._calls else {}
+        if self._calls:
+            for n, p in self.params().items():  # what the script did to it by itself
+                own = self._calls.origin(p)
+                if isinstance(own, Made):
+                    later[f"params/{n}"] = (
+                        Made("unknown", (), {}) if f"params/{n}" in later else own
+                    )
         for name, tensor in self._state():
             updated = name in later and not name.startswith("buffers/")
             at = self._calls.updated_in if self._calls and updated else None

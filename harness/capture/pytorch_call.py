@@ -48,3 +48,19 @@ def made(op: str, *operands: Operand, **args: Any) -> Made:
 
 
 Rule = Callable[[Call], Made | None]
+
+
+def of_constants(made: Made) -> bool:
+    """Whether an expression reads nothing but what the script made of nothing."""
+    inner = [x for x in made.operands if isinstance(x, Made | str)]
+    return bool(inner) and all(
+        of_constants(x) if isinstance(x, Made) else x.startswith("inputs/constant") for x in inner
+    )
+
+
+def size_of(made: Any) -> tuple[int, int]:
+    """How many ops an expression has, and how deep they nest."""
+    if not isinstance(made, Made):
+        return 0, 0
+    inner = [size_of(x) for x in made.operands]
+    return 1 + sum(n for n, _ in inner), 1 + max((d for _, d in inner), default=0)

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from harness.capture.pytorch_call import Call, Operand
+from harness.capture.pytorch_call import Call, Operand, of_constants, size_of
 from harness.capture.pytorch_ops import RULES, function_name, in_place, lowered
-from harness.capture.pytorch_tensors import copied, has_numbers, kept
+from harness.capture.pytorch_tensors import copied, has_numbers, is_stand_in, kept
 from harness.capture.step import Step, called, line
 from harness.models.entries import Made
 
@@ -22,6 +22,7 @@ SMALL = 1 << 20  # elements of a constant that is kept
 MOST_OPS, DEEPEST = 64, 10  # ops of an expression, and how deep they nest, before it gets a name
 ALIASES = ("data", "detach")  # what shows a tensor's numbers, and may change them
 COEFFICIENT = "clip_coefficient"  # min(1, limit / (norm + 1e-6)), of which the limit is kept
+UNSCALE = "_amp_foreach_non_finite_check_and_unscale"  # what a gradient scaler calls
 UNKNOWN = Made("unknown", (), {})
 
 
@@ -48,6 +49,7 @@ class Calls(TorchFunctionMode):
         self.step, self.busy = step, 0
         self.scope: list[str] = []  # paths of the modules that are running
         self.updated_in: str | None = None  # the line that called the optimizer
+        self.moved: set[str] = set()  # parameters that an optimizer has changed in this step
         self.made_later: dict[str, Made] = {}  # by name: what the end of the step makes
         self._names, self._params = names, params
         self._known: Any = WeakIdKeyDictionary()  # tensor: its name, or how it was made
@@ -232,7 +234,7 @@ class Calls(TorchFunctionMode):
         if not isinstance(made, Made) or not has_numbers(value) or id(value) in self._names:
             return value
         back = torch._C._current_graph_task_id() != -1 or (self._roots and not value.requires_grad)
-        if back or _of_constants(made) or made.op == "causal_mask":  # its fill is no number
+        if back or of_constants(made) or made.op == "causal_mask":  # its fill is no number
             return value
         op = name if made is UNKNOWN else made.op.removeprefix("torch_")
         where = self.scope[-1] if self.scope else "model"
@@ -261,7 +263,9 @@ class Calls(TorchFunctionMode):
     def _note(self, name: str, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Keep how the tensors of a result were made."""
         if name == "_foreach_mul" and in_place(func):
-            self._scaled(args)
+            self._scaled(args[0], args[1])
+        elif name == UNSCALE:
+            self._scaled(args[0], args[2].item())
         elif self._of_nothing(args, kwargs, RULES.get(name) is None):
             return  # made of numbers, or by no rule of what is: what reads it keeps it as it is
         elif isinstance(result, Tensor):
@@ -314,6 +318,8 @@ class Calls(TorchFunctionMode):
         found = self._known.get(value)
         if found is None:
             name = self._names.get(id(value))
+            if name in self.moved:
+                return UNKNOWN  # it is what the end of the step has, which comes later
             found = f"{name}@step-1|inputs/{name}" if name else self._constant(value)
         if isinstance(found, str):
             self._read.add(found)
@@ -323,7 +329,7 @@ class Calls(TorchFunctionMode):
 
     def _constant(self, value: Tensor) -> Operand:
         """A tensor that the script made of nothing that was seen: an input of the step."""
-        if value.grad_fn is not None or value.numel() > SMALL:
+        if value.grad_fn is not None or value.numel() > SMALL or is_stand_in(value):
             return UNKNOWN
         if value.numel() == 1 and value.dim() == 0 and not value.requires_grad:
             return value.item()
@@ -350,7 +356,7 @@ class Calls(TorchFunctionMode):
 
     def _bounded(self, made: Made, value: Tensor) -> Made | str:
         """The same, or the name of a point of its own where it has become long."""
-        count, depth = _size(made)
+        count, depth = size_of(made)
         if count <= MOST_OPS and depth <= DEEPEST:
             return made
         where = self.scope[-1] if self.scope else "model"
@@ -359,9 +365,8 @@ class Calls(TorchFunctionMode):
         self._nameless.add(name)
         return name
 
-    def _scaled(self, args: Any) -> None:
-        """Tensors that are multiplied in place, all by one number: what clipping does."""
-        tensors, by = args[0], args[1]
+    def _scaled(self, tensors: Any, by: Any) -> None:
+        """Tensors that are multiplied in place, all by one number: clipping, a gradient scaler."""
         factor = self._known.get(by, UNKNOWN) if isinstance(by, Tensor) else by
         for tensor in tensors:
             old = self._known.get(tensor, UNKNOWN)
@@ -421,14 +426,6 @@ class Calls(TorchFunctionMode):
         self.collect()
 
 
-def _of_constants(made: Made) -> bool:
-    """Whether an expression reads nothing but what the script made of nothing."""
-    inner = [x for x in made.operands if isinstance(x, Made | str)]
-    return bool(inner) and all(
-        _of_constants(x) if isinstance(x, Made) else x.startswith("inputs/constant") for x in inner
-    )
-
-
 def _top() -> Any:
     """The mode that sees calls first, if there is one."""
     count = torch._C._len_torch_function_stack()
@@ -448,14 +445,6 @@ def _same(result: Any, args: Any, before: int | None) -> bool:
     """Whether a call handed its first operand back as it was."""
     first = args[0] if args else None
     return isinstance(result, Tensor) and result is first and _version(args) == before
-
-
-def _size(made: Any) -> tuple[int, int]:
-    """How many ops an expression has, and how deep they nest."""
-    if not isinstance(made, Made):
-        return 0, 0
-    inner = [_size(x) for x in made.operands]
-    return 1 + sum(n for n, _ in inner), 1 + max((d for _, d in inner), default=0)
 
 
 def _norm_of(calls: Calls, name: str, args: Any, result: Any) -> Any:

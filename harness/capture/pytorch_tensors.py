@@ -31,7 +31,12 @@ def kept(step: Step, name: str, tensor: Tensor) -> Any:
 
 
 def has_numbers(tensor: Tensor) -> bool:
-    """Whether a tensor is of floats that can be read: no stand-in of torch.func, no subclass."""
-    plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type != "meta"
-    stand_in = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    return plain and not stand_in and tensor.is_floating_point()
+    """Whether a tensor is of floats that can be read: no stand-in, no subclass."""
+    plain = type(tensor) in (Tensor, torch.nn.Parameter)
+    return plain and not is_stand_in(tensor) and tensor.is_floating_point()
+
+
+def is_stand_in(tensor: Tensor) -> bool:
+    """Whether a tensor stands for others: of torch.func, or without elements."""
+    wrapped: bool = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return wrapped or tensor.device.type == "meta"
