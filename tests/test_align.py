@@ -208,3 +208,34 @@ def test_weights_that_differ_are_placed_as_their_layer_is_or_as_the_last_of_thei
             trace.write(1, {**given, "forward/loss": 1.0})
     found = harness.align(tmp_path / "a", tmp_path / "b").params
     assert {m.a[0]: m.b[0] for m in found} == pairs
+
+
+def test_other_weights_under_other_names_are_paired_layer_by_layer(tmp_path):
+    torch = pytest.importorskip("torch")
+    nn = torch.nn
+
+    class Port(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inward, self.norm = nn.Linear(6, 8), nn.LayerNorm(8)
+            self.head, self.off = nn.Parameter(torch.randn(8, 3)), nn.Parameter(torch.randn(3))
+
+        def forward(self, x):
+            return nn.functional.gelu(self.norm(self.inward(x))) @ self.head + self.off
+
+    torch.manual_seed(1)
+    models = {
+        "a": Port(),
+        "b": nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3)),
+    }
+    for label, model in models.items():
+        adam = torch.optim.Adam(model.parameters())
+        with harness.record(model, adam, out=tmp_path / label) as rec:
+            with rec.step(x=torch.randn(16, 6)) as x:
+                model(x).square().mean().backward()
+                adam.step()
+    found = harness.align(tmp_path / "a", tmp_path / "b").params
+    assert {m.a[0]: m.b[0] for m in found} == {
+        **{"inward/weight": "0/weight", "inward/bias": "0/bias"},
+        **{"norm/weight": "1/weight", "norm/bias": "1/bias", "head": "3/weight", "off": "3/bias"},
+    }
