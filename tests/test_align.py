@@ -230,12 +230,16 @@ def test_other_weights_under_other_names_are_paired_layer_by_layer(tmp_path):
     }
     for label, model in models.items():
         adam = torch.optim.Adam(model.parameters())
-        with harness.record(model, adam, out=tmp_path / label) as rec:
-            with rec.step(x=torch.randn(16, 6)) as x:
-                model(x).square().mean().backward()
-                adam.step()
+        recorder = harness.record(model, adam, out=tmp_path / label)
+        with recorder as rec, rec.step(x=torch.randn(16, 6)) as x:
+            model(x).square().mean().backward()
+            adam.step()
     found = harness.align(tmp_path / "a", tmp_path / "b").params
     assert {m.a[0]: m.b[0] for m in found} == {
-        **{"inward/weight": "0/weight", "inward/bias": "0/bias"},
-        **{"norm/weight": "1/weight", "norm/bias": "1/bias", "head": "3/weight", "off": "3/bias"},
+        "inward/weight": "0/weight",
+        "inward/bias": "0/bias",
+        "norm/weight": "1/weight",
+        "norm/bias": "1/bias",
+        "head": "3/weight",
+        "off": "3/bias",
     }
