@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from harness.kernels import processors
+from harness.runs.processes import processors
 
 PACKAGES = (
     "twin-harness",

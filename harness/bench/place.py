@@ -11,7 +11,7 @@ import numpy as np
 
 from harness.data import corpus, weights
 from harness.errors import HarnessError
-from harness.kernels import processors
+from harness.runs.processes import processors
 from harness.spec import Capture, ModelSpec, RunSpec, TrainSpec, preset
 
 VOCABULARY = 10_000

@@ -10,7 +10,6 @@ pass against NumPy on a known case before it uses it, and does without once one 
 
 from __future__ import annotations
 
-import os
 import threading
 import warnings
 from collections.abc import Callable
@@ -36,13 +35,6 @@ _missing = False  # numba cannot be imported
 _distrusted = False  # a compiled pass was wrong
 _proven: set[tuple[Proof, str]] = set()
 _use: bool | None = None  # None: where numba can be imported; tests force one or the other
-
-
-def processors() -> int:
-    """How many processors this process may use; not every system can tell them from all."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def choose(compiled: bool | None) -> None:

@@ -12,10 +12,10 @@ from harness.data import corpus as corpora
 from harness.data import weights as weights_files
 from harness.errors import HarnessError
 from harness.faults.catalogue import planted_names, reaches
-from harness.kernels import processors
 from harness.models.faults import CATALOGUE
 from harness.observer import Observer
 from harness.runs.checkpoints import restartable, with_checkpoints
+from harness.runs.processes import processors
 from harness.runs.request import Computation, Request, SideRequest, parse_shared_settings
 from harness.spec import (
     AnyRun,

@@ -88,6 +88,13 @@ PATIENCE = 5.0  # seconds in which a process that is told to end, or says nothin
 BEAT = 0.5  # seconds after which a silent side's process is looked at
 
 
+def processors() -> int:
+    """How many processors this process may use; not every system can tell them from all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class Job:
     """A run handed to a side. `losses` holds one a step, `valid` one an epoch (nats per token)."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +20,6 @@ from harness.spec import Level
 from harness.trace.schema import TensorEntry
 from harness.trace.sketch import SIZE, add_to_sketch, seed
 
-HELPED = 0.6  # of a tensor's pieces that a helper takes: who does the rest hashes all of them
 SMALL = 1 << 14  # elements of an array that is described together with others
 BLOCK = 1 << 16  # elements a block in NumPy: small enough for the cache once widened to float64
 
@@ -38,16 +36,6 @@ class _Figures(msgspec.Struct):
     nan: int = 0
     inf: int = 0
     zero: int = 0
-
-    def add(self, other: _Figures) -> None:
-        """Add those of the next piece."""
-        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
-        self.total += other.total
-        self.squares += other.squares
-        self.nan += other.nan
-        self.inf += other.inf
-        self.zero += other.zero
-        self.sketch += other.sketch
 
 
 def digest(array: NDArray[Any]) -> str:
@@ -76,45 +64,25 @@ class Digest:
 
 @standard_floats()
 def describe(
-    name: str,
-    array: NDArray[Any],
-    level: Level = "full",
-    compiled: bool | None = None,
-    helper: Executor | None = None,
+    name: str, array: NDArray[Any], level: Level = "full", compiled: bool | None = None
 ) -> TensorEntry:
     """The index entry of `array`, made in one pass over it; sums are made in float64.
 
     `level` says how much is wanted: at "hash" no statistics, at "stats" a sketch too. `compiled`
-    says by which pass, the compiled one or NumPy's; by default that is chosen by the size. A
-    `helper` does a part of it at the same time; what is found is the same.
+    says by which pass, the compiled one or NumPy's; by default that is chosen by the size.
     """
     flat = np.ascontiguousarray(array).reshape(-1)
-    starts = range(0, flat.size, PIECE)
-    given = Digest()
-    if level == "hash":
-        for start in starts:
-            given.add(flat[start : start + PIECE])
-        return TensorEntry(name, str(array.dtype), array.shape, given.text())
-    kernels = kernels_for(flat, proof, compiled)
-    sketched = seed(name, array.shape) if level == "stats" else None
-
-    def figures(start: int) -> _Figures:
-        found = _Figures(sketched, np.zeros(SIZE))
+    kernels = None if level == "hash" else kernels_for(flat, proof, compiled)
+    found = _Figures(seed(name, array.shape) if level == "stats" else None, np.zeros(SIZE))
+    hasher = Digest()
+    for start in range(0, flat.size, PIECE):
         piece = flat[start : start + PIECE]
-        _add_compiled(found, piece, start, kernels) if kernels else _add(found, piece, start)
-        return found
-
-    shared = starts[: round(HELPED * len(starts))] if helper and kernels else starts[:0]
-    jobs = [helper.submit(figures, start) for start in shared] if helper else []
-    own = []
-    for start in starts:
-        given.add(flat[start : start + PIECE])  # which brings it into the cache
-        if start not in shared:
-            own.append(figures(start))
-    found = _Figures(sketched, np.zeros(SIZE))
-    for part in (*(job.result() for job in jobs), *own):
-        found.add(part)
-    return _entry(name, array, given.text(), found, level)
+        hasher.add(piece)  # which brings it into the cache
+        if kernels:
+            _add_compiled(found, piece, start, kernels)
+        elif level != "hash":
+            _add(found, piece, start)
+    return _entry(name, array, hasher.text(), found, level)
 
 
 @standard_floats()
@@ -163,6 +131,8 @@ def _entry(
     name: str, array: NDArray[Any], hashed: str, found: _Figures, level: Level
 ) -> TensorEntry:
     """An entry from what a pass over a tensor has added up."""
+    if level == "hash":
+        return TensorEntry(name, str(array.dtype), array.shape, hashed)
     count = array.size - found.nan - found.inf
     return TensorEntry(
         name,
@@ -186,9 +156,15 @@ def sketch(name: str, array: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _add_compiled(found: _Figures, piece: NDArray[Any], start: int, kernels: ModuleType) -> None:
-    sketch = np.zeros(SIZE)
-    figures = kernels.describe(piece, start // CHUNK, found.seed, sketch)
-    found.add(_Figures(found.seed, sketch, *figures))
+    low, high, total, squares, nan, inf, zero = kernels.describe(
+        piece, start // CHUNK, found.seed, found.sketch
+    )
+    found.low, found.high = min(found.low, low), max(found.high, high)
+    found.total += total
+    found.squares += squares
+    found.nan += nan
+    found.inf += inf
+    found.zero += zero
 
 
 def proof(kernels: ModuleType, dtype: np.dtype[Any]) -> str | None:

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import HarnessError
-from harness.kernels import processors
 from harness.kernels.floats import standard_floats
 from harness.models.entries import Declared, Made, declared
 from harness.spec import STATE, Capture, RunSpec
@@ -127,7 +126,6 @@ class TraceWriter:
         # Of this step and the traced one before it, what is stored where.
         self._kept: dict[Any, _Kept] = {}
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
-        self._helper: ThreadPoolExecutor | None = None  # of whoever calls `described`
         self._header = Header(
             format=FORMAT,
             version=VERSION,
@@ -280,9 +278,8 @@ class TraceWriter:
         self._closed = True
         if self._background:
             self._background.close()
-        for pool in (self._pool, self._helper):
-            if pool:
-                pool.shutdown()
+        if self._pool:
+            self._pool.shutdown()
         os.close(self._index)
         if not self._raised:
             self._raise_once()
@@ -345,10 +342,7 @@ class TraceWriter:
         found = self._accept(name, tensor)
         if not isinstance(found, np.ndarray):
             return None
-        compiled = self._compiled([found])
-        if self._helper is None and compiled and processors() > 1:
-            self._helper = ThreadPoolExecutor(1, f"trace {self._header.label}")
-        return describe(name, found, self.capture.level, compiled, self._helper)
+        return describe(name, found, self.capture.level, self._compiled([found]))
 
     def _compiled(self, given: Iterable[Tensor | TensorEntry]) -> bool:
         """Whether the compiled passes are to describe: from the first large tensor on.

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 import harness
-from harness.kernels import processors
+from harness.runs.processes import processors
 
 ROWS, CHARACTERS = 8, 65
 
