@@ -436,3 +436,46 @@ def test_what_is_described_at_once_is_what_a_copy_would_have_been(clip, tmp_path
         assert [e.name for e in stats] == [e.name for e in full]
         assert [e.op for e in stats] == [e.op for e in full]
         assert max(e.size for e in full) * 4 > 1 << 16
+
+
+def test_a_loss_that_is_logged_for_each_of_several_batches_is_kept_for_each(tmp_path):
+    model = made(Convolutions)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with harness.record(model, optimizer, out=tmp_path / "t") as rec:
+        for i in range(2):
+            with rec.step():
+                optimizer.zero_grad()
+                for x, y in (images(i), images(i + 5)):
+                    loss = f.cross_entropy(model(x), y)
+                    rec.log(loss=loss)  # before what is minimised is made of it
+                    (loss / 2).backward()
+                optimizer.step()
+    wrong, right = disagreeing(tmp_path / "t")
+    assert wrong == []
+    assert "forward/loss:2" in right
+
+
+def test_an_optimizer_whose_closure_makes_the_gradients_is_watched(tmp_path):
+    model = made(Convolutions)
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+    with harness.record(model, optimizer, out=tmp_path / "t") as rec:
+        for i in range(2):
+            x, y = images(i)
+            with rec.step(x=x, y=y) as (x, y):
+
+                def closure(x=x, y=y):
+                    optimizer.zero_grad()
+                    loss = f.cross_entropy(model(x), y)
+                    loss.backward()
+                    nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+                    rec.log(loss=loss)
+                    return loss
+
+                optimizer.step(closure)
+    wrong, _ = disagreeing(tmp_path / "t")
+    assert wrong == []
+    names = {entry.name for entry in harness.open_trace(tmp_path / "t").entry(2).tensors}
+    for name in model.state_dict():
+        if name.endswith("weight"):
+            path = name.replace(".", "/")
+            assert {f"grads/{path}", f"update/clipped/{path}", f"optimizer/{path}/m"} <= names

@@ -109,8 +109,8 @@ class Adapter:
         Raises HarnessError where there is no such loop.
         """
         raise HarnessError(
-            "callback: only Keras' model.fit is recorded so; put `with rec.step(..)` of "
-            "harness.record into the loop"
+            "callback: give the model, of Keras or Lightning, whose fit is to be recorded; in a "
+            "loop of your own put `with rec.step(..)` of harness.record"
         )
 
     def tap(self, step: Step | None, name: str, value: Any) -> Any:

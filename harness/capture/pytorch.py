@@ -165,6 +165,8 @@ class PyTorch(Adapter):
         elif dtype and getattr(getattr(value, "dtype", None), "kind", "") == "f":
             value = value.astype(dtype)
         self._inputs[name] = value
+        if self._calls is not None:  # a batch more of the step that runs
+            self._calls.handed(self._inputs)
         return value
 
     def owned(self, value: Any) -> Any:
@@ -179,6 +181,14 @@ class PyTorch(Adapter):
         """A logged tensor is known by this name to what is made of it."""
         if self._calls:
             self._calls.call(value, name)
+
+    def callback(self, recorder: Any) -> Any:
+        """One for the Trainer of a LightningModule."""
+        from harness.capture.pytorch_trainer import recorded_trainer
+
+        if len(self.models) != 1:
+            raise HarnessError(f"callback: {len(self.models)} models; give the LightningModule")
+        return recorded_trainer(recorder, self.models[0], self.optimizers)
 
     def tap(self, step: Step | None, name: str, value: Any) -> Any:
         """A tensor inside of the model, which may be fed."""
@@ -231,7 +241,7 @@ class PyTorch(Adapter):
     ) -> Callable[[], None]:
         names = {id(p): n for n, p in params.items()}
 
-        def before(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        def prepare(optimizer: torch.optim.Optimizer) -> None:
             calls.collect(feed=True)
             calls.asleep(True)
             calls.updated_in = line()
@@ -246,6 +256,21 @@ class PyTorch(Adapter):
                         source = clipped if clipped in step.points else f"grads/{names[id(p)]}"
                         moved = update_of(optimizer, group, names[id(p)], source, rate)
                         calls.made_later.update(moved)
+
+        def before(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+            """The gradients are there now, or when the closure that makes them has run."""
+            own = kwargs.get("closure", args[1] if len(args) > 1 else None)
+            if own is None:
+                prepare(optimizer)
+                return None
+
+            def closure() -> Any:
+                calls.asleep(False)
+                result = own()
+                prepare(optimizer)
+                return result
+
+            return args[:1], {**kwargs, "closure": closure}
 
         def after(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
             calls.asleep(False)

@@ -347,7 +347,9 @@ class Calls(TorchFunctionMode):
     def _keep(self, function: str, kind: str, tensor: Tensor, made: Made | None) -> str:
         """What a rule keeps beside its result: a mask, or how a buffer is made."""
         if kind == "buffer":
-            self.made_later[self._names.get(id(tensor), "")] = made or UNKNOWN
+            name = self._names.get(id(tensor), "")
+            # Another batch of the step starts from what the first has left, which is no point.
+            self.made_later[name] = UNKNOWN if name in self.made_later else made or UNKNOWN
             return ""
         name = self.step.name(self._site(function))
         self.step.see(name, copied(tensor))

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -89,16 +89,17 @@ def record(
 
 
 def callback(*objects: Any, **options: Any) -> Any:
-    """Record what a training loop of the framework's own does: a callback for `model.fit`.
+    """Record what a training loop of the framework's own does: a callback for it.
 
     Args:
-        objects: the model; of Keras, a compiled one.
+        objects: the model; of Keras, a compiled one, and a LightningModule for a Trainer.
         options: those of `record`.
 
     Raises HarnessError for a framework that has no such loop.
 
     Example:
         model.fit(x, y, callbacks=[harness.callback(model)])
+        Trainer(callbacks=[harness.callback(module)]).fit(module, batches)
 
     """
     recorder = record(*objects, **options)
@@ -127,6 +128,7 @@ class Recorder:
         self._process = os.getpid()
         self._spent = self._started = 0.0
         self._loss: float | None = None
+        self._logged: dict[str, int] = {}  # how often in this step, by name
 
     def __enter__(self) -> Recorder:
         """Return the recorder."""
@@ -193,6 +195,8 @@ class Recorder:
 
     def _log_one(self, name: str, value: Any) -> None:
         assert self._now is not None
+        count = self._logged[name] = self._logged.get(name, 0) + 1
+        name = name if count == 1 else f"{name}:{count}"  # of another batch of the step
         known = self._adapter.made(value)
         if known == name:
             return
@@ -207,6 +211,10 @@ class Recorder:
     def handed(self, number: int, name: str) -> Any:
         """The input that is handed over to a step in place of the script's own, if any."""
         return self._replay.input(number, name)
+
+    def more(self, count: int, inputs: Mapping[str, Any]) -> list[Any]:
+        """One batch more of the step that is open, its number `count`; what it goes on with."""
+        return self._given({f"{name}:{count}": value for name, value in inputs.items()}, self._now)
 
     def undo(self) -> None:
         """The step that began last was none: a loop found no more data."""
@@ -236,17 +244,14 @@ class Recorder:
     def _begin_step(self, inputs: Mapping[str, Any]) -> tuple[Step | None, list[Any]]:
         """The step that begins, None where nothing of it is wanted; and its inputs."""
         number = self._number = self._number + 1
-        self._loss = None
+        self._loss, self._logged = None, {}
         if number == 1:
             self._adapter.load(self._replay.weights(), 0)
         if number >= self.run.start:
             self._adapter.load(self._replay.restart(number), number - 1)
         if self._writer is None:
             self._writer = self._open()
-        handed = [
-            self._adapter.given(name, value, self._replay.input(number, name), self.run.dtype)
-            for name, value in inputs.items()
-        ]
+        handed = self._given(inputs)
         wanted = number >= self.run.start and self._writer.wants_step(number)
         if self._forked or not (wanted or self._replay.within(number)):
             return None, handed
@@ -254,14 +259,28 @@ class Recorder:
         describe = partial(self._writer.described, number) if wanted else None
         deep = self.run.depth == "ops"
         step = Step(number, self._replay.feed(number), self._replay.seed, said, deep, describe)
-        for name, value in zip(inputs, handed, strict=True):
-            for point, tensor in self._adapter.inputs(name, value).items():
-                step.see(point, tensor)
+        self._see(step, inputs, handed)
         if number == 1:
             for name, tensor in self._adapter.state().items():
                 if not name.startswith("optimizer/"):
                     step.see(f"inputs/{name}", tensor)
         return step, handed
+
+    def _given(self, inputs: Mapping[str, Any], step: Step | None = None) -> list[Any]:
+        """What the step goes on with for its inputs; seen in it, where one is given."""
+        number = self._number
+        handed = [
+            self._adapter.given(name, value, self._replay.input(number, name), self.run.dtype)
+            for name, value in inputs.items()
+        ]
+        if step is not None:
+            self._see(step, inputs, handed)
+        return handed
+
+    def _see(self, step: Step, names: Iterable[str], handed: Sequence[Any]) -> None:
+        for name, value in zip(names, handed, strict=True):
+            for point, tensor in self._adapter.inputs(name, value).items():
+                step.see(point, tensor)
 
     def _end_step(self, step: Step | None) -> None:
         """Write what the step was, and say that it is done."""

@@ -130,7 +130,12 @@ class Step:
         return {name: at for name in self._ordered() if (at := self.points[name].source)}
 
     def _ordered(self) -> list[str]:
-        return sorted(self.points, key=_place)  # of one phase as they came: the sort is stable
+        names = sorted(self.points, key=_place)  # of one phase as they came: the sort is stable
+        first, last = LOSS
+        if first in self.points and last in self.points and _reads(self.points[first].made, last):
+            names.remove(last)  # what is minimised is a part of the loss that was logged before
+            names.insert(names.index(first), last)
+        return names
 
 
 @cache
@@ -138,6 +143,12 @@ def _place(name: str) -> tuple[int, int]:
     """Where a point stands in a step."""
     phase = next((i for i, phase in enumerate(PHASES) if name.startswith(phase)), len(PHASES))
     return phase, LOSS.index(name) + 1 if name in LOSS else 0
+
+
+def _reads(made: Made | None, name: str) -> bool:
+    """Whether a point is made from another."""
+    inner = made.operands if made else ()
+    return any(x == name or (isinstance(x, Made) and _reads(x, name)) for x in inner)
 
 
 def _can_be_said(made: Made) -> bool:
