@@ -411,6 +411,7 @@ def _notes(a: Trace, b: Trace, nan_equal: list[Place]) -> Iterable[str]:
     if nan_equal:
         first = nan_equal[0]
         yield f"both sides hold NaN, first in {first.tensor} of step {first.step}"
+    yield from (*a.notes, *b.notes)
     yield from nonfinite_notes(a, b)
     yield from _programs(a.header, b.header)
     spec_a, spec_b = _flat(a.header.spec), _flat(b.header.spec)

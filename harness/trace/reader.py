@@ -80,6 +80,8 @@ class Trace:
     wrote there.
     """
 
+    notes: tuple[str, ...] = ()  # what is to be said of it beside a comparison
+
     def __init__(self, path: str | Path, roles: Sequence[str] = ()) -> None:
         """Open a trace; `roles` (harness.trace.roles) rename its tensors by what they are.
 
