@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,24 +42,9 @@ class RankedTrace(Trace):
         self.ranks = {k: Trace(rank_folder(path, k), roles) for k in there}
         self.missing = tuple(k for k in range(count) if k not in self.ranks)
         common = set(self.steps).intersection(*(t.steps for t in self.ranks.values()))
-        last = max((t.steps[-1] for t in self.ranks.values() if t.steps), default=0)
-        self.short = {k: len(t.steps) for k, t in self.ranks.items() if last not in t.steps}
         self.steps = tuple(sorted(common))
-
-    @cached_property
-    def notes(self) -> tuple[str, ...]:
-        """Ranks that are missing or short, and the first shared tensor that ranks differ in."""
-        found = [f"{self.path}: rank {k} left no trace" for k in self.missing]
-        found += [
-            f"{self.path}: rank {k} is short: it finished {n} steps, and others more"
-            for k, n in self.short.items()
-        ]
-        for step in self.steps:
-            drift = self._drift(step)
-            if drift:
-                found.append(f"{self.path}: ranks differ in {drift} from step {step} on")
-                break
-        return tuple(found)
+        whole = not self.missing and all(t.header.complete for t in self.ranks.values())
+        self.header = replace(self.header, complete=whole)
 
     @cached_property
     def graph(self) -> Graph | None:
@@ -80,7 +65,12 @@ class RankedTrace(Trace):
             raise TraceError(f"{self.path}: no step {step} that all ranks finished")
         return RankedStep(self, {k: t.step(step) for k, t in self.ranks.items()})
 
-    def _drift(self, step: int) -> str | None:
+    def check(self) -> Iterator[tuple[int, list[str]]]:
+        """As that of one trace, of every rank's."""
+        for rank in self.ranks.values():
+            yield from rank.check()
+
+    def drift(self, step: int) -> str | None:
         """The first shared tensor of a step that is not the same on all ranks."""
         first, *rest = ({e.name: e for e in t.entry(step).tensors} for t in self.ranks.values())
         for name, entry in first.items():
@@ -140,3 +130,25 @@ def rank_name(name: str, rank: int) -> str:
 
 def _same(a: TensorEntry | None, b: TensorEntry) -> bool:
     return a is not None and (a.dtype, a.shape, a.hash) == (b.dtype, b.shape, b.hash)
+
+
+def rank_notes(trace: Trace) -> Iterator[str]:
+    """Ranks that are missing or stopped, and the first shared tensor that ranks differ in."""
+    if not isinstance(trace, RankedTrace):
+        return
+    yield from (f"{trace.path}: rank {k} left no trace" for k in trace.missing)
+    for k, one in trace.ranks.items():
+        if not one.header.complete:
+            yield f"{trace.path}: rank {k} stopped after {len(one.steps)} steps"
+    for step in trace.steps:
+        found = trace.drift(step)
+        if found:
+            yield f"{trace.path}: ranks differ in {found} from step {step} on"
+            return
+
+
+def single(trace: Trace) -> dict[str, Trace]:
+    """The traces of one process that a trace is of, by what is added to its label."""
+    if not isinstance(trace, RankedTrace):
+        return {"": trace}
+    return {f", rank {k}": one for k, one in trace.ranks.items()}

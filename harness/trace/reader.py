@@ -80,8 +80,6 @@ class Trace:
     wrote there.
     """
 
-    notes: tuple[str, ...] = ()  # what is to be said of it beside a comparison
-
     def __init__(self, path: str | Path, roles: Sequence[str] = ()) -> None:
         """Open a trace; `roles` (harness.trace.roles) rename its tensors by what they are.
 
@@ -357,7 +355,9 @@ def check_trace(
     A run that was stopped leaves a trace that is sound and not complete. `progress` is called with
     steps done and steps in all. Raises TraceError where the trace cannot be opened at all.
     """
-    trace = Trace(path)
+    from harness.trace.aligned import open_trace  # which rests on this module
+
+    trace = open_trace(path)
     faults: list[str] = []
     for done, (_, found) in enumerate(trace.check(), start=1):
         faults += found
