@@ -28,7 +28,7 @@ def fit(folder, *words):
 
 
 @needs_lightning
-@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_fit_is_recorded_and_computes_what_it_does_unwatched(accumulate, tmp_path):
     fit(tmp_path, "bare.pt", "--accumulate", accumulate)
     fit(tmp_path, "seen.pt", "--accumulate", accumulate, "--record")
@@ -48,6 +48,7 @@ def test_a_fit_is_recorded_and_computes_what_it_does_unwatched(accumulate, tmp_p
     assert len(right) > 12
 
 
+@pytest.mark.slow
 @needs_lightning
 def test_a_fit_is_a_side(tmp_path):
     sides = [f"mine={SCRIPT} a.pt --record --rate 0.02", f"theirs={SCRIPT} b.pt --record"]

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from harness.capture.adapter import Adapter, adapter_for
+from harness.capture.ranks import which_rank
 from harness.capture.replay import Replay
 from harness.capture.step import Step, line, logged
 from harness.capture.told import Told, told
@@ -20,6 +21,8 @@ from harness.errors import HarnessError
 from harness.models.entries import Made
 from harness.spec import Capture, Depth, Level, ScriptSpec, build
 from harness.trace import TraceWriter
+from harness.trace.ranks import KEY, rank_folder
+from harness.trace.schema import HEADER_FILE
 
 QUEUE = 1 << 30  # bytes of tensors that may wait to be written
 DIRECTORY = "traces"
@@ -61,7 +64,13 @@ def record(
                     rec.log(loss=loss)
 
     """
+    rank, ranks = which_rank()
     asked = told()
+    if asked and ranks > 1:
+        raise HarnessError(
+            f"rank {rank} of {ranks}: `harness run` starts scripts of one process: run this one by "
+            "itself (torchrun), and compare what it leaves with `harness diff` or `harness explain`"
+        )
     if asked:
         return Recorder(adapter_for(objects), asked.run, asked)
     name = label or _script()
@@ -76,6 +85,12 @@ def record(
         last=last,
     )
     path = str(out) if out is not None else str(Path(DIRECTORY) / f"{name}.trace")
+    if ranks > 1:
+        if (Path(path) / HEADER_FILE).exists():
+            raise HarnessError(
+                f"{path}: is the trace of one process: remove it, or give another out"
+            )
+        path = str(rank_folder(path, rank))
     run = build(
         ScriptSpec,
         label=name,
@@ -85,7 +100,7 @@ def record(
         capture=capture,
         depth=depth,
     )
-    return Recorder(adapter_for(objects), run)
+    return Recorder(adapter_for(objects), run, ranks=ranks)
 
 
 def callback(*objects: Any, **options: Any) -> Any:
@@ -117,10 +132,12 @@ def _script() -> str:
 class Recorder:
     """Writes the steps of a script as a trace; made by `record`."""
 
-    def __init__(self, adapter: Adapter, run: ScriptSpec, asked: Told | None = None) -> None:
+    def __init__(
+        self, adapter: Adapter, run: ScriptSpec, asked: Told | None = None, ranks: int = 1
+    ) -> None:
         """Nothing is written before the first step."""
         self.run = run
-        self._adapter, self._asked = adapter, asked
+        self._adapter, self._asked, self._ranks = adapter, asked, ranks
         self._writer: TraceWriter | None = None
         self._replay = Replay(run)
         self._now: Step | None = None
@@ -134,7 +151,7 @@ class Recorder:
         """Return the recorder."""
         if not Path(self.run.trace).parent.is_dir():
             try:
-                Path(self.run.trace).parent.mkdir(parents=True)
+                Path(self.run.trace).parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise HarnessError(f"{self.run.trace}: cannot be made: {error}") from None
         self._started = time.perf_counter()
@@ -232,7 +249,7 @@ class Recorder:
             label=run.label,
             dtype=adapter.dtype(),
             framework=adapter.versions(),
-            spec={"script": adapter.settings()},
+            spec={"script": adapter.settings(), **({KEY: self._ranks} if self._ranks > 1 else {})},
             capture=run.capture,
             queue=run.queue,
             threads=run.threads,

@@ -37,6 +37,7 @@ from harness.spec import Capture, build
 from harness.trace import Alignment, Header, Step, TensorEntry, Trace, open_trace
 from harness.trace.aligned import AlignedTrace
 from harness.trace.dtypes import BETWEEN, are_integers, is_float
+from harness.trace.ranks import rank_notes
 from harness.trace.sketch import GREATEST_ERROR, LIKELY_ERROR, ROUNDING
 
 __all__ = ["Difference", "DiffResult", "StepSummary", "Structure", "Value", "diff"]
@@ -411,6 +412,7 @@ def _notes(a: Trace, b: Trace, nan_equal: list[Place]) -> Iterable[str]:
     if nan_equal:
         first = nan_equal[0]
         yield f"both sides hold NaN, first in {first.tensor} of step {first.step}"
+    yield from (*rank_notes(a), *rank_notes(b))
     yield from nonfinite_notes(a, b)
     yield from _programs(a.header, b.header)
     spec_a, spec_b = _flat(a.header.spec), _flat(b.header.spec)

@@ -12,6 +12,7 @@ import numpy as np
 from harness.models.graph import Graph, below, name_of
 from harness.spec import CHECKPOINT
 from harness.trace import StepEntry, TensorEntry, Trace, TraceError
+from harness.trace.ranks import single
 from harness.trace.schema import INDEX_FILE, LINE_LIMIT
 
 # Slots that are made of the squares of gradients.
@@ -65,8 +66,8 @@ def nonfinite_notes(a: Trace, b: Trace) -> list[str]:
     """A sentence for each of two traces that holds a number that is not finite."""
     alike = a.header.label == b.header.label
     notes = []
-    for trace in (a, b):
-        label = str(trace.path) if alike else trace.header.label
+    for whole, (part, trace) in ((t, one) for t in (a, b) for one in single(t).items()):
+        label = (str(whole.path) if alike else whole.header.label) + part
         try:
             found = first_nonfinite(trace)
         except TraceError as error:

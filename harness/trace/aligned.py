@@ -18,6 +18,7 @@ from harness.trace.aligned_graph import graph_through
 from harness.trace.alignment import SLOTS, Alignment, Rule, Side
 from harness.trace.alignment_file import read_alignment
 from harness.trace.chain import Chain, MisfitError
+from harness.trace.ranks import RankedTrace, is_ranked
 from harness.trace.reader import Step, Trace
 from harness.trace.schema import Place, StepEntry, TensorEntry
 from harness.trace.statistics import describe
@@ -40,6 +41,10 @@ def open_trace(
     come in the names and layouts of b. Those of b itself come as they are, but that parts whose sum
     alone a has are shown as one. Raises HarnessError for a map that does not fit the trace.
     """
+    if is_ranked(path):
+        if alignment is not None:
+            raise HarnessError(f"{path}: traces of several ranks are not read by a map yet")
+        return RankedTrace(path, roles)
     if alignment is None:
         return Trace(path, roles)
     found = alignment if isinstance(alignment, Alignment) else read_alignment(alignment)
