@@ -72,10 +72,12 @@ def tokens(step):
     return text[:, :-1], text[:, 1:]
 
 
-def train(model, path, batches=images, steps=4, optimizer=None, clip=None, on=True, cast=False):
+def train(
+    model, path, batches=images, steps=4, optimizer=None, clip=None, on=True, cast=False, **options
+):
     """Train as a script would; with `on`, recorded."""
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=1e-2)
-    recorder = harness.record(model, optimizer, out=path) if on else nullcontext()
+    recorder = harness.record(model, optimizer, out=path, **options) if on else nullcontext()
     with recorder as rec:
         for i in range(steps):
             x, y = batches(i)
@@ -413,21 +415,8 @@ def test_what_a_trace_cannot_say_is_left_out_and_the_trace_can_be_read(tmp_path)
 @pytest.mark.parametrize("clip", ["norm", "value", None])
 def test_what_is_described_at_once_is_what_a_copy_would_have_been(clip, tmp_path):
     for level in ("full", "stats", "hash"):
-        torch.manual_seed(1)
-        model = Tokens(width=144)  # weights of 250 kB are described where they lie
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        with harness.record(model, optimizer, out=tmp_path / level, level=level) as rec:
-            for i in range(3):
-                with rec.step(x=tokens(i)[0]) as x:
-                    optimizer.zero_grad()
-                    loss = f.cross_entropy(model(x).flatten(0, -2), tokens(i)[1].flatten())
-                    loss.backward()
-                    if clip == "norm":
-                        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-                    elif clip == "value":
-                        nn.utils.clip_grad_value_(model.parameters(), 0.01)
-                    optimizer.step()
-                    rec.log(loss=loss)
+        model = made(Tokens, width=144)  # weights of 250 kB are described where they lie
+        train(model, tmp_path / level, tokens, 3, clip=clip, level=level)
     traces = {level: harness.open_trace(tmp_path / level) for level in ("full", "stats", "hash")}
     for number in (1, 2, 3):
         full, stats, hashed = (t.entry(number).tensors for t in traces.values())
@@ -436,68 +425,3 @@ def test_what_is_described_at_once_is_what_a_copy_would_have_been(clip, tmp_path
         assert [e.name for e in stats] == [e.name for e in full]
         assert [e.op for e in stats] == [e.op for e in full]
         assert max(e.size for e in full) * 4 > 1 << 16
-
-
-def test_a_loss_that_is_logged_for_each_of_several_batches_is_kept_for_each(tmp_path):
-    model = made(Convolutions)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    with harness.record(model, optimizer, out=tmp_path / "t") as rec:
-        for i in range(2):
-            with rec.step():
-                optimizer.zero_grad()
-                for x, y in (images(i), images(i + 5)):
-                    loss = f.cross_entropy(model(x), y)
-                    rec.log(loss=loss)  # before what is minimised is made of it
-                    (loss / 2).backward()
-                optimizer.step()
-    wrong, right = disagreeing(tmp_path / "t")
-    assert wrong == []
-    assert "forward/loss:2" in right
-
-
-def test_an_optimizer_whose_closure_makes_the_gradients_is_watched(tmp_path):
-    model = made(Convolutions)
-    optimizer = torch.optim.AdamW(model.parameters(), 0.01)
-    with harness.record(model, optimizer, out=tmp_path / "t") as rec:
-        for i in range(2):
-            x, y = images(i)
-            with rec.step(x=x, y=y) as (x, y):
-
-                def closure(x=x, y=y):
-                    optimizer.zero_grad()
-                    loss = f.cross_entropy(model(x), y)
-                    loss.backward()
-                    nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-                    rec.log(loss=loss)
-                    return loss
-
-                optimizer.step(closure)
-    wrong, _ = disagreeing(tmp_path / "t")
-    assert wrong == []
-    names = {entry.name for entry in harness.open_trace(tmp_path / "t").entry(2).tensors}
-    for name in model.state_dict():
-        if name.endswith("weight"):
-            path = name.replace(".", "/")
-            assert {f"grads/{path}", f"update/clipped/{path}", f"optimizer/{path}/m"} <= names
-
-
-def test_a_dropout_that_runs_twice_in_a_step_is_handed_the_mask_of_each_time(tmp_path):
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.drop, self.dense = nn.Dropout(0.5), nn.Linear(4, 4)
-
-        def forward(self, x):
-            return self.drop(self.dense(self.drop(x)))
-
-    led = {"inputs/mask/drop": np.eye(4, dtype=bool), "inputs/mask/drop:2": np.ones((4, 4), bool)}
-    model = made(Twice)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    with harness.record(model, optimizer, out=tmp_path / "t") as rec:
-        rec._replay.feed = lambda number: led.get
-        with rec.step(x=torch.ones(4, 4)) as x:
-            model(x).sum().backward()
-            optimizer.step()
-    step = harness.open_trace(tmp_path / "t").step(1)
-    for name, mask in led.items():
-        np.testing.assert_array_equal(step.read(step.find(name)), mask)

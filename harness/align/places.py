@@ -85,6 +85,7 @@ def placed(
         else place
         for place in _scored(a, b, tied, order, rules)
     ]
+    joined: set[tuple[str, str]] = set()  # layers of which a pair was taken
     while (found := _surest(scored)) is not None:
         place, rivals = found
         near_by = [other for other in rivals if other.score >= EQUAL]
@@ -93,7 +94,10 @@ def placed(
             sure = "certain"  # names that mean one thing in every trace
         yield Found((place.x,), (place.y,), place.chain, sure, place.by, "", False)
         left = [o for o in scored if o.x is not place.x and o.y is not place.y]
-        scored = list(_beside(left, place, rules))
+        if _layers(place) not in joined:
+            left = list(_beside(left, place, rules))
+        joined.add(_layers(place))
+        scored = left
 
 
 def _surest(scored: Sequence[Place]) -> tuple[Place, list[Place]] | None:

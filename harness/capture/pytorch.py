@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
@@ -24,9 +25,11 @@ from harness.capture.pytorch_calls import NORM, Calls
 from harness.capture.pytorch_compiled import Hooks, compiled_regions
 from harness.capture.pytorch_optim import SLOTS, hyperparameters, update_of
 from harness.capture.pytorch_tensors import copied, kept
+from harness.capture.pytorch_trainer import recorded_trainer
 from harness.capture.step import Step, line
 from harness.errors import HarnessError
 from harness.models.entries import Made
+from harness.trace.accept import accept
 from harness.trace.schema import TensorEntry
 from harness.trace.statistics import digest
 
@@ -184,8 +187,6 @@ class PyTorch(Adapter):
 
     def callback(self, recorder: Any) -> Any:
         """One for the Trainer of a LightningModule."""
-        from harness.capture.pytorch_trainer import recorded_trainer
-
         if len(self.models) != 1:
             raise HarnessError(f"callback: {len(self.models)} models; give the LightningModule")
         return recorded_trainer(recorder, self.models[0], self.optimizers)
@@ -326,7 +327,8 @@ def _see_norm(calls: Calls, step: Step) -> None:
     names = [n for n in step.points if n.startswith("grads/")]
     if NORM in step.points or not names or len(names) > MOST_COUNTED:
         return
-    each = [calls.norms[name] for name in names]
+    each = [calls.norms.get(n, step.points[n].array) for n in names]
+    each = [torch.linalg.vector_norm(x) for x in each]  # of a norm, the norm itself
     norm = torch.linalg.vector_norm(torch.stack([x.to(each[0].dtype) for x in each]))
     step.see(NORM, norm, Made("global_norm", tuple(names), {}))
 
@@ -356,10 +358,11 @@ def _see_clipped(calls: Calls, step: Step, params: Mapping[str, Tensor]) -> None
 def _same(a: Any, b: Tensor) -> bool:
     """Whether what was kept of a gradient, its elements or their digest, is what it is now."""
     if isinstance(a, TensorEntry):
-        return (str(b.dtype), digest(b.detach().numpy())) == (f"torch.{a.dtype}", a.hash)
+        now = accept(b, a.dtype)
+        return isinstance(now, np.ndarray) and (now.dtype.name, digest(now)) == (a.dtype, a.hash)
     if not isinstance(a, Tensor) or a.dtype != b.dtype or a.shape != b.shape:
         return False
-    b = b.detach().to(a.device)
+    b = (b if b.layout == torch.strided else b.to_dense()).detach().to(a.device)
     return bool(((a == b) | ((a != a) & (b != b))).all())  # NaN is what it was
 
 

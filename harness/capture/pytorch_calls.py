@@ -61,7 +61,7 @@ class Calls(TorchFunctionMode):
         self._read: set[str] = set()  # points that something was made of
         self._hooked: set[str] = set()  # points whose gradients are seen
         self._called: dict[str, str] = {}  # points that have got another name
-        self.norms: dict[str, Tensor] = {}  # of the gradients, by name
+        self.norms: dict[str, Tensor] = {}  # of gradients whose elements are not kept
         self._dirty = False
         self._slept = False
         self._handed_mask: Tensor | None = None
@@ -304,8 +304,8 @@ class Calls(TorchFunctionMode):
         if rule is not None:
             of = partial(self._operand, low=lowered(name, args))
             try:
-                kept = partial(self._kept, args, kwargs, result)
-                made = rule(Call(args, kwargs, result, of, partial(self._keep, name), kept))
+                mask = partial(self._kept, args, kwargs, result)
+                made = rule(Call(args, kwargs, result, of, partial(self._keep, name), mask))
             except (IndexError, TypeError, ValueError, AttributeError):
                 made = None  # called in a way that the rule does not know
             if made is not None:
@@ -415,8 +415,10 @@ class Calls(TorchFunctionMode):
             if p.grad is None:
                 continue
             point = f"grads/{name}"
-            self.step.see(point, kept(self.step, point, p.grad))
-            self.norms[point] = torch.linalg.vector_norm(p.grad.detach())
+            seen = kept(self.step, point, p.grad)
+            self.step.see(point, seen)
+            if not isinstance(seen, Tensor):  # its elements are not kept
+                self.norms[point] = torch.linalg.vector_norm(p.grad.detach())
             fed = self.step.onward(point, tuple(p.shape)) if feed else None
             if fed is not None:
                 with torch.no_grad():

@@ -76,29 +76,13 @@ def record(
     name = label or _script()
     first, last = steps
     capture = build(
-        Capture,
-        level=level,
-        include=include,
-        exclude=exclude,
-        every=every,
-        first=first,
-        last=last,
+        Capture, level=level, include=include, exclude=exclude, every=every, first=first, last=last
     )
-    path = str(out) if out is not None else str(Path(DIRECTORY) / f"{name}.trace")
-    if ranks > 1:
-        if (Path(path) / HEADER_FILE).exists():
-            raise HarnessError(
-                f"{path}: is the trace of one process: remove it, or give another out"
-            )
-        path = str(rank_folder(path, rank))
+    path = out if out is not None else Path(DIRECTORY) / f"{name}.trace"
+    trace = _of_rank(path, rank) if ranks > 1 else str(path)
+    argv, endless = tuple(sys.argv), 2**62
     run = build(
-        ScriptSpec,
-        label=name,
-        argv=tuple(sys.argv),
-        steps=2**62,
-        trace=path,
-        capture=capture,
-        depth=depth,
+        ScriptSpec, label=name, argv=argv, steps=endless, trace=trace, capture=capture, depth=depth
     )
     return Recorder(adapter_for(objects), run, ranks=ranks)
 
@@ -119,6 +103,16 @@ def callback(*objects: Any, **options: Any) -> Any:
     """
     recorder = record(*objects, **options)
     return recorder._adapter.callback(recorder)
+
+
+def _of_rank(path: str | Path, rank: int) -> str:
+    """Where one of several processes writes. HarnessError where the trace of a single one lies."""
+    if (Path(path) / HEADER_FILE).exists():
+        raise HarnessError(
+            f"{path}: is the trace of one process, and this is rank {rank} of several: remove it, "
+            "or give record another out"
+        )
+    return str(rank_folder(path, rank))
 
 
 def _script() -> str:

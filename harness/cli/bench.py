@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command("bench", epilog=example("harness bench --quick"))
-@click.option("--quick", is_flag=True, help="Two minutes: fewer sizes and rounds, no compilers.")
+@click.option("--quick", is_flag=True, help="Four minutes: fewer sizes and rounds, no compilers.")
 @click.option(
     "--only", metavar="A,B", help="Of twins, tracing, record, diff, startup. [default: all]"
 )

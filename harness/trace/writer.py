@@ -118,8 +118,7 @@ class TraceWriter:
             )
         self.capture = capture or Capture()
         self._keeps = keeps or self.capture.keeps
-        self.steps = self.steps_given = 0  # written, and handed over
-        self._last = 0
+        self.steps = self.steps_given = self._last = 0  # written, handed over, the last's number
         self._closed = self._raised = False
         self._given, self._large = 0, False  # bytes to be described; whether they are many
         self._owns = queue is None  # what is handed over, or else it is copied
