@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from harness.models.graph import Graph
+from harness.models.graph import Graph, Stage
 from harness.trace.reader import Step, Trace
 from harness.trace.schema import HEADER_FILE, StepEntry, TensorEntry, TraceError
 
 SHARED = ("params/", "inputs/params/", "grads/", "update/", "optimizer/")  # the same on all ranks
 KEY = "ranks"  # in the header's spec: how many processes the run had
+OWN = re.compile(r"(?P<phase>[^/]+)/rank(?P<rank>\d+)/(?P<rest>.+)")  # a name of one rank's alone
+# What a rank can go on with of a run in one process: what is the same on all ranks, or was first.
+STARTS = (*SHARED, "buffers/", "inputs/buffers/")
+
+T = TypeVar("T")
 
 
 def rank_folder(path: str | Path, rank: int) -> Path:
@@ -48,19 +54,32 @@ class RankedTrace(Trace):
 
     @cached_property
     def graph(self) -> Graph | None:
-        """None: each rank's own tensors make the shared ones together, which no stage says."""
-        return None
+        """The stages of all ranks.
+
+        Gradients have none: each is the mean of what the ranks made, of which no trace keeps one.
+        """
+        stages: dict[str, Stage] = {}
+        for k, trace in self.ranks.items():
+            own = trace.graph
+            whole = own.renamed(partial(whole_name, rank=k)) if own else Graph({})
+            stages = {**whole.stages, **stages}
+        stages = {n: stage for n, stage in stages.items() if not n.startswith("grads/")}
+        return Graph(stages) if stages else None
 
     def entry(self, step: int) -> StepEntry:
         """All tensors of a step, by the names of the whole."""
-        return self.step(step).entry
+        return self.ranked_step(step).entry
 
     def plain_entry(self, step: int) -> StepEntry:
         """As `entry`."""
         return self.entry(step)
 
-    def step(self, step: int) -> RankedStep:
+    def step(self, step: int) -> Step:
         """One step of all ranks."""
+        return self.ranked_step(step)
+
+    def ranked_step(self, step: int) -> RankedStep:
+        """The same."""
         if step not in self.steps:
             raise TraceError(f"{self.path}: no step {step} that all ranks finished")
         return RankedStep(self, {k: t.step(step) for k, t in self.ranks.items()})
@@ -108,13 +127,17 @@ class RankedStep(Step):
 
     def read(self, entry: TensorEntry) -> NDArray[Any]:
         """From the trace of its rank."""
-        step, own = self._places[entry.name]
+        step, own = self._place(entry)
         return step.read(own)
 
     def view(self, entry: TensorEntry) -> NDArray[Any]:
         """From the trace of its rank."""
-        step, own = self._places[entry.name]
+        step, own = self._place(entry)
         return step.view(own)
+
+    def _place(self, entry: TensorEntry) -> tuple[Step, TensorEntry]:
+        """Where it lies; one that has another name, by a map, says which it had."""
+        return self._places[entry.same_as.name if entry.same_as else entry.name]
 
     def strangers(self) -> list[str]:
         """Those of the ranks' files."""
@@ -128,12 +151,43 @@ def rank_name(name: str, rank: int) -> str:
     return f"{phase}/rank{rank}/{rest}" if slash else f"{phase}/rank{rank}"
 
 
+def whole_name(name: str, rank: int) -> str:
+    """The name that a tensor of one rank has among those of all."""
+    return name if name.startswith(SHARED) else rank_name(name, rank)
+
+
+def names_of_rank(tensors: Mapping[str, T], rank: int) -> dict[str, T]:
+    """What of the tensors of all ranks is of one, by the names that it has itself.
+
+    Of those of a run in one process, what all ranks have: no rank goes on with its whole batch.
+    """
+    own: dict[str, T] = {}
+    ranked = {name: found for name in tensors if (found := OWN.fullmatch(name))}
+    for name, tensor in tensors.items():
+        if name not in ranked and (ranked or name.startswith(STARTS)):
+            own[name] = tensor
+    for name, found in ranked.items():
+        if int(found["rank"]) == rank:
+            own[f"{found['phase']}/{found['rest']}"] = tensors[name]
+    return own
+
+
+def crosses_ranks(phase: str, a: Sequence[str], b: Sequence[str]) -> bool:
+    """Whether these are gradients of single ranks' losses, and of that of the whole batch.
+
+    They lie in the same place, and are other numbers: each loss is a mean over rows of its own.
+    """
+    ranked = [any(map(OWN.fullmatch, names)) for names in (a, b)]
+    return phase == "backward/" and ranked[0] != ranked[1]
+
+
 def _same(a: TensorEntry | None, b: TensorEntry) -> bool:
     return a is not None and (a.dtype, a.shape, a.hash) == (b.dtype, b.shape, b.hash)
 
 
 def rank_notes(trace: Trace) -> Iterator[str]:
     """Ranks that are missing or stopped, and the first shared tensor that ranks differ in."""
+    trace = getattr(trace, "own", trace)
     if not isinstance(trace, RankedTrace):
         return
     yield from (f"{trace.path}: rank {k} left no trace" for k in trace.missing)
@@ -149,6 +203,7 @@ def rank_notes(trace: Trace) -> Iterator[str]:
 
 def single(trace: Trace) -> dict[str, Trace]:
     """The traces of one process that a trace is of, by what is added to its label."""
-    if not isinstance(trace, RankedTrace):
+    own = getattr(trace, "own", trace)
+    if not isinstance(own, RankedTrace):
         return {"": trace}
-    return {f", rank {k}": one for k, one in trace.ranks.items()}
+    return {f", rank {k}": one for k, one in own.ranks.items()}
