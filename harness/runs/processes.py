@@ -362,7 +362,8 @@ class SideProcess:
         """Why a process ended that should not have, in words."""
         if code == 0 and not self.program.served:
             return _too_soon(job)
-        missing = re.search(r"No module named '([\w.]+)'", "\n".join(self._tail()))
+        tail = "\n".join(self._tail())
+        missing = re.search(r"No module named '([\w.]+)'", tail)
         if missing:
             return (
                 f"{self.python} has no module {missing[1]!r} ({self.program.needs}): pip install "
@@ -373,6 +374,11 @@ class SideProcess:
             name = signal.Signals(-code).name
             memory = " (out of memory, perhaps)" if -code == signal.SIGKILL else ""
             return f"killed by {name}{memory}"
+        if "EADDRINUSE" in tail or "Address already in use" in tail:
+            return (
+                f"exit code {code}: a port that it names is in use, by the other side perhaps: run "
+                "them one after the other (--sequential), or let the script take a free port"
+            )
         return f"exit code {code}"
 
 

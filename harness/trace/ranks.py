@@ -207,3 +207,25 @@ def single(trace: Trace) -> dict[str, Trace]:
     if not isinstance(own, RankedTrace):
         return {"": trace}
     return {f", rank {k}": one for k, one in own.ranks.items()}
+
+
+def rank_steps(path: str | Path) -> str:
+    """How far each rank came, in brackets; "" where a trace is of one process."""
+    if not is_ranked(path):
+        return ""
+    try:
+        trace = RankedTrace(path)
+    except TraceError as error:
+        return f" ({error})"
+    found = {
+        k: f"{len(one.steps)} step{'s' * (len(one.steps) != 1)}" for k, one in trace.ranks.items()
+    }
+    found |= dict.fromkeys(trace.missing, "no trace")
+    return f" ({', '.join(f'rank {k}: {text}' for k, text in sorted(found.items()))})"
+
+
+def drifted(name: str | None) -> tuple[str, int] | None:
+    """The tensor and the rank, where a name is of what one rank has of its own and should share."""
+    found = OWN.fullmatch(name or "")
+    shared = found and f"{found['phase']}/{found['rest']}"
+    return (shared, int(found["rank"])) if found and shared and shared.startswith(SHARED) else None
