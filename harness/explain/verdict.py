@@ -310,7 +310,10 @@ def _first_words(free: DiffResult) -> Iterable[str]:
             f"{first.tensor} at step {first.step}"
         )
     for note in free.notes:
-        if any(words in note for words in ("settings differ", "different", "is not finite")):
+        if any(
+            words in note
+            for words in ("settings differ", "ranks differ", "different", "is not finite")
+        ):
             yield note
 
 
@@ -465,8 +468,8 @@ def _same_tensors(free: DiffResult) -> str:
     drift = drifted(found.tensor)
     if drift:
         return (
-            f"from step {found.step} on rank {drift[1]} of {alone} has {drift[0]} of its own: ranks "
-            "must start alike, and take each step by the same gradients"
+            f"from step {found.step} on rank {drift[1]} of {alone} has {drift[0]} of its own: "
+            "ranks must start alike, and take each step by the same gradients"
         )
     if found.kind == "missing step" or not free.distances or free.distances[0][0] >= found.step:
         return f"trace the same names and shapes on both sides: harness show {free.a}; {free.b}"
