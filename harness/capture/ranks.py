@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -11,8 +12,7 @@ from typing import Any
 from harness.trace.ranks import rank_folder
 from harness.trace.schema import HEADER_FILE
 
-PATIENCE = 60.0  # seconds in which the other ranks, which have the same steps, have to end
-WHOLE = b'"complete": true'
+PATIENCE = 20.0  # seconds in which the traces of the other ranks, which have the same steps, grow
 
 
 def which_rank() -> tuple[int, int]:
@@ -35,20 +35,35 @@ def which_rank() -> tuple[int, int]:
     return (rank, ranks) if 0 <= rank < ranks else (0, 1)
 
 
-def await_others(trace: str, ranks: int) -> None:
-    """Wait until the traces of all ranks but the first are whole, or for as long as is fair.
+def await_others(trace: str, ranks: int) -> list[int]:
+    """Wait until the traces of all ranks but the first are whole; which are not, and grow no more.
 
     `trace` is that of the first. What is said to have ended is read at once by whoever hears it.
     """
-    whole, until = Path(trace).parent, time.monotonic() + PATIENCE
-    waiting = [rank_folder(whole, rank) / HEADER_FILE for rank in range(1, ranks)]
-    while waiting and time.monotonic() < until:
-        waiting = [header for header in waiting if not _whole(header)]
+    folders = {rank: rank_folder(Path(trace).parent, rank) for rank in range(1, ranks)}
+    seen, until, steps = -1, 0.0, _steps(Path(trace))
+    while waiting := [rank for rank, folder in folders.items() if _steps(folder) != steps]:
+        size = sum(_size(folders[rank]) for rank in waiting)
+        if size != seen:
+            seen, until = size, time.monotonic() + PATIENCE
+        if time.monotonic() > until:
+            break
         time.sleep(0.01)
+    return waiting
 
 
-def _whole(header: Path) -> bool:
+def _steps(folder: Path) -> int | None:
+    """How many steps a trace that is whole has; None for one that is not."""
     try:
-        return WHOLE in header.read_bytes()
+        header = json.loads((folder / HEADER_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None  # not there yet
+    steps: int | None = header["steps"]
+    return steps
+
+
+def _size(folder: Path) -> int:
+    try:
+        return sum(file.stat().st_size for file in folder.iterdir())
     except OSError:
-        return False  # not there yet
+        return 0  # not there yet, or a file has just got its name

@@ -32,10 +32,10 @@ class Told:
             self._channel.sendall(encode(fields))
 
     def end(self, ranks: int) -> None:
-        """Say that all steps are, of all ranks."""
-        if self._channel and ranks > 1:
-            await_others(self.run.trace, ranks)
-        self.report(ended=self._path, failed=None)
+        """Say that all steps are, of all ranks; or which have stopped before."""
+        short = await_others(self.run.trace, ranks) if self._channel else []
+        said = f"{', '.join(f'rank {rank}' for rank in short)} stopped before its last step"
+        self.report(ended=self._path, failed=said if short else None)
 
 
 def told(rank: int, ranks: int) -> Told | None:

@@ -16,6 +16,7 @@ from harness.trace.reader import Step, Trace
 from harness.trace.schema import HEADER_FILE, StepEntry, TensorEntry, TraceError
 
 SHARED = ("params/", "inputs/params/", "grads/", "update/", "optimizer/")  # the same on all ranks
+WEIGHTS = ("params/", "inputs/params/")
 KEY = "ranks"  # in the header's spec: how many processes the run had
 OWN = re.compile(r"(?P<phase>[^/]+)/rank(?P<rank>\d+)/(?P<rest>.+)")  # a name of one rank's alone
 # What a rank can go on with of a run in one process: what is the same on all ranks, or was first.
@@ -49,7 +50,8 @@ class RankedTrace(Trace):
         self.missing = tuple(k for k in range(count) if k not in self.ranks)
         common = set(self.steps).intersection(*(t.steps for t in self.ranks.values()))
         self.steps = tuple(sorted(common))
-        whole = not self.missing and all(t.header.complete for t in self.ranks.values())
+        alike = {t.steps for t in self.ranks.values()} == {self.steps}
+        whole = alike and not self.missing and all(t.header.complete for t in self.ranks.values())
         self.header = replace(self.header, complete=whole)
 
     @cached_property
@@ -89,26 +91,32 @@ class RankedTrace(Trace):
         for rank in self.ranks.values():
             yield from rank.check()
 
-    def drift(self, step: int) -> str | None:
-        """The first shared tensor of a step that is not the same on all ranks."""
-        first, *rest = ({e.name: e for e in t.entry(step).tensors} for t in self.ranks.values())
-        for name, entry in first.items():
-            if name.startswith(SHARED) and not all(_same(o.get(name), entry) for o in rest):
-                return name
-        return None
-
 
 class RankedStep(Step):
     """A step of all ranks, whose tensors lie in the traces of each."""
 
     def __init__(self, trace: RankedTrace, steps: dict[int, Step]) -> None:
-        """Those that are the same on all ranks once; a shared one that is not, of each rank."""
+        """Those that are the same on all ranks once, the others of each rank.
+
+        Where ranks drift apart, what rank 0 has goes by the plain names, so that it is compared.
+        """
         named = {k: {e.name: e for e in step.entries} for k, step in steps.items()}
-        first = named[0]
+        first, *rest = named.values()
+        apart = [
+            name
+            for name in first
+            if name.startswith(SHARED) and not all(_same(o.get(name), first[name]) for o in rest)
+        ]
+        # Gradients that are not the same and make the same weights are yet to be reduced.
+        drifted = any(n.startswith(WEIGHTS) for n in apart) or not any(
+            n.startswith(WEIGHTS) for n in first
+        )
+        self.drift = apart[0] if apart and drifted else None
+        local = () if drifted else apart
         self._places: dict[str, tuple[Step, TensorEntry]] = {}
         tensors: list[TensorEntry] = []
         for name in dict.fromkeys(n for entries in named.values() for n in entries):
-            shared = name.startswith(SHARED) and name in first
+            shared = name.startswith(SHARED) and name in first and name not in local
             for k, entries in named.items():
                 entry = entries.get(name)
                 if entry is None or (shared and k and _same(entry, first[name])):
@@ -156,6 +164,11 @@ def whole_name(name: str, rank: int) -> str:
     return name if name.startswith(SHARED) else rank_name(name, rank)
 
 
+def crosses(a: Sequence[str], b: Sequence[str]) -> bool:
+    """Whether tensors of single ranks are paired with those of a run in one process."""
+    return any(map(OWN.fullmatch, a)) != any(map(OWN.fullmatch, b))
+
+
 def names_of_rank(tensors: Mapping[str, T], rank: int) -> dict[str, T]:
     """What of the tensors of all ranks is of one, by the names that it has itself.
 
@@ -177,12 +190,12 @@ def crosses_ranks(phase: str, a: Sequence[str], b: Sequence[str]) -> bool:
 
     They lie in the same place, and are other numbers: each loss is a mean over rows of its own.
     """
-    ranked = [any(map(OWN.fullmatch, names)) for names in (a, b)]
-    return phase == "backward/" and ranked[0] != ranked[1]
+    return phase == "backward/" and crosses(a, b)
 
 
 def _same(a: TensorEntry | None, b: TensorEntry) -> bool:
-    return a is not None and (a.dtype, a.shape, a.hash) == (b.dtype, b.shape, b.hash)
+    """Whether a rank has the same tensor, or keeps none of it (slots of some optimizers)."""
+    return a is None or (a.dtype, a.shape, a.hash) == (b.dtype, b.shape, b.hash)
 
 
 def rank_notes(trace: Trace) -> Iterator[str]:
@@ -191,11 +204,12 @@ def rank_notes(trace: Trace) -> Iterator[str]:
     if not isinstance(trace, RankedTrace):
         return
     yield from (f"{trace.path}: rank {k} left no trace" for k in trace.missing)
+    most = max(len(one.steps) for one in trace.ranks.values())
     for k, one in trace.ranks.items():
-        if not one.header.complete:
+        if not one.header.complete or len(one.steps) < most:
             yield f"{trace.path}: rank {k} stopped after {len(one.steps)} steps"
     for step in trace.steps:
-        found = trace.drift(step)
+        found = trace.ranked_step(step).drift
         if found:
             yield f"{trace.path}: ranks differ in {found} from step {step} on"
             return
