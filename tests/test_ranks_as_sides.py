@@ -139,7 +139,7 @@ def test_a_module_is_a_side_and_an_earlier_trace_of_ranks_is_replaced(tmp_path, 
 def test_a_process_that_comes_second_is_told_what_to_do(tmp_path):
     mine = two(tmp_path, "mine")
     path = Path(mine)
-    path.write_text(path.read_text().replace('"WORLD_SIZE": "2"', '"WORLD_SIZE": "1"'))
+    path.write_text(path.read_text().replace('"RANK": str(k), "WORLD_SIZE": "2"', ""))
     result = run(tmp_path, mine)  # that of the first that came
     assert harness.open_trace(result.traces["mine"]).header.complete
     log = (tmp_path / "out" / "mine.log").read_text()

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from harness.capture.ranks import await_others
 from harness.errors import HarnessError
-from harness.side.serving import CHANNEL_VARIABLE, RUN_VARIABLE, encode
+from harness.side.serving import CHANNEL_VARIABLE, RUN_VARIABLE, WELCOME, encode
 from harness.spec import ScriptSpec, load_script
 from harness.trace.ranks import rank_folder
 
@@ -56,11 +56,14 @@ def _connected(where: str) -> socket.socket:
     channel = socket.socket(socket.AF_UNIX)
     try:
         channel.connect(where)
+        heard = channel.recv(len(WELCOME))
     except OSError:
+        heard = b""
+    if heard != WELCOME:
         channel.close()
         raise HarnessError(
             f"channel {where} is not open: another process of this script records for the same "
             "`harness run`, or that has ended; of several processes that train together each must "
             "know its rank: set up the process group, or RANK and WORLD_SIZE, before harness.record"
-        ) from None
+        )
     return channel

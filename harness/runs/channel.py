@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from harness.side.serving import WELCOME
+
 BEAT = 0.05  # seconds after which a process that says nothing yet is looked at
 
 
@@ -33,7 +35,9 @@ class Door:
         try:
             while True:
                 try:
-                    return self._socket.accept()[0]
+                    channel = self._socket.accept()[0]
+                    channel.sendall(WELCOME)
+                    return channel
                 except TimeoutError:
                     if last:
                         return None
