@@ -75,6 +75,18 @@ def test_a_rank_that_is_short_or_gone_is_named(
     assert any("rank 1 left no trace" in note for note in harness.diff(a, b).notes)
 
 
+def test_a_rank_that_ended_well_and_early_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that stopped is."""
+    a, b = (_write(tmp_path / f"{n}.trace", monkeypatch) for n in "ab")
+    monkeypatch.setenv("RANK", "1")
+    with harness.record(out=a) as rec, rec.step(x=np.full(3, 1.0)):
+        rec.log(params={"w": np.full(2, 1.0)})
+    assert f"{a}: rank 1 stopped after 1 of 3 steps" in harness.diff(a, b).notes
+    assert not check_trace(a).complete
+
+
 def test_a_damaged_rank_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every rank's files are read by trace check."""
     a = _write(tmp_path / "a.trace", monkeypatch)

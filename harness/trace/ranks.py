@@ -207,7 +207,7 @@ def rank_notes(trace: Trace) -> Iterator[str]:
     most = max(len(one.steps) for one in trace.ranks.values())
     for k, one in trace.ranks.items():
         if not one.header.complete or len(one.steps) < most:
-            yield f"{trace.path}: rank {k} stopped after {len(one.steps)} steps"
+            yield f"{trace.path}: rank {k} stopped after {len(one.steps)} of {most} steps"
     for step in trace.steps:
         found = trace.ranked_step(step).drift
         if found:
