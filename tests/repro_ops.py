@@ -63,7 +63,7 @@ def written(dialect, name, example):
 def run(made):
     """What a program computes."""
     np.savez("inputs.npz", **made.inputs)
-    space = {}
+    space = {"__file__": "repro.py"}
     with contextlib.redirect_stdout(io.StringIO()):
         exec(compile(made.text, "repro", "exec"), space)
     return space["value"]

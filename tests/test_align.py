@@ -243,3 +243,15 @@ def test_other_weights_under_other_names_are_paired_layer_by_layer(tmp_path):
         "head": "3/weight",
         "off": "3/bias",
     }
+
+
+def test_biases_of_one_gradient_that_start_as_two_of_the_other_side_are_no_parts_of_one(tmp_path):
+    draw = np.random.default_rng(0)
+    out, narrow, gradient, other = draw.normal(size=(4, 8))
+    for label, second in (("a", gradient), ("b", other)):  # a has detached the branch of `out`
+        given = {"inputs/params/out/bias": out, "inputs/params/narrow/bias": narrow}
+        grads = {"grads/out/bias": second, "grads/narrow/bias": gradient}
+        with harness.TraceWriter(tmp_path / label, label=label, dtype="float64") as trace:
+            trace.write(1, {**given, "forward/loss": 1.0, **grads})
+    found = harness.align(tmp_path / "a", tmp_path / "b").params
+    assert {(m.a, m.b) for m in found} == {((n,), (n,)) for n in ("out/bias", "narrow/bias")}

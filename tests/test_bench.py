@@ -346,6 +346,7 @@ def test_the_command_prints_one_object_and_writes_its_report(tmp_path, monkeypat
     assert report.with_suffix(".png").exists()
 
 
+@pytest.mark.slow
 def test_what_recording_costs_is_timed_against_the_bare_script(tmp_path):
     plan = recording.Plan((recording.TINY._replace(held=True),), 1, 2)
     ticked = []

@@ -70,9 +70,11 @@ def test_the_page_about_recording(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_page_about_scripts_as_sides(tmp_path):
+def test_the_pages_about_scripts_as_sides(tmp_path):
     write_programs("record.md", tmp_path)
     check("run-scripts.md", tmp_path)
+    check("align.md", tmp_path)
+    check("read-a-report.md", tmp_path)
 
 
 def test_a_line_that_is_not_printed_is_seen():

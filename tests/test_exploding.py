@@ -149,7 +149,9 @@ def test_other_settings_trace_through_it_too(twin, tmp_path, fields):
     assert trace.header.level == "hash" or first_not_finite(trace)
 
 
-@pytest.mark.parametrize("fields", [{"compile": True}, {"autograd": True}], ids=str)
+@pytest.mark.parametrize(
+    "fields", [pytest.param({"compile": True}, marks=pytest.mark.slow), {"autograd": True}], ids=str
+)
 def test_compiled_steps_and_autograd_trace_through_it_too(side, tmp_path, fields):
     side("train", exploding(tmp_path, "side", "huge", **fields))
     assert not_finite(whole(tmp_path, "side"))

@@ -67,6 +67,7 @@ def test_products_in_less_precision_are_told_from_a_bug_and_the_side_is_named(la
     assert found.where.dtype == "float32"
 
 
+@pytest.mark.slow
 def test_free_runs_past_the_edge_of_stability_are_rounding_in_both_precisions(lab):
     for dtype in ("float32", "float64"):
         runs, found = run(lab, {"lr": "30", "dtype": dtype}, steps=12)
@@ -111,6 +112,7 @@ def test_a_run_that_fails_in_float64_is_told_of_and_float32_is_judged_alone(lab,
     assert any("failed after step 0" in line and "gone.npz" in line for line in judged.evidence)
 
 
+@pytest.mark.slow
 def test_the_steps_that_are_judged_are_limited_where_the_traces_would_be_large(lab, monkeypatch):
     monkeypatch.setattr("harness.runs.investigation.LARGE", 1000)
     runs, found = run(lab, steps=6, faults={"pt": ("clip-elementwise",)})

@@ -207,6 +207,7 @@ def kept(folder):
     return sorted(p.suffix for p in Path(folder).rglob("*") if p.suffix in (".nbc", ".nbi"))
 
 
+@pytest.mark.slow
 def test_machine_code_is_kept_in_a_folder_named_by_what_it_depends_on(tmp_path):
     assert run_python(PROVE, NUMBA_CACHE_DIR=str(tmp_path)) == ["9", "True"]
     (folder,) = tmp_path.iterdir()
@@ -265,6 +266,7 @@ def test_an_edit_of_the_constants_is_not_answered_by_older_machine_code(tmp_path
     assert len(list((tmp_path / "kept").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_older_machine_code_that_is_found_all_the_same_is_made_anew(tmp_path):
     code = "from harness.kernels import cache\ncache.digest = lambda sources: 'same'\n" + PROVE
     assert before_and_after_an_edit(tmp_path, code) == (["9", "True"], ["9", "True"])

@@ -215,6 +215,7 @@ def test_where_no_golden_trace_can_be_is_said(run, pytester):
     assert list((pytester.path / "x").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_workers_may_write_the_same_golden_trace(run, pytester):
     body = """
 @pytest.mark.parametrize("number", range(6))

@@ -479,3 +479,25 @@ def test_an_optimizer_whose_closure_makes_the_gradients_is_watched(tmp_path):
         if name.endswith("weight"):
             path = name.replace(".", "/")
             assert {f"grads/{path}", f"update/clipped/{path}", f"optimizer/{path}/m"} <= names
+
+
+def test_a_dropout_that_runs_twice_in_a_step_is_handed_the_mask_of_each_time(tmp_path):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop, self.dense = nn.Dropout(0.5), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.drop(self.dense(self.drop(x)))
+
+    led = {"inputs/mask/drop": np.eye(4, dtype=bool), "inputs/mask/drop:2": np.ones((4, 4), bool)}
+    model = made(Twice)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with harness.record(model, optimizer, out=tmp_path / "t") as rec:
+        rec._replay.feed = lambda number: led.get
+        with rec.step(x=torch.ones(4, 4)) as x:
+            model(x).sum().backward()
+            optimizer.step()
+    step = harness.open_trace(tmp_path / "t").step(1)
+    for name, mask in led.items():
+        np.testing.assert_array_equal(step.read(step.find(name)), mask)

@@ -279,6 +279,7 @@ def close_to(values, dtype):
         yield array, (array * (1 + size * draw.choice((-1, 1), array.shape))).astype(dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_baselines_fail_where_the_functions_they_stand_for_do(tmp_path, dtype):
     pairs = list(close_to([3.0, -0.02, 1e-9, 0.0, 40.0], dtype))

@@ -81,6 +81,7 @@ def test_a_zoomed_run_ends_as_a_full_trace_does(lab, name):
     assert open_trace(window.traces["pt"]).steps == tuple(range(max(1, step - 2), step + 2))
 
 
+@pytest.mark.slow
 def test_a_bug_behind_rounding_that_has_passed_the_tolerance_is_found_by_its_jump(lab):
     found = zoomed(lab, 40, {"lr": "15"}, tf=["state-not-reset"])
     first, second = found.zoom.windows

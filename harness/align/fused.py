@@ -192,12 +192,20 @@ def sums(a: Sequence[Unit], b: Sequence[Unit], rules: Rules) -> Iterator[Found]:
             continue
         chain = Chain((Move("sum", (len(group),)), *fit.chains[0].moves))
         proven = _adds_up(group, y, chain)
+        if not proven and _given_apart(group, b):
+            continue  # a branch that one side has detached: its bias is one, and not a part
         by = ("values",) if proven else ("gradients",)
         sure: Sure = "likely"
         if proven and len(fit.chains) == 1 and fit.bits >= PROOF:
             sure = "certain"
         yield Found(tuple(group), (y,), chain, sure, by)
         left.discard(y)
+
+
+def _given_apart(group: Sequence[Unit], b: Sequence[Unit]) -> bool:
+    """Whether one of a group starts with the numbers that a parameter of b starts with."""
+    found = (facet for _, _, facets in candidates(group, b) for facet in facets)
+    return any(prefix.startswith("inputs/") for _, prefix in found)
 
 
 def _same_gradient(units: Sequence[Unit]) -> list[tuple[list[Unit], Facet]]:

@@ -90,9 +90,13 @@ class Step:
         return None if self._describe is None else self._describe(name, tensor)
 
     def mask(self, name: str, shape: tuple[int, ...], rate: float) -> Array | None:
-        """What the next dropout of the step keeps, where that is handed over; None: its own."""
+        """What the next dropout of the step keeps, where that is handed over; None: its own.
+
+        It is that of the point which `name` gives next: a layer may run several times in a step.
+        """
         site, self._sites = self._sites, self._sites + 1
-        fed = self.onward(name, shape)
+        count = self._calls.get(name, 0) + 1
+        fed = self.onward(name if count == 1 else f"{name}:{count}", shape)
         if fed is None and self._seed is not None:
             fed = randomness.mask(self._seed, site, self.number, shape, rate)
         return fed

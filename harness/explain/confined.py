@@ -26,7 +26,7 @@ def rate(trial: Trial) -> Cause | None:
     """A learning rate that a script sets, and no stage of a trace makes: what each side took."""
     case = trial.case
     stage = case.graph.value(case.tensor) if case.graph else None
-    if not case.tensor.startswith("update/learning_rate") or case.b.size != 1:
+    if not case.tensor.startswith("update/learning_rate") or {case.a.size, case.b.size} != {1}:
         return None
     x, y = (float(own(case, side).reshape(())) for side in SIDES)
     if (stage is not None and stage.op != "given") or not math.isfinite(x) or not y:
@@ -34,7 +34,12 @@ def rate(trial: Trial) -> Cause | None:
     words = f"{case.labels[0]} takes {figure(x)}, {figure(x / y)} times the {figure(y)} of "
     words += case.labels[1]
     mine, theirs = (case.lookup(side, case.step - 1, case.tensor) for side in SIDES)
-    if mine is not None and theirs is not None and np.array_equal(mine, theirs):
+    if (
+        mine is not None
+        and theirs is not None
+        and theirs.size == 1
+        and np.array_equal(mine, theirs)
+    ):
         words += (
             f"; both took {figure(float(theirs.reshape(())))} at step {case.step - 1}: compare "
             "how the schedules change it there"

@@ -177,7 +177,7 @@ def written(
     integers = frozenset(f.variable for f in leaves.values() if f.array.dtype.kind in "iub")
     writer = Writer(dialect, shape_of, names, dtype, step, integers)
     dialect.begin(writer)
-    writer.add('given = np.load("inputs.npz")')
+    writer.add('given = np.load(Path(__file__).with_name("inputs.npz"))')
     listed = _list_of(own, leaves, writer, dialect, label)
     inputs = {f"{label}/traced": traced}
     for x, leaf in leaves.items():
@@ -259,7 +259,7 @@ def plain(x: Array) -> Array:
 
 def _joined(title: str, w: Writer) -> str:
     """The whole text: what it is, imports, formulas, lines."""
-    needed = dict.fromkeys(["import numpy as np", *w.imports])
+    needed = dict.fromkeys(["from pathlib import Path", "import numpy as np", *w.imports])
     body = "\n".join(w.lines)
     functions = "\n\n\n".join(w.functions.values())
     head = [f'"""{title}"""', ""]
