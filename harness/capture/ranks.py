@@ -26,7 +26,7 @@ def which_rank() -> tuple[int, int]:
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     jax: Any = sys.modules.get("jax")
-    if jax is not None and jax.distributed.is_initialized():
+    if jax is not None and getattr(jax.distributed, "is_initialized", bool)():
         return jax.process_index(), jax.process_count()
     try:
         rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
