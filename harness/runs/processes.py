@@ -324,6 +324,14 @@ class SideProcess:
             self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self._broken = self._broken or "it closed its channel and went on"
+            self._process.terminate()  # what started its ranks ends them, too
+            self._end_process()
+
+    def _end_process(self) -> None:
+        """Wait for the process, which was told to end; kill it where it does not."""
+        try:
+            self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
 
@@ -343,11 +351,9 @@ class SideProcess:
     def stop(self) -> None:
         """End the process if it still runs; what it has traced stays."""
         self.ask_to_stop()
-        try:
-            self._process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        if self._over:
+            self._reader.join(2 * PATIENCE)
+        self._end_process()
         self._reader.join(2 * PATIENCE)  # whoever observes a run may never come back
 
     def _tail(self) -> list[str]:
