@@ -13,6 +13,7 @@ from harness.capture.ranks import which_rank
 from harness.models.graph import name_of, references
 from harness.trace import check_trace, remove_trace
 from harness.trace.ranks import names_of_rank, rank_steps
+from harness.trace.sketched import write_sketched
 
 
 def _write(folder: Path, monkeypatch: pytest.MonkeyPatch, drift: bool = False) -> Path:
@@ -85,6 +86,18 @@ def test_a_rank_that_ended_well_and_early_is_short(
         rec.log(params={"w": np.full(2, 1.0)})
     assert f"{a}: rank 1 stopped after 1 of 3 steps" in harness.diff(a, b).notes
     assert not check_trace(a).complete
+
+
+def test_a_golden_trace_of_ranks_is_one_trace_with_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept of them in a test is compared with what they leave later."""
+    trace = harness.open_trace(_torch(tmp_path / "a.trace", monkeypatch, 2))
+    assert trace.header.program is not None
+    write_sketched(trace, tmp_path / "golden", "golden", trace.header.program)
+    assert check_trace(tmp_path / "golden").faults == ()
+    found = harness.diff(trace.path, tmp_path / "golden")
+    assert (found.status, found.structure) == ("identical", ())
 
 
 def test_a_damaged_rank_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,10 @@ class RankedTrace(Trace):
         """One step of all ranks."""
         return self.ranked_step(step)
 
+    def plain_step(self, step: int) -> Step:
+        """The same: its names are made here."""
+        return self.ranked_step(step)
+
     def ranked_step(self, step: int) -> RankedStep:
         """The same."""
         if step not in self.steps:
