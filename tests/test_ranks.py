@@ -88,6 +88,22 @@ def test_a_rank_that_ended_well_and_early_is_short(
     assert not check_trace(a).complete
 
 
+def test_sketches_of_a_rank_are_compared_with_its_elements(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of two traces keeps them: a sketch is that of the name which the rank has."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        for name in ("full", "stats"):
+            x = np.random.default_rng(rank).normal(size=1000) * (1 + 1e-15 * (name == "full"))
+            with harness.record(out=tmp_path / name, level=name) as rec, rec.step():
+                rec.log(params={"w": x[:3].round()}, forward={"x": x})
+    found = harness.diff(tmp_path / "full", tmp_path / "stats")
+    assert found.status == "close"
+    assert found.onset.tensor == "forward/rank0/x"
+
+
 def test_a_golden_trace_of_ranks_is_one_trace_with_their_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,12 +12,11 @@ from numpy.typing import NDArray
 
 from harness.models.graph import Graph, Stage
 from harness.trace.reader import Step, Trace
-from harness.trace.schema import HEADER_FILE, StepEntry, TensorEntry, TraceError
+from harness.trace.schema import HEADER_FILE, OWN, StepEntry, TensorEntry, TraceError
 
 SHARED = ("params/", "inputs/params/", "grads/", "update/", "optimizer/")  # the same on all ranks
 WEIGHTS = ("params/", "inputs/params/")
 KEY = "ranks"  # in the header's spec: how many processes the run had
-OWN = re.compile(r"(?P<phase>[^/]+)/rank(?P<rank>\d+)/(?P<rest>.+)")  # a name of one rank's alone
 # What a rank can go on with of a run in one process: what is the same on all ranks, or was first.
 STARTS = (*SHARED, "buffers/", "inputs/buffers/")
 
