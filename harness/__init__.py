@@ -12,6 +12,7 @@ Example:
 """
 
 from importlib import import_module
+from os import environ
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -100,3 +101,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+if "HARNESS_DTYPE" in environ:  # a process that `harness run` has started, or one of such a one's
+    import_module("harness.capture.boot").set_dtype(environ["HARNESS_DTYPE"])

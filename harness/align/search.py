@@ -19,6 +19,7 @@ from harness.errors import HarnessError
 from harness.kernels.floats import standard_floats
 from harness.trace import Alignment, Match, Trace, open_trace
 from harness.trace.alignment import SECTIONS
+from harness.trace.ranks import crosses
 
 PLACED = ("points", "params", "buffers", "others")  # which layer parts first says of its weights
 STEPS = 2  # the first ones, by which tensors are told apart
@@ -117,6 +118,13 @@ class _Search:
         self.take(section, list(grouped(*self.left(section), self.found[section], order)))
         a, b = self.left(section)
         self.take(section, list(placed(a, b, self.tied[section], order, self.rules)))
+        # What one rank has of its own is a part of nothing that its numbers do not say it is.
+        self.found[section] = [
+            found
+            for found in self.found[section]
+            if "values" in found.by
+            or not crosses(*([u.whole_name for u in side] for side in (found.a, found.b)))
+        ]
         if section == "params":
             self.found[section] = biases_together(self.found[section], *self.left(section))
 

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-DTYPE_VARIABLE = "HARNESS_DTYPE"
-
 
 class _Torch(importlib.abc.MetaPathFinder):
     """Sets PyTorch's default dtype as soon as it is imported, and not before: it takes seconds."""
@@ -42,11 +40,25 @@ class _Torch(importlib.abc.MetaPathFinder):
         return spec
 
 
-def main() -> None:
-    """Run the script that the arguments name, as `python script.py` would."""
-    dtype = os.environ.get(DTYPE_VARIABLE)
-    if dtype:
+def set_dtype(dtype: str) -> None:
+    """PyTorch's default dtype, now or as soon as it is imported.
+
+    Once a process, when this package is imported: a script may start others that train.
+    """
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
         sys.meta_path.insert(0, _Torch(dtype))
+    else:
+        torch.set_default_dtype(getattr(torch, dtype))
+
+
+def main() -> None:
+    """Run what the arguments name, as `python script.py` or `python -m module` would."""
+    if sys.argv[1] == "-m":
+        sys.argv = sys.argv[2:]
+        sys.path.insert(0, os.getcwd())
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        return
     script = sys.argv[1]
     sys.argv = sys.argv[1:]
     sys.path.insert(0, os.path.dirname(os.path.abspath(script)))

@@ -65,14 +65,9 @@ def record(
 
     """
     rank, ranks = which_rank()
-    asked = told()
-    if asked and ranks > 1:
-        raise HarnessError(
-            f"rank {rank} of {ranks}: `harness run` starts scripts of one process: run this one by "
-            "itself (torchrun), and compare what it leaves with `harness diff` or `harness explain`"
-        )
+    asked = told(rank, ranks)
     if asked:
-        return Recorder(adapter_for(objects), asked.run, asked)
+        return Recorder(adapter_for(objects), asked.run, asked, (rank, ranks))
     name = label or _script()
     first, last = steps
     capture = build(
@@ -84,7 +79,7 @@ def record(
     run = build(
         ScriptSpec, label=name, argv=argv, steps=endless, trace=trace, capture=capture, depth=depth
     )
-    return Recorder(adapter_for(objects), run, ranks=ranks)
+    return Recorder(adapter_for(objects), run, place=(rank, ranks))
 
 
 def callback(*objects: Any, **options: Any) -> Any:
@@ -127,13 +122,17 @@ class Recorder:
     """Writes the steps of a script as a trace; made by `record`."""
 
     def __init__(
-        self, adapter: Adapter, run: ScriptSpec, asked: Told | None = None, ranks: int = 1
+        self,
+        adapter: Adapter,
+        run: ScriptSpec,
+        asked: Told | None = None,
+        place: tuple[int, int] = (0, 1),
     ) -> None:
-        """Nothing is written before the first step."""
+        """Nothing is written before the first step. `place`: the rank, and how many there are."""
         self.run = run
-        self._adapter, self._asked, self._ranks = adapter, asked, ranks
+        self._adapter, self._asked, self._place = adapter, asked, place
         self._writer: TraceWriter | None = None
-        self._replay = Replay(run)
+        self._replay = Replay(run, *place)
         self._now: Step | None = None
         self._number = 0
         self._process = os.getpid()
@@ -237,13 +236,18 @@ class Recorder:
         return os.getpid() != self._process
 
     def _open(self) -> TraceWriter:
-        run, adapter = self.run, self._adapter
+        run, adapter, ranks = self.run, self._adapter, self._place[1]
+        if which_rank() != self._place:
+            raise HarnessError(
+                "harness.record came before this process knew its rank, and every rank would write "
+                "the same trace: set up the process group first"
+            )
         writer = TraceWriter(
             run.trace,
             label=run.label,
             dtype=adapter.dtype(),
             framework=adapter.versions(),
-            spec={"script": adapter.settings(), **({KEY: self._ranks} if self._ranks > 1 else {})},
+            spec={"script": adapter.settings(), **({KEY: ranks} if ranks > 1 else {})},
             capture=run.capture,
             queue=run.queue,
             threads=run.threads,
@@ -318,7 +322,7 @@ class Recorder:
         self._adapter.end()
         if self._writer:
             self._writer.close()
-        self._asked.end()
+        self._asked.end(self._place[1])
         sys.stdout.flush()
         sys.stderr.flush()
         raise SystemExit(0)

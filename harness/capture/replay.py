@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from harness.spec import STATE, Follow, Handed, ScriptSpec
 from harness.trace import Step, TraceError, open_trace, read_alignment
 from harness.trace.dtypes import is_float
+from harness.trace.ranks import names_of_rank
 
 Array = NDArray[Any]
 START = "inputs/"
@@ -26,9 +27,10 @@ def _plain(array: Array) -> Array:
 class Source:
     """A trace that a run is handed tensors from, in the names and layouts of the run."""
 
-    def __init__(self, path: str, map_: str | None, reverse: bool) -> None:
+    def __init__(self, path: str, map_: str | None, reverse: bool, rank: int, ranks: int) -> None:
         """Raises HarnessError for a trace or a map that cannot be read."""
         self.trace = open_trace(path)
+        self._rank = rank if ranks > 1 else None
         found = read_alignment(map_) if map_ else None
         self._map = found.turned if found and reverse else found
         self._opened: tuple[int, Step, dict[str, Array]] | None = None
@@ -45,6 +47,8 @@ class Source:
             arrays = {e.name: _plain(step.read(e)) for e in step.entries if step.holds(e)}
             if self._map is not None:
                 arrays = self._map.forward(arrays)
+            if self._rank is not None:
+                arrays = names_of_rank(arrays, self._rank)
             self._opened = number, step, arrays
         return self._opened[2]
 
@@ -52,9 +56,9 @@ class Source:
 class Replay:
     """What one run of a script is handed, read from traces when it is needed."""
 
-    def __init__(self, run: ScriptSpec) -> None:
+    def __init__(self, run: ScriptSpec, rank: int = 0, ranks: int = 1) -> None:
         """Nothing is read yet."""
-        self._run = run
+        self._run, self._place = run, (rank, ranks)
         self._handed = {what: hand for hand in run.replay for what in hand.what}
         self._sources: dict[tuple[str, str | None], Source] = {}
 
@@ -131,5 +135,5 @@ class Replay:
     def _opened(self, path: str, map_: str | None, reverse: bool) -> Source:
         key = path, map_
         if key not in self._sources:
-            self._sources[key] = Source(path, map_, reverse)
+            self._sources[key] = Source(path, map_, reverse, *self._place)
         return self._sources[key]

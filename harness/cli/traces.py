@@ -187,13 +187,15 @@ def trace_check(trace: str, as_json: bool) -> int:
     """
     from harness.report.progress import LiveObserver
     from harness.trace import check_trace
+    from harness.trace.ranks import rank_steps
 
     with LiveObserver() as observer:
         result = check_trace(trace, observer.part("check"))
     if as_json:
         print_json(result)
     else:
-        state = "complete" if result.complete else "not complete: its run was stopped"
+        stopped = f"not complete: its run was stopped{rank_steps(trace)}"
+        state = "complete" if result.complete else stopped
         click.echo(f"{trace}: {result.steps} steps, {state}, {len(result.faults)} faults")
         for fault in result.faults:
             click.echo(f"  {fault}")

@@ -39,6 +39,7 @@ from harness.explain.trial import SIDES, Trial
 from harness.models.graph import name_of
 from harness.models.ops import OPS
 from harness.trace.dtypes import epsilon
+from harness.trace.ranks import drifted
 
 TO_REPORT = "; to report it: harness repro "
 ELSEWHERE = 8  # other places at which a cause is tried before it is called certain
@@ -309,7 +310,10 @@ def _first_words(free: DiffResult) -> Iterable[str]:
             f"{first.tensor} at step {first.step}"
         )
     for note in free.notes:
-        if any(words in note for words in ("settings differ", "different", "is not finite")):
+        if any(
+            words in note
+            for words in ("settings differ", "ranks differ", "different", "is not finite")
+        ):
             yield note
 
 
@@ -460,9 +464,15 @@ def _next(label: Label, finding: Finding, evidence: Evidence, side: str | None) 
 def _same_tensors(free: DiffResult) -> str:
     """What to do about a tensor that one side has not, or has of another shape."""
     found = next((s for s in free.structure if "constant" not in str(s.tensor)), free.structure[0])
+    alone = free.labels[found.a != "present"]
+    drift = drifted(found.tensor)
+    if drift:
+        return (
+            f"from step {found.step} on rank {drift[1]} of {alone} has {drift[0]} of its own: "
+            "ranks must start alike, and take each step by the same gradients"
+        )
     if found.kind == "missing step" or not free.distances or free.distances[0][0] >= found.step:
         return f"trace the same names and shapes on both sides: harness show {free.a}; {free.b}"
-    alone = free.labels[found.a != "present"]
     what = f"only {alone} has" if found.kind == "missing tensor" else f"the {found.kind} differs of"
     return (
         f"from step {found.step} on {what} {found.tensor}: there what one side trains changes (a "

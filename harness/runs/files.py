@@ -33,8 +33,8 @@ def remove_files(run: AnyRun) -> None:
 
 
 def folder_bytes(path: str | Path) -> int:
-    """Bytes of the files of a trace folder."""
-    return sum(file.stat().st_size for file in Path(path).iterdir())
+    """Bytes of the files of a trace folder, and of those of its ranks."""
+    return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
 
 
 def run_bytes(run: AnyRun) -> int:

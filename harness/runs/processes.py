@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.errors import HarnessError
+from harness.runs.channel import Door
 from harness.side.serving import (
     CHANNEL,
     CHANNEL_VARIABLE,
@@ -175,11 +176,11 @@ class SideProcess:
         self._gone, self._lock = False, threading.Lock()
         own = {**DEFAULT_ENVIRONMENT, "OPENBLAS_NUM_THREADS": str(threads), **os.environ}
         self._channel, theirs = socket.socketpair()
+        self._door = None if program.served else Door()
         with theirs, open(self.log, "ab" if again else "wb") as log:
             self._begun = log.tell()
-            number = str(theirs.fileno())
-            served = (CHANNEL, number) if program.served else ()
-            own |= {**(environment or {}), CHANNEL_VARIABLE: number} if not program.served else {}
+            served = (CHANNEL, str(theirs.fileno())) if program.served else ()
+            own |= {**(environment or {}), CHANNEL_VARIABLE: self._door.path} if self._door else {}
             try:
                 self._process = subprocess.Popen(
                     [python, *program.arguments, *served],
@@ -187,10 +188,12 @@ class SideProcess:
                     stdout=log,
                     stderr=log,
                     env=own,
-                    pass_fds=[theirs.fileno()],
+                    pass_fds=[theirs.fileno()] if program.served else [],
                 )
             except OSError as error:
                 self._channel.close()
+                if self._door:
+                    self._door.close()
                 raise HarnessError(
                     f"side {label}: cannot start {python!r}: {error}; "
                     f"give another interpreter with --python {label}=PATH"
@@ -202,6 +205,11 @@ class SideProcess:
     def gone(self) -> bool:
         """Whether the process has ended, or can be told nothing more."""
         return self._gone
+
+    @property
+    def _over(self) -> bool:
+        """Whether all that it was to do is done."""
+        return not self.program.served and not self._jobs
 
     def run(self, run: AnyRun, observe: Callable[[int], None] = lambda step: None) -> Job:
         """Hand over a run; it starts when those before it have ended."""
@@ -239,6 +247,12 @@ class SideProcess:
         Its own processes may hold the channel open when it is gone. Raises _BrokenError for a
         line that is too long.
         """
+        if self._door:
+            come = self._door.wait(lambda: self._process.poll() is not None)
+            if come is None:
+                return
+            self._channel.close()
+            self._channel = come
         self._channel.settimeout(BEAT)
         text, gone = b"", False
         while True:
@@ -310,11 +324,24 @@ class SideProcess:
             self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self._broken = self._broken or "it closed its channel and went on"
+            self._process.terminate()  # what started its ranks ends them, too
+            self._end_process()
+
+    def _end_process(self) -> None:
+        """Wait for the process, which was told to end; kill it where it does not."""
+        try:
+            self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
 
     def ask_to_stop(self) -> None:
-        """Tell the process to end at once, and do not wait for it."""
+        """Tell the process to end at once, and do not wait for it.
+
+        A script whose run has ended is about to: what started its ranks puts them away.
+        """
+        if self._over:
+            return
         self._stopped = True
         with suppress(OSError):
             self._channel.shutdown(socket.SHUT_WR)
@@ -324,11 +351,9 @@ class SideProcess:
     def stop(self) -> None:
         """End the process if it still runs; what it has traced stays."""
         self.ask_to_stop()
-        try:
-            self._process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        if self._over:
+            self._reader.join(2 * PATIENCE)
+        self._end_process()
         self._reader.join(2 * PATIENCE)  # whoever observes a run may never come back
 
     def _tail(self) -> list[str]:
@@ -343,7 +368,8 @@ class SideProcess:
         """Why a process ended that should not have, in words."""
         if code == 0 and not self.program.served:
             return _too_soon(job)
-        missing = re.search(r"No module named '([\w.]+)'", "\n".join(self._tail()))
+        tail = "\n".join(self._tail())
+        missing = re.search(r"No module named '([\w.]+)'", tail)
         if missing:
             return (
                 f"{self.python} has no module {missing[1]!r} ({self.program.needs}): pip install "
@@ -354,6 +380,11 @@ class SideProcess:
             name = signal.Signals(-code).name
             memory = " (out of memory, perhaps)" if -code == signal.SIGKILL else ""
             return f"killed by {name}{memory}"
+        if "EADDRINUSE" in tail or "Address already in use" in tail:
+            return (
+                f"exit code {code}: a port that it names is in use, by the other side perhaps: run "
+                "them one after the other (--sequential), or let the script take a free port"
+            )
         return f"exit code {code}"
 
 

@@ -33,7 +33,7 @@ def side_of(trace: Trace, run: AnyRun, python: str) -> Side:
     """The side that made a trace, to be run again. Raises HarnessError where it is not there."""
     if not isinstance(run, ScriptSpec):
         return Side(run.label, twin_of(trace), python)
-    if not Path(run.argv[0]).is_file():
+    if run.argv[0] != "-m" and not Path(run.argv[0]).is_file():
         raise HarnessError(
             f"{trace.path}: its script {run.argv[0]} is not there: run again where it was run first"
         )

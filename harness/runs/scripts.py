@@ -17,11 +17,13 @@ from harness.spec import LABEL, ScriptSpec
 BOOT = "import sys; sys.path.append(sys.argv.pop(1)); from harness.capture.boot import main; main()"
 DTYPE_VARIABLE = "HARNESS_DTYPE"
 KERAS = "keras.json"
+LAUNCHERS = {"torchrun": ("-m", "torch.distributed.run")}  # as the side's own interpreter has them
 
 
 def parse_script(text: str) -> tuple[str, tuple[str, ...]] | None:
-    """The label ("" for none) and the arguments of "[LABEL=]SCRIPT.py ARGUMENTS"; None for a twin.
+    """The label and the arguments of "[LABEL=]SCRIPT.py ARGUMENTS"; None for a twin.
 
+    In place of the script, "-m MODULE" or "torchrun", which starts it in several processes.
     Raises HarnessError for a script that there is not.
     """
     head, equals, rest = text.partition("=")
@@ -30,6 +32,11 @@ def parse_script(text: str) -> tuple[str, tuple[str, ...]] | None:
         words = shlex.split(command)
     except ValueError as error:
         raise HarnessError(f"--side {text}: {error}: quote it as for a shell") from None
+    if words and words[0] in LAUNCHERS:
+        words[:1] = LAUNCHERS[words[0]]
+    if len(words) > 1 and words[0] == "-m":
+        scripts = [word for word in words if word.endswith(".py")]
+        return label or Path(scripts[0] if scripts else words[1]).stem, tuple(words)
     if not words or not words[0].endswith(".py"):
         return None
     if not Path(words[0]).is_file():

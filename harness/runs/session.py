@@ -16,6 +16,7 @@ from harness.runs.processes import TWINS, Job, SideProcess, program_of
 from harness.runs.scripts import script_environment, script_program
 from harness.spec import AnyRun, ScriptSpec, save_run
 from harness.trace import remove_trace
+from harness.trace.ranks import rank_steps
 
 REFEREE = "np"
 
@@ -143,7 +144,8 @@ class Session:
                 for other in others:
                     other.side.stop()
         if failures:
-            kept = ", ".join(job.run.trace for job in jobs if Path(job.run.trace).exists())
+            traces = [job.run.trace for job in jobs if Path(job.run.trace).exists()]
+            kept = ", ".join(trace + rank_steps(trace) for trace in traces)
             raise HarnessError("\n".join(failures) + (f"\ntraces kept: {kept}" if kept else ""))
 
     def run_all(

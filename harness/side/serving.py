@@ -23,6 +23,7 @@ from harness.spec import RunSpec, load_run
 CHANNEL = "--channel"
 # Of a script: where its channel is, and the file that says what to run.
 CHANNEL_VARIABLE, RUN_VARIABLE = "HARNESS_CHANNEL", "HARNESS_RUN"
+WELCOME = b"\n"  # what the one process that speaks for a script hears before all else
 LONGEST = 1 << 20  # bytes of a message
 LONGEST_REASON = 10_000  # characters of a failure; the log has all of it
 

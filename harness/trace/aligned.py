@@ -41,12 +41,8 @@ def open_trace(
     come in the names and layouts of b. Those of b itself come as they are, but that parts whose sum
     alone a has are shown as one. Raises HarnessError for a map that does not fit the trace.
     """
-    if is_ranked(path):
-        if alignment is not None:
-            raise HarnessError(f"{path}: traces of several ranks are not read by a map yet")
-        return RankedTrace(path, roles)
     if alignment is None:
-        return Trace(path, roles)
+        return (RankedTrace if is_ranked(path) else Trace)(path, roles)
     found = alignment if isinstance(alignment, Alignment) else read_alignment(alignment)
     return AlignedTrace(path, roles, found, side)
 
@@ -67,7 +63,9 @@ class AlignedTrace(Trace):
         self, path: str | Path, roles: Sequence[str], alignment: Alignment, side: Side
     ) -> None:
         """Open it. Raises HarnessError for names of the map that it has not."""
-        super().__init__(path, roles)
+        self.own = open_trace(path, roles)
+        self.path, self.given_roles, self.header = self.own.path, tuple(roles), self.own.header
+        self.steps, self.cut = self.own.steps, self.own.cut
         self.alignment, self.side = alignment, side
         alignment.check()
         traced = {
@@ -86,7 +84,11 @@ class AlignedTrace(Trace):
 
     def own_entry(self, step: int) -> StepEntry:
         """As the trace has it, without the map."""
-        return super().entry(step)
+        return self.own.entry(step)
+
+    def plain_entry(self, step: int) -> StepEntry:
+        """As the trace's own, with the names that it has itself."""
+        return self.own.plain_entry(step)
 
     def step(self, step: int) -> Step:
         """As the trace's own, in the names and layouts of the other."""
@@ -116,7 +118,7 @@ class AlignedTrace(Trace):
     @cached_property
     def graph(self) -> Graph | None:
         """The stages of a step, in the names and layouts of the other trace."""
-        found = super().graph
+        found = self.own.graph
         if found is None:
             return None
         names = {e.name: None for step in self.steps[:2] for e in self.own_entry(step).tensors}
@@ -139,7 +141,7 @@ class AlignedTrace(Trace):
         free = free_names(given, rules) if self.side == "a" else {}
         recipes: dict[str, Recipe] = {}
         made: list[tuple[int, TensorEntry]] = []
-        step = Step(self, plain)
+        step = self.own.step(plain.step)
         used = {source for rule in rules for source in rule.sources}
         for name, entry in given.items():
             if name not in used:
@@ -198,14 +200,14 @@ class AlignedStep(Step):
     def __init__(self, trace: AlignedTrace, entry: StepEntry, recipes: dict[str, Recipe]) -> None:
         """The step of `trace` that `entry` describes; `recipes` make what lies otherwise."""
         super().__init__(trace, entry)
-        self._recipes = recipes
+        self._own, self._recipes = trace.own.step(entry.step), recipes
 
     def read(self, entry: TensorEntry) -> NDArray[Any]:
         """As the step's own, in the other layout."""
         recipe = self._recipes.get(entry.name)
         if recipe is None:
-            return super().read(entry)
-        parts = [super(AlignedStep, self).read(source) for source in recipe.sources]
+            return self._own.read(entry)
+        parts = [self._own.read(source) for source in recipe.sources]
         found = recipe.chain.arrays(parts, recipe.same)[recipe.place]
         return np.array(found)
 
@@ -213,8 +215,8 @@ class AlignedStep(Step):
         """As the step's own, in the other layout: then a copy."""
         recipe = self._recipes.get(entry.name)
         if recipe is None:
-            return super().view(entry)
-        parts = [super(AlignedStep, self).view(source) for source in recipe.sources]
+            return self._own.view(entry)
+        parts = [self._own.view(source) for source in recipe.sources]
         return np.asarray(recipe.chain.arrays(parts, recipe.same)[recipe.place], order="C")
 
 

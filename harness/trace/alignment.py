@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from harness.errors import HarnessError
 from harness.trace.chain import Chain, MisfitError, parse_chain
+from harness.trace.ranks import crosses_ranks
 from harness.trace.schema import check_name, quote
 
 Sure = Literal["certain", "likely"]
@@ -149,7 +150,8 @@ class Alignment(msgspec.Struct, frozen=True, dict=True, forbid_unknown_fields=Tr
         for section, match in self.matches():
             for prefix, gradient in FAMILIES[section]:
                 rule = _rule(match, section, prefix, gradient, side)
-                if all(name in given for name in rule.sources):
+                whole = all(name in given for name in rule.sources)
+                if whole and not crosses_ranks(prefix, rule.sources, rule.targets):
                     found.append(rule)
             if section == "params":
                 found += self._slots(_rule(match, section, SLOTS, True, side), given, side)
@@ -215,7 +217,8 @@ class Alignment(msgspec.Struct, frozen=True, dict=True, forbid_unknown_fields=Tr
                 sources, targets = (
                     tuple(prefix + name for name in side) for side in (match.a, match.b)
                 )
-                if all(name in given for name in sources):
+                whole = all(name in given for name in sources)
+                if whole and not crosses_ranks(prefix, sources, targets):
                     yield Rule(sources, targets, chain, gradient, section)
             if section == "params":
                 sources, targets = (

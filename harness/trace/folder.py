@@ -10,12 +10,20 @@ from harness.trace.schema import FORMAT, HEADER_FILE, HEADER_LIMIT, TraceError
 
 HEADER_PARTIAL = f"{HEADER_FILE}.partial"
 OWN_FILE = re.compile(r"trace\.json(\.partial)?|index\.jsonl|step-\d{8,}\.(safetensors|partial)")
+OWN_FOLDER = re.compile(r"rank-\d+\.trace")
 
 
 def remove_trace(path: str | Path) -> None:
-    """Delete the trace at `path`, if there is one. Raises TraceError if it is anything else."""
+    """Delete the trace at `path`, if there is one, also of several ranks.
+
+    Raises TraceError if it is anything else.
+    """
     path = Path(path)
     if path.exists() or path.is_symlink():
+        if path.is_dir() and not path.is_symlink():
+            for rank in sorted(path.iterdir()):
+                if OWN_FOLDER.fullmatch(rank.name):
+                    remove_trace(rank)
         try:
             clear(path)
             path.rmdir()

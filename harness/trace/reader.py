@@ -176,6 +176,10 @@ class Trace:
         """One step's entries and tensors. Raises TraceError as `entry` does."""
         return Step(self, self.entry(step))
 
+    def plain_step(self, step: int) -> Step:
+        """As `step`, with the names that the trace has itself."""
+        return Step(self, self.plain_entry(step))
+
     def check(self) -> Iterator[tuple[int, list[str]]]:
         """Read everything and yield each step with what is wrong with it (nothing: whole)."""
         for step in self.steps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from harness.errors import HarnessError
 from harness.spec import Capture, Level
 
 FORMAT = "twin-harness-trace"
+OWN = re.compile(r"(?P<phase>[^/]+)/rank(?P<rank>\d+)/(?P<rest>.+)")  # a name of one rank's alone
 VERSION = 4
 VERSIONS = (1, 2, 3, VERSION)  # those that are read
 HASH = "xxh3_128"

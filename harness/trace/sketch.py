@@ -27,6 +27,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from harness.kernels.layout import CHUNK, GOLDEN, MIX_1, MIX_2
+from harness.trace.schema import OWN
 
 SIZE = CHUNK  # sums
 # The share by which an estimated distance may be wrong, in 97 of 100 and in 999 of 1,000 tensors:
@@ -44,7 +45,12 @@ def distance(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
 
 
 def seed(name: str, shape: tuple[int, ...]) -> np.uint64:
-    """What the generator of a tensor's signs starts with."""
+    """What the generator of a tensor's signs starts with.
+
+    A rank's own tensor has the name by which that rank alone describes it.
+    """
+    found = OWN.fullmatch(name)
+    name = f"{found['phase']}/{found['rest']}" if found else name
     return np.uint64(xxhash.xxh3_64_intdigest(f"{name} {list(shape)}".encode()))
 
 

@@ -56,9 +56,8 @@ def write_sketched(source: Trace, folder: Path, label: str, program: Program) ->
 
 def _sketched(source: Trace, number: int) -> tuple[TensorEntry, ...]:
     """The entries of a step, as a trace that keeps no elements has them."""
-    entry = source.plain_entry(number)
-    step = Step(source, entry)
-    return tuple(WrittenEntry(*astuple(_known(step, tensor))) for tensor in entry.tensors)
+    step = source.plain_step(number)
+    return tuple(WrittenEntry(*astuple(_known(step, tensor))) for tensor in step.entries)
 
 
 def _known(step: Step, entry: TensorEntry) -> TensorEntry:
