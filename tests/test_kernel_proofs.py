@@ -71,8 +71,7 @@ def test_machine_code_of_other_constants_fails_its_proof(compiled, monkeypatch, 
 
 
 GROUPS = [
-    ("ZERO", "NAN", "INF", "LOW", "HIGH"),
-    ("TOTAL", "SQUARES"),
+    ("LOW", "HIGH", "TOTAL", "SQUARES", "NAN", "INF", "ZERO"),
     ("GOLDEN", "MIX_1", "MIX_2"),
     *[tuple(name for name in PLACES[PLACES.index("MISMATCHES") :][:7])],
     *[tuple(name for name in PLACES[PLACES.index("ABS") :][:8])],
@@ -109,17 +108,22 @@ def test_no_figure_of_a_comparison_may_be_wrong(compiled, monkeypatch, figures, 
 
 @pytest.mark.parametrize("place", range(7 + 64))
 def test_no_figure_of_a_tensor_may_be_wrong(compiled, monkeypatch, place):
-    real = passes.describe
+    class Liar(passes.Description):
+        @property
+        def figures(self):
+            found = list(super().figures)
+            if place < 7:
+                found[place] += 1
+            return tuple(found)
 
-    def lie(piece, first, seed, sketch):
-        found = list(real(piece, first, seed, sketch))
-        if place < 7:
-            found[place] += 1
-        else:
-            sketch[place - 7] += 1e-3
-        return tuple(found)
+        @property
+        def sketch(self):
+            found = np.array(super().sketch)
+            if place >= 7:
+                found[place - 7] += 1e-3
+            return found
 
-    monkeypatch.setattr(passes, "describe", lie)
+    monkeypatch.setattr(passes, "Description", Liar)
     assert {dtype for dtype, _, _ in wrong(compiled)} == set(DTYPES)
 
 

@@ -33,7 +33,7 @@ _lock = threading.Lock()
 _compiled: ModuleType | None = None
 _missing = False  # numba cannot be imported
 _distrusted = False  # a compiled pass was wrong
-_proven: set[tuple[Proof, str]] = set()
+_proven: set[tuple[Proof, np.dtype[Any]]] = set()
 _use: bool | None = None  # None: where numba can be imported; tests force one or the other
 
 
@@ -63,7 +63,7 @@ def kernels_for(
         return None
     if _use is None and not wanted and array.size < (RUN if _compiled else LARGE):
         return None
-    if (proof, array.dtype.name) in _proven:
+    if (proof, array.dtype) in _proven:
         return _compiled
     with _lock:  # numba may be needed first by two threads at once
         kernels = _load()
@@ -107,7 +107,7 @@ def _load() -> ModuleType | None:
 
 def _prove(kernels: ModuleType, proof: Proof, dtype: np.dtype[Any]) -> bool:
     """Whether a pass is right on the known case; it is compiled, or read from the disk, by that."""
-    key = (proof, dtype.name)
+    key = (proof, dtype)
     if key not in _proven and not _distrusted:
         wrong = _first_wrong(kernels, proof, dtype)
         if wrong is None:

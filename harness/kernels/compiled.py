@@ -45,6 +45,7 @@ from harness.kernels.layout import (
     REFERENCE_SQUARES,
     REL,
     RUN,
+    SKETCH,
     SQUARES,
     TOTAL,
     USED,
@@ -71,24 +72,16 @@ def _sums(x):  # type: ignore[no-untyped-def]
 
 @_inner
 def _extremes(bits):  # type: ignore[no-untyped-def]
-    """Least and greatest of finite floats, as places on the number line."""
+    """Least and greatest of finite floats, as places on the number line; how many are zero."""
     kind = bits.dtype.type
     top = kind(2 ** (8 * bits.itemsize - 1) - 1)
-    low, high = top, kind(-top)
+    low, high, zeros = top, kind(-top), kind(0)
     for i in range(bits.size):
         place = bits[i] if bits[i] >= kind(0) else kind(bits[i] ^ top)
         low = place if place < low else low
         high = place if place > high else high
-    return low, high
-
-
-@_inner
-def _zeros(bits):  # type: ignore[no-untyped-def]
-    kind = bits.dtype.type
-    count = kind(0)
-    for i in range(bits.size):
-        count = kind(count + kind(kind(bits[i] << kind(1)) == kind(0)))
-    return count
+        zeros = kind(zeros + kind(kind(bits[i] << kind(1)) == kind(0)))
+    return low, high, zeros
 
 
 @_inner
@@ -140,67 +133,72 @@ def _fold(wide, buckets):  # type: ignore[no-untyped-def]
 
 
 @_inner
-def _finite_part(x, counts, clean):  # type: ignore[no-untyped-def]
+def _finite_part(x, found, clean):  # type: ignore[no-untyped-def]
     """The run with 0 for what is not finite; that is counted, and the extremes of the rest."""
     for i in range(x.size):
         value = x[i]
         clean[i] = value if np.isfinite(value) else 0
         if np.isnan(value):
-            counts[NAN] += 1
+            found[NAN] += 1
         elif np.isinf(value):
-            counts[INF] += 1
+            found[INF] += 1
     return clean[: x.size]
 
 
 @_inner
-def _add_extremes(bits, counts):  # type: ignore[no-untyped-def]
-    low, high = _extremes(bits)
-    counts[LOW] = min(counts[LOW], low)
-    counts[HIGH] = max(counts[HIGH], high)
-    counts[ZERO] += _zeros(bits)
+def _add_extremes(bits, x, found):  # type: ignore[no-untyped-def]
+    """Add those of a run whose elements are finite; `x` is any array of its dtype."""
+    low, high, zeros = _extremes(bits)
+    top = bits.dtype.type(2 ** (8 * bits.itemsize - 1) - 1)
+    places = np.empty(2, bits.dtype)
+    places[0] = low if low >= 0 else low ^ top
+    places[1] = high if high >= 0 else high ^ top
+    ends = places.view(x.dtype)
+    found[LOW] = min(found[LOW], np.float64(ends[0]))
+    found[HIGH] = max(found[HIGH], np.float64(ends[1]))
+    found[ZERO] += zeros
 
 
 @_inner
-def _finite_extremes(x, bits, counts):  # type: ignore[no-untyped-def]
+def _finite_extremes(x, bits, found):  # type: ignore[no-untyped-def]
     for i in range(x.size):
         if np.isfinite(x[i]):
-            _add_extremes(bits[i : i + 1], counts)
+            _add_extremes(bits[i : i + 1], x, found)
 
 
-def describe_piece(x, bits, first, seed, sketched, counts, sums, buckets):  # type: ignore[no-untyped-def]
-    """Add a piece of a tensor, which starts at chunk `first`, to its statistics and sketch."""
-    counts[DESCRIBED_BY] = MARK
+def describe_piece(x, bits, start, stop, seed, sketched, found):  # type: ignore[no-untyped-def]
+    """Add the elements of x from `start`, the first of a chunk, to `stop` to what is `found`."""
+    found[DESCRIBED_BY] = MARK
     wide = np.zeros(4 * 2 * CHUNK)
     clean = np.empty(RUN, x.dtype)
-    for start in range(0, x.size, RUN):
-        run = x[start : start + RUN]
-        run_bits = bits[start : start + RUN]
+    for at in range(start, stop, RUN):
+        end = min(at + RUN, stop)
+        run = x[at:end]
         total, squares = _sums(run)
         if np.isfinite(squares):
-            _add_extremes(run_bits, counts)
+            _add_extremes(bits[at:end], x, found)
         else:
-            _finite_extremes(run, run_bits, counts)
-            run = _finite_part(run, counts, clean)
+            _finite_extremes(run, bits[at:end], found)
+            run = _finite_part(run, found, clean)
             total, squares = _sums(run)
-        sums[TOTAL] += total
-        sums[SQUARES] += squares
+        found[TOTAL] += total
+        found[SQUARES] += squares
         if sketched:
-            _add_run(run, first + start // CHUNK, seed, wide)
-            if (start // RUN) % FOLD == FOLD - 1 or start + RUN >= x.size:
-                _fold(wide, buckets)
+            _add_run(run, at // CHUNK, seed, wide)
+            if ((at - start) // RUN) % FOLD == FOLD - 1 or end == stop:
+                _fold(wide, found[SKETCH : SKETCH + CHUNK])
 
 
 _describe = _inner(describe_piece)
 
 
-def describe_pieces(x, bits, ends, seeds, sketched, counts, sums, buckets):  # type: ignore[no-untyped-def]
-    """Describe tensors that lie end to end, each as one piece that starts at chunk 0."""
+def describe_pieces(x, bits, ends, seeds, sketched, found):  # type: ignore[no-untyped-def]
+    """Describe tensors that lie end to end, each as if it lay alone."""
     start = 0
     for k in range(ends.size):
         stop = ends[k]
-        _describe(
-            x[start:stop], bits[start:stop], 0, seeds[k], sketched, counts[k], sums[k], buckets[k]
-        )
+        size = stop - start
+        _describe(x[start:stop], bits[start:stop], 0, size, seeds[k], sketched, found[k])
         start = stop
 
 

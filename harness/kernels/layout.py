@@ -11,9 +11,10 @@ FOLD = 32  # runs whose sketch is added up by itself: shorter sums round less
 # The constants of splitmix64.
 GOLDEN, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
-# Of one tensor: counts, and sums. LOW and HIGH are places on the number line.
-ZERO, NAN, INF, LOW, HIGH, DESCRIBED_BY = range(6)
-TOTAL, SQUARES = range(2)
+# Of one tensor: figures, behind which its sketch stands. Counts are exact below 2^53.
+LOW, HIGH, TOTAL, SQUARES, NAN, INF, ZERO = range(7)
+SKETCH = 7
+DESCRIBED_BY = SKETCH + CHUNK
 
 # Of two: counts and places (-1: none), and the greatest and sums.
 MISMATCHES, FIRST_MISMATCH, FIRST_DIFFERENCE, ABS_AT, NAN_EQUAL, NONFINITE, PAIRS = range(7)

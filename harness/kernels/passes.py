@@ -26,10 +26,13 @@ from harness.kernels.layout import (
     MARK,
     NAN,
     REL,
+    SKETCH,
     SQUARES,
     TOTAL,
     ZERO,
 )
+
+ROOM = 128  # numbers: more than any description has, whatever places machine code may be made of
 
 Figures = tuple[float, float, float, float, int, int, int]
 
@@ -67,57 +70,60 @@ def _fixed(array: NDArray[Any]) -> NDArray[Any]:
     return view
 
 
-def describe(
-    piece: NDArray[Any], first: int, seed: np.uint64 | None, sketch: NDArray[np.float64]
-) -> Figures:
-    """Least, greatest, sum, sum of squares; counts of NaN, infinities and zeros. Of finite ones.
+class Description:
+    """What is known of the elements of one tensor: figures of the finite ones, and a sketch."""
 
-    With a `seed` the piece, which begins with chunk `first` of its tensor, is added to `sketch`.
-    """
-    piece = _fixed(piece)
-    bits = piece.view(f"i{piece.itemsize}")
-    top = np.iinfo(bits.dtype).max
-    counts, sums = np.zeros(6, np.int64), np.zeros(2)
-    counts[LOW], counts[HIGH] = top, -top
-    kernel = _made[f"describe_piece_{piece.dtype.name}"]
-    kernel(piece, bits, first, np.uint64(seed or 0), seed is not None, counts, sums, sketch)
-    if counts[DESCRIBED_BY] != MARK:
-        raise RuntimeError("made of other constants")
-    (figures,) = _figures(piece, counts[None], sums[None])
-    return figures
+    def __init__(self, flat: NDArray[Any], seed: np.uint64 | None) -> None:
+        """Of none of `flat` so far; with a `seed` the sketch is made, too."""
+        self._flat = _fixed(flat)
+        self._bits = self._flat.view(f"i{flat.itemsize}")
+        self._kernel = _made[
+            "describe_piece_float32" if flat.itemsize == 4 else "describe_piece_float64"
+        ]
+        self._seed, self._sketched = seed or np.uint64(0), seed is not None
+        self._found = _nothing(1)[0]
+
+    def add(self, start: int, stop: int) -> None:
+        """Add the elements from `start`, the first of a chunk, to `stop`."""
+        self._kernel(self._flat, self._bits, start, stop, self._seed, self._sketched, self._found)
+
+    @property
+    def figures(self) -> Figures:
+        """Least, greatest, sum, sum of squares; counts of NaN, infinities and zeros."""
+        return _figures(self._found)
+
+    @property
+    def sketch(self) -> NDArray[np.float64]:
+        """The sums [64]."""
+        sums: NDArray[np.float64] = self._found[SKETCH : SKETCH + CHUNK]
+        return sums
 
 
 def describe_many(
     flat: NDArray[Any], ends: NDArray[np.int64], seeds: NDArray[np.uint64], sketched: bool
 ) -> tuple[list[Figures], NDArray[np.float64]]:
-    """The figures of n tensors that lie end to end, as `describe` gives them; sketches [n, 64]."""
+    """The figures of n tensors that lie end to end, as of each alone; their sketches [n, 64]."""
+    found = _nothing(ends.size)
     flat = _fixed(flat)
-    bits = flat.view(f"i{flat.itemsize}")
-    top = np.iinfo(bits.dtype).max
-    counts, sums = np.zeros((ends.size, 6), np.int64), np.zeros((ends.size, 2))
-    counts[:, LOW], counts[:, HIGH] = top, -top
-    sketches = np.zeros((ends.size, CHUNK))
     kernel = _made[f"describe_pieces_{flat.dtype.name}"]
-    kernel(flat, bits, ends, seeds, sketched, counts, sums, sketches)
-    if not np.all(counts[:, DESCRIBED_BY] == MARK):
+    kernel(flat, flat.view(f"i{flat.itemsize}"), ends, seeds, sketched, found)
+    return [_figures(one) for one in found], found[:, SKETCH : SKETCH + CHUNK]
+
+
+def _nothing(count: int) -> NDArray[np.float64]:
+    """What is known of so many tensors of which nothing has been seen."""
+    found = np.zeros((count, ROOM))
+    found[:, LOW], found[:, HIGH] = np.inf, -np.inf
+    return found
+
+
+def _figures(found: NDArray[np.float64]) -> Figures:
+    if found[DESCRIBED_BY] != MARK:
         raise RuntimeError("made of other constants")
-    return _figures(flat, counts, sums), sketches
-
-
-def _figures(
-    array: NDArray[Any], counts: NDArray[np.int64], sums: NDArray[np.float64]
-) -> list[Figures]:
-    """What a kernel has counted [n, 6] and added up [n, 2] in arrays of this dtype."""
-    top = np.iinfo(f"i{array.itemsize}").max
-    none = counts[:, LOW] > counts[:, HIGH]
-    ends = counts[:, [LOW, HIGH]]
-    ends = np.where(ends >= 0, ends, ends ^ top).astype(f"i{array.itemsize}")
-    low, high = ends.view(array.dtype).astype(np.float64).T
-    low, high = np.where(none, np.inf, low), np.where(none, -np.inf, high)
-    total, squares = sums[:, [TOTAL, SQUARES]].T
-    nan, inf, zero = counts[:, [NAN, INF, ZERO]].T
-    columns = (low, high, total, squares, nan, inf, zero)
-    return list(zip(*(column.tolist() for column in columns), strict=True))
+    low, high, total, squares, nan, inf, zero = found[
+        [LOW, HIGH, TOTAL, SQUARES, NAN, INF, ZERO]
+    ].tolist()
+    return low, high, total, squares, int(nan), int(inf), int(zero)
 
 
 class Pass:

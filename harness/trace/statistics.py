@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from types import ModuleType
 from typing import Any
 
-import msgspec
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
@@ -21,21 +21,55 @@ from harness.trace.schema import TensorEntry
 from harness.trace.sketch import SIZE, add_to_sketch, seed
 
 SMALL = 1 << 14  # elements of an array that is described together with others
+FIGURES = ("low", "high", "total", "squares", "nan", "inf", "zero")
 BLOCK = 1 << 16  # elements a block in NumPy: small enough for the cache once widened to float64
 
+Figures = tuple[float, float, float, float, int, int, int]  # as FIGURES names them
 
-class _Figures(msgspec.Struct):
-    """What a pass over a tensor adds up; `seed` is None where no sketch is wanted."""
 
-    seed: np.uint64 | None
-    sketch: NDArray[np.float64]
-    low: float = np.inf
-    high: float = -np.inf
-    total: float = 0.0
-    squares: float = 0.0
-    nan: int = 0
-    inf: int = 0
-    zero: int = 0
+class Description:
+    """What is known of the elements of one tensor, with NumPy: as harness.kernels.passes has it."""
+
+    def __init__(self, flat: NDArray[Any], seed: np.uint64 | None) -> None:
+        """Of none of `flat` so far; with a `seed` the sketch is made, too."""
+        self._flat, self._seed, self._sums = flat, seed, np.zeros(SIZE)
+        self._low, self._high, self._total, self._squares = np.inf, -np.inf, 0.0, 0.0
+        self._nan = self._inf = self._zero = 0
+
+    @property
+    def figures(self) -> Figures:
+        """Least, greatest, sum, sum of squares; counts of NaN, infinities and zeros."""
+        sums = self._low, self._high, self._total, self._squares
+        return (*sums, self._nan, self._inf, self._zero)
+
+    @property
+    def sketch(self) -> NDArray[np.float64]:
+        """The sums [64]."""
+        return self._sums
+
+    def add(self, start: int, stop: int) -> None:
+        """Add the elements from `start`, the first of a chunk, to `stop`."""
+        with np.errstate(over="ignore", invalid="ignore"):  # sums of numbers near the largest
+            for at in range(start, stop, BLOCK):
+                self._add(self._flat[at : min(at + BLOCK, stop)], at)
+
+    def _add(self, block: NDArray[Any], first: int) -> None:
+        if self._seed is not None:
+            add_to_sketch(block, first // CHUNK, self._seed, self._sums)
+        self._zero += block.size - int(np.count_nonzero(block))
+        wide = block.astype(np.float64)
+        finite = np.isfinite(wide)
+        if not finite.all():
+            nans = int(np.count_nonzero(np.isnan(wide)))
+            self._nan += nans
+            self._inf += wide.size - int(np.count_nonzero(finite)) - nans
+            wide = wide[finite]
+            if not wide.size:
+                return
+        self._low = min(self._low, float(wide.min()))
+        self._high = max(self._high, float(wide.max()))
+        self._total += float(wide.sum())
+        self._squares += sum_of_squares(wide)
 
 
 def digest(array: NDArray[Any]) -> str:
@@ -72,17 +106,18 @@ def describe(
     says by which pass, the compiled one or NumPy's; by default that is chosen by the size.
     """
     flat = np.ascontiguousarray(array).reshape(-1)
-    kernels = None if level == "hash" else kernels_for(flat, proof, compiled)
-    found = _Figures(seed(name, array.shape) if level == "stats" else None, np.zeros(SIZE))
     hasher = Digest()
+    if level == "hash":
+        hasher.add(flat)
+        return TensorEntry(name, _name(array.dtype), array.shape, hasher.text())
+    kernels = kernels_for(flat, proof, compiled) if flat.size else None
+    kind = kernels.Description if kernels else Description
+    found = kind(flat, seed(name, array.shape) if level == "stats" else None)
     for start in range(0, flat.size, PIECE):
-        piece = flat[start : start + PIECE]
-        hasher.add(piece)  # which brings it into the cache
-        if kernels:
-            _add_compiled(found, piece, start, kernels)
-        elif level != "hash":
-            _add(found, piece, start)
-    return _entry(name, array, hasher.text(), found, level)
+        stop = min(start + PIECE, flat.size)
+        hasher.add(flat[start:stop])  # which brings it into the cache
+        found.add(start, stop)
+    return _entry(name, array, hasher.text(), found.figures, found.sketch, level)
 
 
 @standard_floats()
@@ -123,30 +158,39 @@ def _small(given: Sequence[tuple[str, NDArray[Any]]], level: Level) -> Iterator[
     for (name, x), end, one, sums in zip(given, ends.tolist(), figures, sketches, strict=True):
         hashed = Digest()
         hashed.add(flat[start:end])
-        yield _entry(name, x, hashed.text(), _Figures(None, sums, *one), level)
+        yield _entry(name, x, hashed.text(), one, sums, level)
         start = end
 
 
+@cache
+def _name(dtype: np.dtype[Any]) -> str:
+    return str(dtype)  # which takes NumPy longer than a small tensor takes
+
+
 def _entry(
-    name: str, array: NDArray[Any], hashed: str, found: _Figures, level: Level
+    name: str,
+    array: NDArray[Any],
+    hashed: str,
+    figures: Figures,
+    sums: NDArray[np.float64],
+    level: Level,
 ) -> TensorEntry:
     """An entry from what a pass over a tensor has added up."""
-    if level == "hash":
-        return TensorEntry(name, str(array.dtype), array.shape, hashed)
-    count = array.size - found.nan - found.inf
+    low, high, total, squares, nan, inf, zero = figures
+    count = array.size - nan - inf
     return TensorEntry(
         name,
-        str(array.dtype),
+        _name(array.dtype),
         array.shape,
         hashed,
-        min=found.low + 0.0 if count else None,  # of zeros of both signs, the positive one
-        max=found.high + 0.0 if count else None,
-        mean=_storable(found.total / count) if count else None,
-        l2=_storable(found.squares**0.5),
-        nan=found.nan,
-        inf=found.inf,
-        zero=found.zero,
-        sketch=found.sketch.astype("<f8").tobytes() if level == "stats" else None,
+        min=low + 0.0 if count else None,  # of zeros of both signs, the positive one
+        max=high + 0.0 if count else None,
+        mean=_storable(total / count) if count else None,
+        l2=_storable(squares**0.5),
+        nan=nan,
+        inf=inf,
+        zero=zero,
+        sketch=sums.astype("<f8", copy=False).tobytes() if level == "stats" else None,
     )
 
 
@@ -155,36 +199,33 @@ def sketch(name: str, array: NDArray[Any]) -> NDArray[np.float64]:
     return np.frombuffer(describe(name, array, "stats").sketch or b"", "<f8")
 
 
-def _add_compiled(found: _Figures, piece: NDArray[Any], start: int, kernels: ModuleType) -> None:
-    low, high, total, squares, nan, inf, zero = kernels.describe(
-        piece, start // CHUNK, found.seed, found.sketch
-    )
-    found.low, found.high = min(found.low, low), max(found.high, high)
-    found.total += total
-    found.squares += squares
-    found.nan += nan
-    found.inf += inf
-    found.zero += zero
-
-
 def proof(kernels: ModuleType, dtype: np.dtype[Any]) -> str | None:
     """The first figure of a tensor that the compiled pass gets wrong on a known case (None: none).
 
     The case is long enough for the sums of its sketch to be folded.
     """
     array = np.tile(known_pair(dtype)[0], 11)
-    made, plain = (_Figures(seed("proof", array.shape), np.zeros(SIZE)) for _ in range(2))
-    for at in (slice(0, 3 * RUN), slice(3 * RUN, None)):
-        _add_compiled(made, array[at], at.start, kernels)
-    _add(plain, array, 0)
-    for name in ("low", "high", "nan", "inf", "zero"):
-        if getattr(made, name) != getattr(plain, name):
-            return name
-    for name in ("total", "squares", "sketch"):  # sums, whose order is free
-        room = 1e-12 * (plain.squares**0.5 if name == "sketch" else plain.squares)
-        if not np.all(np.abs(getattr(made, name) - getattr(plain, name)) <= room):
-            return name
-    return None
+    start = seed("proof", array.shape)
+    made, plain = kernels.Description(array, start), Description(array, start)
+    for at in ((0, 3 * RUN), (3 * RUN, array.size)):
+        made.add(*at)
+    plain.add(0, array.size)
+    return _first_wrong(made.figures, made.sketch, plain.figures, plain.sketch)
+
+
+def _first_wrong(
+    made: Figures, sums: NDArray[np.float64], right: Figures, right_sums: NDArray[np.float64]
+) -> str | None:
+    """The name of a figure that is wrong; of sums the order is free."""
+    places = (0, 1, 4, 5, 6)
+    for place in places:
+        if made[place] != right[place]:
+            return FIGURES[place]
+    squares = right[3]
+    for place in (2, 3):
+        if not abs(made[place] - right[place]) <= 1e-12 * squares:
+            return FIGURES[place]
+    return None if np.all(np.abs(sums - right_sums) <= 1e-12 * squares**0.5) else "sketch"
 
 
 def proof_many(kernels: ModuleType, dtype: np.dtype[Any]) -> str | None:
@@ -196,39 +237,13 @@ def proof_many(kernels: ModuleType, dtype: np.dtype[Any]) -> str | None:
     wrong = proof(kernels, dtype)
     if wrong:
         return wrong
-    alone = np.zeros(SIZE)
-    figures = kernels.describe(array, 0, start, alone)
+    alone = kernels.Description(array, start)
+    alone.add(0, array.size)
     ends, seeds = np.array([array.size, 2 * array.size]), np.array([start, start])
     both, sketches = kernels.describe_many(np.tile(array, 2), ends, seeds, True)
     for one, sums in zip(both, sketches, strict=True):
-        if not np.allclose(one, figures, rtol=1e-12, atol=0):
-            return "figures"
-        if not np.allclose(sums, alone, rtol=0, atol=1e-12 * figures[3] ** 0.5):
-            return "sketch"
-    return None
-
-
-def _add(found: _Figures, piece: NDArray[Any], first: int) -> None:
-    """Add a piece, which starts at element `first`, with NumPy."""
-    with np.errstate(over="ignore", invalid="ignore"):  # sums of numbers near the largest double
-        for start in range(0, piece.size, BLOCK):
-            block = piece[start : start + BLOCK]
-            if found.seed is not None:
-                add_to_sketch(block, (first + start) // CHUNK, found.seed, found.sketch)
-            found.zero += block.size - int(np.count_nonzero(block))
-            wide = block.astype(np.float64)
-            finite = np.isfinite(wide)
-            if not finite.all():
-                nans = int(np.count_nonzero(np.isnan(wide)))
-                found.nan += nans
-                found.inf += wide.size - int(np.count_nonzero(finite)) - nans
-                wide = wide[finite]
-                if not wide.size:
-                    continue
-            found.low = min(found.low, float(wide.min()))
-            found.high = max(found.high, float(wide.max()))
-            found.total += float(wide.sum())
-            found.squares += sum_of_squares(wide)
+        wrong = wrong or _first_wrong(one, sums, alone.figures, alone.sketch)
+    return wrong
 
 
 def sum_of_squares(x: NDArray[np.float64]) -> float:
