@@ -27,7 +27,7 @@ KINDS = {
 STEP = 2  # of which the step before is traced, and which is not the last
 RARE = 12  # bits of the members of a family that few programs have
 APART = 64  # levels by which an edit must be off to be planted
-PARTS = 16  # of a stage's edits: one is always planted, the others where tests are slow
+PARTS = 32  # of a stage's edits: one is always planted, the others where tests are slow
 
 
 def stages():

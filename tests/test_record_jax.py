@@ -79,9 +79,8 @@ def run(script, *args):
 ZEROS = ("conv/bias", "key/bias")
 
 
-@pytest.mark.parametrize(
-    "script", ["jax_gpt.py", pytest.param("jax_nnx.py", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("script", ["jax_gpt.py", "jax_nnx.py"])
+@pytest.mark.slow
 def test_a_recorded_script_computes_the_same_bits_and_every_stage_is_right(script, tmp_path):
     path = tmp_path / "a.trace"
     assert run(script, path) == run(script)
@@ -102,23 +101,27 @@ def test_what_xla_is_given_is_the_same_program_with_marks(tmp_path):
     assert plain == marked
 
 
+UPDATES = [
+    (optax.sgd(0.1), "descend("),
+    (optax.sgd(0.1, momentum=0.9), "along_velocity("),
+    (optax.adamw(1e-2, weight_decay=0.1), "decay_weights(adam("),
+    (optax.rmsprop(1e-2), "over_root_inside("),
+    (optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(0.1)), "descend("),
+    (optax.adam(optax.linear_schedule(1e-2, 1e-3, 5)), "adam("),
+]
+OTHERS = [
+    (optax.sgd(0.1, momentum=0.9, nesterov=True), "nesterov("),
+    (optax.adam(1e-2), "adam("),
+    (optax.rmsprop(1e-2, eps_in_sqrt=False), "over_root("),
+    (optax.adagrad(1e-2), "over_root_inside("),
+    (optax.chain(optax.clip(0.01), optax.sgd(0.1)), "descend("),
+    (optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1)), "descend("),
+    (optax.inject_hyperparams(optax.sgd)(learning_rate=0.1), "descend("),
+]
+
+
 @pytest.mark.parametrize(
-    ("tx", "op"),
-    [
-        (optax.sgd(0.1), "descend("),
-        (optax.sgd(0.1, momentum=0.9), "along_velocity("),
-        (optax.sgd(0.1, momentum=0.9, nesterov=True), "nesterov("),
-        (optax.adam(1e-2), "adam("),
-        (optax.adamw(1e-2, weight_decay=0.1), "decay_weights(adam("),
-        (optax.rmsprop(1e-2), "over_root_inside("),
-        (optax.rmsprop(1e-2, eps_in_sqrt=False), "over_root("),
-        (optax.adagrad(1e-2), "over_root_inside("),
-        (optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(0.1)), "descend("),
-        (optax.chain(optax.clip(0.01), optax.sgd(0.1)), "descend("),
-        (optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1)), "descend("),
-        (optax.adam(optax.linear_schedule(1e-2, 1e-3, 5)), "adam("),
-        (optax.inject_hyperparams(optax.sgd)(learning_rate=0.1), "descend("),
-    ],
+    ("tx", "op"), [*UPDATES, *(pytest.param(*u, marks=pytest.mark.slow) for u in OTHERS)]
 )
 def test_an_update_is_recognised_by_its_formula(tx, op, tmp_path):
     path = tmp_path / "a.trace"

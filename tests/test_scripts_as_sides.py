@@ -10,6 +10,7 @@ import pytest
 
 import harness
 from harness.cli.main import main
+from harness.runs import processes
 from harness.spec import Capture
 
 # Fits a line by gradient descent in NumPy: no framework, so that a run takes a second.
@@ -214,7 +215,8 @@ def test_what_is_odd_about_a_script_and_does_no_harm(case, tmp_path):
     assert result.diff.status == "identical"
 
 
-def test_a_script_that_goes_on_after_its_steps_is_ended(tmp_path):
+def test_a_script_that_goes_on_after_its_steps_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "PATIENCE", 0.5)
     text = PLAIN.replace(
         "        with rec.step(x=x, y=y) as (x, y):",
         "        try:\n          one = rec.step(x=x, y=y)\n          x, y = one.__enter__()\n"

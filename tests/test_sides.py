@@ -14,12 +14,19 @@ import pytest
 from twins import a_run
 
 from harness import HarnessError, Observer
-from harness.runs.processes import PATIENCE, TWINS, SideProcess, Twin, program_of
+from harness.runs import processes
+from harness.runs.processes import TWINS, SideProcess, Twin, program_of
 from harness.runs.session import Session, Side
 from harness.trace import open_trace
 
 LIMIT = 30.0  # seconds that a test waits
 HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def little_patience(monkeypatch):
+    """What does not end when it is told to is waited for less long than by default."""
+    monkeypatch.setattr(processes, "PATIENCE", 1.0)
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +117,7 @@ def test_a_side_that_is_gone_is_noticed(side, tmp_path, kind, why):
     run = spec(tmp_path, kind)
     job = side.run(run)
     error = ended(job)
-    assert time.monotonic() - begin < PATIENCE + LIMIT / 2
+    assert time.monotonic() - begin < processes.PATIENCE + LIMIT / 2
     assert f"side fake failed after step {0 if kind == 'exits' else 1}: {why}" in error
     assert side.run(spec(tmp_path, "steps")).wait() is not None
     if kind == "forks":
@@ -155,7 +162,7 @@ def test_a_side_that_does_not_listen_is_killed(side, tmp_path):
         time.sleep(0.01)
     begin = time.monotonic()
     side.stop()
-    assert time.monotonic() - begin < 3 * PATIENCE
+    assert time.monotonic() - begin < 3 * processes.PATIENCE
     assert ended(job) == "side fake was stopped after step 1"
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from some import some
 
 from harness.explain import explain_traces
 from harness.trace import open_trace
@@ -112,19 +113,14 @@ def scripts(tmp_path_factory):
     made.close()
 
 
-def seeds(fast):
-    """Seeds 1 to 6, slow but for those that are `fast`."""
-    return [n if n in fast else pytest.param(n, marks=pytest.mark.slow) for n in range(1, 7)]
-
-
 def places(models):
     """The rows of a table of models, each with what is in it."""
     return [(model, name) for model, names in models.items() for name in names]
 
 
 @pytest.mark.parametrize("reference", FRAMEWORKS)
-@pytest.mark.parametrize("precision", ["float32", "float64", "both"])
-@pytest.mark.parametrize("seed", seeds(fast=(6,)))
+@pytest.mark.parametrize("precision", some(["float32", "float64", "both"], fast=["both"]))
+@pytest.mark.parametrize("seed", some(range(1, 7), fast=(6,)))
 @pytest.mark.parametrize(("model", "variant"), places(CLEAN))
 def test_a_clean_pair_is_not_accused(scripts, model, variant, seed, precision, reference):
     options = (*CLEAN[model][variant], "--seed", str(seed))
@@ -171,7 +167,7 @@ def step(path, *names):
     return [first.read(first.find(name)) for name in names]
 
 
-@pytest.mark.parametrize("seed", seeds(fast=(6,)))
+@pytest.mark.parametrize("seed", some(range(1, 7), fast=(6,)))
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_some_relus_flip_and_their_gradients_part(scripts, dtype, seed):
     for variant, flips in (("flips in both", True), ("flips in float32", dtype == "float32")):

@@ -352,7 +352,9 @@ class SideProcess:
         """End the process if it still runs; what it has traced stays."""
         self.ask_to_stop()
         if self._over:
-            self._reader.join(2 * PATIENCE)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(PATIENCE)
+            self._process.terminate()
         self._end_process()
         self._reader.join(2 * PATIENCE)  # whoever observes a run may never come back
 
