@@ -165,6 +165,18 @@ class Disturbance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     size: float
 
 
+class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A run that trains to the end and traces nothing.
+
+    `test` is the text that it is tested on (.npy); `checkpoint` the file that keeps where it has
+    come to, after every `every` steps and every epoch. One that begins after step 1 goes on there.
+    """
+
+    test: str
+    checkpoint: str
+    every: Positive
+
+
 class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One side of a run, as handed to its process: what to compute, from which files, into which.
 
@@ -173,6 +185,7 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     after the last step. `faults` are planted (harness.faults); a run that follows a trace, or that
     starts again from one (`resume`), may begin at a later step, `start`. `queue` bounds the bytes
     that wait to be written to the trace while the run goes on. `whole`: as in ScriptSpec.
+    `training`: it is to be trained, and not traced.
     """
 
     label: str
@@ -195,6 +208,7 @@ class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     resume: Resume | None = None
     queue: Positive = 1 << 30
     whole: tuple[str, ...] | None = None
+    training: Training | None = None
 
     def keeps(self, step: int, name: str) -> bool:
         """Whether the elements of a traced tensor are stored."""
@@ -298,6 +312,15 @@ def override(
     changed = replace(model, **own)
     check_fields(changed)
     return changed, replace(train, **rest)
+
+
+def settings_of(run: RunSpec) -> dict[str, Any]:
+    """What a run computes, as plain values: "model.hidden_size", "train.lr" and so on."""
+    return {
+        f"{part}.{name}": value
+        for part, spec in (("model", run.model), ("train", run.train))
+        for name, value in msgspec.to_builtins(spec).items()
+    }
 
 
 def check_label(label: str) -> str:

@@ -17,7 +17,7 @@ MOVES = {"__init__.py", "__main__.py", "backend.py", "faults.py"}
 PLACES = [(twin, file) for twin in TWINS for file in FILES if twin != "np_impl" or file in MOVES]
 MIRRORS = [(twin, file) for twin, file in PLACES if twin != "pt_impl"]
 CORE = {"harness.spec", "harness.trace", "harness.errors", "harness.models.table"}
-CORE |= {f"harness.side.{name}" for name in ("loop", "points", "serving")}
+CORE |= {f"harness.side.{name}" for name in ("loop", "points", "serving", "steps")}
 
 STOCK = ("torch.nn", "torch.optim", "tf.keras", "tf.nn", "keras", "tf.clip_by_global_norm")
 

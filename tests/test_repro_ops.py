@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from some import some
 
 from harness.models.ops import OPS
 
@@ -49,16 +50,13 @@ def results(which):
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize(
-    "which",
-    ["torch", "numpy", pytest.param("jax", marks=pytest.mark.slow), "keras"],
-)
+@pytest.mark.parametrize("which", some(["torch", "numpy", "jax", "keras"], fast=["torch", "numpy"]))
 def test_the_code_of_every_op_gives_what_its_formula_does(which):
     wrong = {name: found for name, (found, _) in results(which).items() if found}
     assert not wrong, "\n".join(f"{name}: {found[0]}" for name, found in wrong.items())
 
 
-@pytest.mark.parametrize("which", ["torch", pytest.param("jax", marks=pytest.mark.slow), "keras"])
+@pytest.mark.parametrize("which", some(["torch", "jax", "keras"], fast=["torch"]))
 def test_ops_with_a_derivative_and_updates_have_code_of_the_framework(which):
     found = results(which)
     wanted = {name for name, op in OPS.items() if op.derivative and name in found}

@@ -160,6 +160,7 @@ def command(*arguments):
     return ended.value.code
 
 
+@pytest.mark.slow
 def test_the_scoreboard_of_a_few_cases_is_whole_and_written_where_it_is_asked_for(tmp_path, capsys):
     report = tmp_path / "logs" / "faults.md"
     only = ("--only", "gates-igfo", "--only", "norm-duplicates", "--clean", 3)

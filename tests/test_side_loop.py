@@ -10,7 +10,8 @@ from twins import RUN_MODEL, B, H, T, a_run, tensors_of
 from harness.compare import diff
 from harness.data import randomness, weights
 from harness.data.randomness import dropout_masks
-from harness.side import loop
+from harness.models.table import restart_names
+from harness.side import loop, steps
 from harness.side.points import Points, like, to_array
 from harness.spec import Capture, Disturbance, Resume
 from harness.trace import Intervention, Rows, open_trace
@@ -150,8 +151,8 @@ def test_a_run_that_resumes_leaves_what_the_whole_one_does(tmp_path):
 
 
 def test_state_and_draws_have_the_names_that_the_model_gives_them(tmp_path, monkeypatch):
-    names = [p for p in loop.restart_names(RUN_MODEL, a_run(tmp_path, "x").train) if "params" in p]
-    monkeypatch.setattr(loop, "restart_names", lambda model, train: (*names, "state/out/memory"))
+    names = [p for p in restart_names(RUN_MODEL, a_run(tmp_path, "x").train) if "params" in p]
+    monkeypatch.setattr(steps, "restart_names", lambda model, train: (*names, "state/out/memory"))
     monkeypatch.setattr(randomness, "dropout_masks", lambda m, t, s: {"noise": np.full(2, s)})
     fields = {**FIELDS, "optimizer": "sgd"}
     twin = COUNTING._replace(

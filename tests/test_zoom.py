@@ -4,6 +4,7 @@ import json
 
 import msgspec
 import pytest
+from some import some
 
 from harness.cli.main import main
 from harness.compare import diff
@@ -63,9 +64,8 @@ LATE = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", ["rare-token-scaled", pytest.param("state-not-reset", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LATE)
 def test_a_zoomed_run_ends_as_a_full_trace_does(lab, name):
     side, step = LATE[name]
     found = zoomed(lab, step + 5, **{side: [name]})
@@ -101,7 +101,7 @@ def test_rounding_that_passes_the_tolerance_is_called_rounding_and_nothing_jumps
     assert "no bug hides behind the rounding" in " ".join(found.verdict.evidence)
 
 
-@pytest.mark.parametrize("side", ["pt", "tf"])
+@pytest.mark.parametrize("side", some(["pt", "tf"], fast=["pt"]))
 def test_in_step_a_late_bug_jumps_although_the_free_runs_have_grown_apart(lab, monkeypatch, side):
     monkeypatch.setattr("harness.runs.lockstep.LONGEST", 7)  # several stretches
     runs, _ = run(lab, 40, STATS, {"lr": "30"}, **{side: ["state-not-reset"]})

@@ -9,7 +9,7 @@ from functools import partial
 from importlib import import_module
 
 from harness.errors import HarnessError
-from harness.side.loop import compiled
+from harness.side.steps import compiled
 from tf_impl.faults_backward import FAULTS as BACKWARD
 from tf_impl.faults_forward import FAULTS as FORWARD
 from tf_impl.faults_layers import FAULTS as LAYERS

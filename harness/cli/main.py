@@ -20,6 +20,7 @@ from harness.cli.options import CONTEXT, TROUBLE, example
 from harness.cli.repro import repro_command
 from harness.cli.run import run_command
 from harness.cli.traces import diff_command, explain_command, show_command, trace_group
+from harness.cli.train import train_command
 from harness.cli.zoom import zoom_command
 from harness.errors import DEBUG, HarnessError
 
@@ -91,6 +92,7 @@ COMMANDS = (
     corpus_command,
     faults_group,
     zoom_command,
+    train_command,
     bench_command,
 )
 for command in COMMANDS:

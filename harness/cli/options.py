@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from harness.errors import HarnessError
 from harness.models.table import PRESETS
+from harness.spec import field_names
 
 if TYPE_CHECKING:
     from harness.compare import DiffResult
@@ -85,6 +86,39 @@ MAP = click.option(
 )
 STEPS = click.option("--steps", metavar="A:B", default=":", help="Steps A to B, both included.")
 
+SETTINGS = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="[LABEL:]NAME=VALUE",
+    help=f"Change a setting of both sides, or of one: {', '.join(field_names())}.",
+)
+FAULTS = click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    metavar="LABEL:NAME",
+    help="Plant a fault in a side (harness faults list).",
+)
+PYTHONS = click.option(
+    "--python",
+    "pythons",
+    multiple=True,
+    metavar="LABEL=PATH",
+    help="Interpreter of a side. [default: this one]",
+)
+DTYPE = click.option("--dtype", help="float32 or float64.")
+LR = click.option("--lr", help="Learning rate.")
+SEED = click.option("--seed", help="Seed of weights, dropout and shuffling.")
+BATCH_SIZE = click.option("--batch-size", help="Rows of a batch.")
+BPTT = click.option("--bptt", help="BPTT length: timesteps of a window.")
+COMPILE = click.option(
+    "--compile", "compiled", is_flag=True, help="Compile the steps: torch.compile, XLA."
+)
+DEVICE = click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu")
+THREADS = click.option("--threads", type=int, help="Threads of one side. [default: an equal share]")
+SEQUENTIAL = click.option("--sequential", is_flag=True, help="One side after the other.")
+
 
 def parse_count(text: str) -> int | Literal["all"]:
     """A number of steps from 1 up, or "all"."""
@@ -106,3 +140,12 @@ def parse_steps(text: str) -> tuple[int, int | None]:
     if first < 1 or (last is not None and last < first):
         raise HarnessError(f"--steps {text}: give A:B, steps from A to B, counted from 1")
     return first, last
+
+
+def shared_settings(options: dict[str, Any]) -> list[str]:
+    """The settings of all sides that have options of their own, which are taken out of these."""
+    names = ("dtype", "lr", "seed", "batch_size", "bptt")
+    named = {name: options.pop(name) for name in names}
+    compiled = options.pop("compiled")
+    given = [f"{name}={value}" for name, value in named.items() if value is not None]
+    return [*given, *["compile=true"] * compiled]

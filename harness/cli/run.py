@@ -9,26 +9,38 @@ import click
 from harness.cli.options import (
     ALL,
     ATOL,
+    BATCH_SIZE,
+    BPTT,
+    COMPILE,
     DATA,
+    DEVICE,
+    DTYPE,
     EXCLUDE,
+    FAULTS,
     INCLUDE,
     JSON,
     LEVEL,
+    LR,
     MAP,
     MODEL,
     PLOT,
+    PYTHONS,
     RTOL,
+    SEED,
+    SEQUENTIAL,
+    SETTINGS,
     STEPS,
     STRICT,
+    THREADS,
     TOKENS,
     example,
     parse_count,
     parse_steps,
     print_json,
+    shared_settings,
     write_plot,
 )
 from harness.errors import HarnessError
-from harness.spec import field_names
 
 if TYPE_CHECKING:
     from harness.runs.result import RunResult
@@ -57,39 +69,21 @@ if TYPE_CHECKING:
     help='A script with its arguments (mine="train.py --lr 0.1"), or a twin: pt, tf, np. The last '
     "is the reference. [default: pt, then tf]",
 )
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="[LABEL:]NAME=VALUE",
-    help=f"Change a setting of both sides, or of one: {', '.join(field_names())}.",
-)
-@click.option(
-    "--fault",
-    "faults",
-    multiple=True,
-    metavar="LABEL:NAME",
-    help="Plant a fault in a side (harness faults list).",
-)
-@click.option(
-    "--python",
-    "pythons",
-    multiple=True,
-    metavar="LABEL=PATH",
-    help="Interpreter of a side. [default: this one]",
-)
+@SETTINGS
+@FAULTS
+@PYTHONS
 @click.option(
     "--hand-over",
     metavar="WHAT",
     help="Give scripts the start of the reference: weights, inputs, masks (of dropout), by commas.",
 )
 @MAP
-@click.option("--dtype", help="float32 or float64.")
-@click.option("--lr", help="Learning rate.")
-@click.option("--seed", help="Seed of weights, dropout and shuffling.")
-@click.option("--batch-size", help="Rows of a batch.")
-@click.option("--bptt", help="BPTT length: timesteps of a window.")
-@click.option("--compile", "compiled", is_flag=True, help="Compile the steps: torch.compile, XLA.")
+@DTYPE
+@LR
+@SEED
+@BATCH_SIZE
+@BPTT
+@COMPILE
 @click.option("--out", default="traces", show_default=True, metavar="DIR", help="Where to write.")
 @INCLUDE
 @EXCLUDE
@@ -121,9 +115,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="What of a script is traced: what modules hand on, or operations between them, too.",
 )
-@click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu")
-@click.option("--threads", type=int, help="Threads of one side. [default: an equal share]")
-@click.option("--sequential", is_flag=True, help="One side after the other.")
+@DEVICE
+@THREADS
+@SEQUENTIAL
 @click.option(
     "--follow",
     is_flag=False,
@@ -155,7 +149,6 @@ def run_command(
     checkpoint_every: int | None,
     zoom: bool,
     queue: int,
-    compiled: bool,
     all_: bool,
     plot: str | None,
     map_: str | None,
@@ -180,8 +173,7 @@ def run_command(
     capture = build(Capture, **kept, **names, every=every, first=first, last=last)
     if queue < 1:
         raise HarnessError(f"--queue {queue}: give a number of MiB from 1 up")
-    named = {name: options.pop(name) for name in ("dtype", "lr", "seed", "batch_size", "bptt")}
-    shared = [f"{k}={v}" for k, v in named.items() if v is not None] + ["compile=true"] * compiled
+    shared = shared_settings(options)
     with LiveObserver() as observer:
         result = run_sides(
             trace=parse_count(trace),

@@ -253,4 +253,4 @@ def load_tokens(path: str | Path) -> Tokens:
 
 def perplexity(nats: float) -> float:
     """exp of the mean negative log-likelihood per token; infinite where that overflows."""
-    return math.exp(nats) if nats < 700 else math.inf
+    return math.inf if nats >= 700 else math.exp(nats)

@@ -146,8 +146,11 @@ def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     return dict(_each_tensor(path, lambda file, name: tuple(file.get_slice(name).get_shape())))
 
 
-def read_arrays(path: str | Path) -> Weights:
-    """Every array of a file as it is. Raises WeightsError for anything but plain numbers."""
+def read_arrays(path: str | Path, beside: str | None = None) -> Weights:
+    """Every array of a file as it is. Raises WeightsError for anything but plain numbers.
+
+    All are weights, but for the one called `beside`.
+    """
     path = Path(path)
     if _suffix(path) == ".npz":
         arrays = dict(_each_npy(path, _npy_array))
@@ -157,7 +160,7 @@ def read_arrays(path: str | Path) -> Weights:
         if CHECKSUM in written and written[CHECKSUM] != _checksum(arrays):
             raise WeightsError(f"{path}: does not match its own checksum: damaged, or changed")
     for name, array in arrays.items():
-        if array.dtype.kind != "f":
+        if array.dtype.kind != "f" and name != beside:
             raise WeightsError(
                 f"{path}: {name} is {quote(str(array.dtype))}; weights are floating point"
             )

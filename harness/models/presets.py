@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+# How long the sources train them.
+EPOCHS = {"zaremba-small": 13, "zaremba-medium": 39, "zaremba-large": 55, "awd-lstm": 500}
+USUAL_EPOCHS = 10
+
 PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     # Zaremba et al. 2014 (arXiv 1409.2329), section 4.1; clip and schedule as stated there.
     "zaremba-small": (

@@ -18,7 +18,7 @@ def plot_diff(result: DiffResult, path: str | Path) -> None:
     Draws the steps that `result` holds: all of them if the diff was made with `all`. Raises
     HarnessError where matplotlib is not installed or the file cannot be written.
     """
-    figure = _figure(8, 5.5)
+    figure = new_figure(8, 5.5)
     top, bottom = figure.subplots(2, sharex=True)
     _losses(top, result)
     _distances(bottom, result)
@@ -29,7 +29,7 @@ def plot_diff(result: DiffResult, path: str | Path) -> None:
         top.set_title(f"{result.labels[0]} and {result.labels[1]} part: {first.tensor}", loc="left")
     else:
         top.set_title(f"{result.labels[0]} and {result.labels[1]}: {result.status}", loc="left")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_fuzz(result: FuzzResult, path: str | Path) -> None:
@@ -37,7 +37,7 @@ def plot_fuzz(result: FuzzResult, path: str | Path) -> None:
 
     Raises HarnessError as `plot_diff` does.
     """
-    figure = _figure(8, 4)
+    figure = new_figure(8, 4)
     axes = figure.subplots()
     for dtype, color in (("float32", "tab:blue"), ("float64", "tab:orange")):
         bins = [b for b in result.curve if b.dtype == dtype]
@@ -55,10 +55,11 @@ def plot_fuzz(result: FuzzResult, path: str | Path) -> None:
     axes.set_ylabel("share")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower center")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure, in inches. Raises HarnessError where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
@@ -68,7 +69,8 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Any, path: str | Path) -> None:
+def save_figure(figure: Any, path: str | Path) -> None:
+    """Write a figure. Raises HarnessError where it cannot be written."""
     try:
         figure.savefig(path, dpi=110)
     except (OSError, ValueError) as error:

@@ -35,10 +35,15 @@ TOKENS, DEVICE = "word", "cpu"  # what is asked for where nothing is
 
 
 class Prepared(NamedTuple):
-    """What each side is to do, and the entropy of the corpus in nats per token, where known."""
+    """What each side is to do, and the corpus (None: scripts have their own)."""
 
     runs: list[AnyRun]
-    entropy: float | None
+    corpus: corpora.Corpus | None
+
+    @property
+    def entropy(self) -> float | None:
+        """That of the corpus in nats per token, where it is known."""
+        return self.corpus.entropy if self.corpus else None
 
 
 def prepare(request: Request, watcher: Observer) -> Prepared:
@@ -61,7 +66,7 @@ def prepare(request: Request, watcher: Observer) -> Prepared:
         if side.side.script:
             by_label[side.side.label] = _script_spec(side, request)
     runs = [by_label[side.side.label] for side in request.sides]
-    return Prepared(_whole_where_mapped(runs, request), found.entropy)
+    return Prepared(_whole_where_mapped(runs, request), found.corpus)
 
 
 def _whole_where_mapped(runs: Sequence[AnyRun], request: Request) -> list[AnyRun]:
@@ -161,7 +166,7 @@ def _prepare_twins(request: Request, sides: Sequence[SideRequest], watcher: Obse
     runs = [_run_spec(side, model, train, output.folder, common) for side in sides]
     _check_lengths(runs, corpus)
     whole = restartable(runs, _restarting_option(request), watcher)
-    return Prepared(list(whole), corpus.entropy)
+    return Prepared(list(whole), corpus)
 
 
 def model_for(

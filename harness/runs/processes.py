@@ -99,9 +99,15 @@ def processors() -> int:
 class Job:
     """A run handed to a side. `losses` holds one a step, `valid` one an epoch (nats per token)."""
 
-    def __init__(self, side: SideProcess, run: AnyRun, observe: Callable[[int], None]) -> None:
-        """`observe` is told of every step."""
-        self.side, self.run, self.observe = side, run, observe
+    def __init__(
+        self,
+        side: SideProcess,
+        run: AnyRun,
+        observe: Callable[[int], None],
+        on_epoch: Callable[[Stepped], None],
+    ) -> None:
+        """`observe` is told of every step, `on_epoch` of every epoch of what is trained."""
+        self.side, self.run, self.observe, self.on_epoch = side, run, observe, on_epoch
         self.losses: list[float] = []
         self.valid: list[float] = []
         self.error: str | None = None
@@ -211,9 +217,14 @@ class SideProcess:
         """Whether all that it was to do is done."""
         return not self.program.served and not self._jobs
 
-    def run(self, run: AnyRun, observe: Callable[[int], None] = lambda step: None) -> Job:
+    def run(
+        self,
+        run: AnyRun,
+        observe: Callable[[int], None] = lambda step: None,
+        on_epoch: Callable[[Stepped], None] = lambda said: None,
+    ) -> Job:
         """Hand over a run; it starts when those before it have ended."""
-        job = Job(self, run, observe)
+        job = Job(self, run, observe, on_epoch)
         save_run(run, Path(job.file))
         with self._lock:
             self._jobs.append(job)
@@ -288,6 +299,8 @@ class SideProcess:
             job.losses.append(message.loss)
             if message.valid is not None:
                 job.valid.append(message.valid)
+            if message.train is not None or message.test is not None:
+                job.on_epoch(message)
             job.observe(message.step)
             return
         self._check_end(job, message, coming)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from harness.compare import DiffResult
+from harness.data.checkpoint import Epoch
+from harness.data.corpus import perplexity
 from harness.explain import Verdict
 
 
@@ -91,3 +93,41 @@ class RunResult(msgspec.Struct, frozen=True):
         if self.verdict and self.verdict.label in ("bug", "precision"):
             return False
         return all(status in ("identical", "close") for status in self.pairs.values())
+
+
+class Curve(msgspec.Struct, frozen=True):
+    """What training left of one side: its epochs, the loss on the test text in nats per token.
+
+    `speed` is tokens a second, without evaluation; `metrics` and `weights` are files.
+    """
+
+    epochs: tuple[Epoch, ...]
+    test: float | None
+    speed: float | None
+    metrics: str
+    weights: str
+
+    @property
+    def test_perplexity(self) -> float | None:
+        """The exponential of the loss on the test text."""
+        return None if self.test is None else perplexity(self.test)
+
+
+class Gap(msgspec.Struct, frozen=True):
+    """How far the validation perplexity of side `a` is from that of `b`, relative to it."""
+
+    a: str
+    b: str
+    epoch: int
+    relative: float
+
+
+class TrainResult(msgspec.Struct, frozen=True):
+    """The curves of the sides that were trained, and where they are furthest apart.
+
+    `entropy` is the least that any model can reach, in nats per token, where it is known.
+    """
+
+    curves: dict[str, Curve]
+    gap: Gap | None
+    entropy: float | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +14,7 @@ from harness.errors import HarnessError
 from harness.observer import Observer
 from harness.runs.processes import TWINS, Job, SideProcess, program_of
 from harness.runs.scripts import script_environment, script_program
+from harness.side.serving import Stepped
 from harness.spec import AnyRun, ScriptSpec, save_run
 from harness.trace import remove_trace
 from harness.trace.ranks import rank_steps
@@ -62,12 +63,19 @@ class Session:
         """The twin of a side."""
         return self._sides[label].twin
 
-    def start(self, label: str, run: AnyRun, show: bool = True) -> Job:
+    def start(
+        self,
+        label: str,
+        run: AnyRun,
+        show: bool = True,
+        on_epoch: Callable[[Stepped], None] = lambda said: None,
+    ) -> Job:
         """Hand a run to the side `label`, after those it already has; its old trace is removed.
 
         `show` draws its progress under the run's own label.
         """
-        remove_trace(run.trace)  # a side that fails must not leave an earlier run's
+        if isinstance(run, ScriptSpec) or not run.training:
+            remove_trace(run.trace)  # a side that fails must not leave an earlier run's
         if isinstance(run, ScriptSpec):
             process = self._script(label, run)
         else:
@@ -78,7 +86,7 @@ class Session:
         self.watcher.begin(run.label, total)
         skipped = run.start - 1
         advance = partial(self.watcher.advance, run.label)
-        return process.run(run, lambda step: advance(step - skipped))
+        return process.run(run, lambda step: advance(step - skipped), on_epoch)
 
     def _script(self, label: str, run: ScriptSpec) -> SideProcess:
         """A process for one run of a script, once the one before it has ended."""

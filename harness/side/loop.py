@@ -3,42 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.data import corpus, randomness, weights
-from harness.errors import HarnessError
-from harness.models.table import restart_names
 from harness.side.backend import Backend
 from harness.side.points import Points, to_array, to_trace
-from harness.spec import CHECKPOINT, ModelSpec, RunSpec, TrainSpec, replace
+from harness.side.steps import Mathematics as Mathematics
+from harness.side.steps import Tensors, check, groups, see_inputs, take_step
+from harness.side.training import learn
+from harness.spec import RunSpec, replace
 from harness.trace import Intervention, TraceWriter, resumed
 
 Array = NDArray[Any]
-Tensors = dict[str, Any]
-
-
-class Mathematics(NamedTuple):
-    """What a twin computes, each a function of its own, documented there.
-
-    Parameters, slots, state and masks are dictionaries of tensors: what is in them is between the
-    twin and its model.
-    """
-
-    tokens_of: Callable[..., tuple[Any, Any]]  # of a window
-    zero_slots: Callable[..., Tensors]
-    carry: Callable[..., Tensors]
-    plateaus: Callable[..., int]
-    learning_rate: Callable[..., float]
-    train_step: Callable[..., tuple[Tensors, Tensors, Tensors, Any]]
-    evaluate: Callable[..., float]
 
 
 def train(run: RunSpec, report: Callable[..., None], backend: Backend, twin: Mathematics) -> None:
     """Run the steps of `run` from its weights on its tokens, tracing what it asks to trace.
+
+    One that is to train to the end traces nothing, and keeps checkpoints (harness.side.training).
 
     Args:
         run: the RunSpec.
@@ -48,8 +33,11 @@ def train(run: RunSpec, report: Callable[..., None], backend: Backend, twin: Mat
         twin: what it computes.
 
     """
+    if run.training:
+        learn(run, run.training, report, backend, twin)
+        return
     backend.prepare(run)
-    _check(run)
+    check(run)
     arrays = weights.load(run.weights, run.model, dtype=run.train.dtype)
     tokens = corpus.load_tokens(run.tokens)
     batches = corpus.Batches(tokens, run.train, run.eos)
@@ -76,8 +64,8 @@ def train(run: RunSpec, report: Callable[..., None], backend: Backend, twin: Mat
             lr = twin.learning_rate(run.train, window.epoch, twin.plateaus(losses))
             state = twin.carry(state, window.first, run.model, run.train)
             x, y = twin.tokens_of(window)
-            params, *given = _see_inputs(step, params, state, x, y, masks, points)
-            params, slots, state, loss = _take_step(
+            params, *given = see_inputs(step, params, state, x, y, masks, points)
+            params, slots, state, loss = take_step(
                 graph, backend, twin, (params, slots, *given, lr, step), run.model, how, points
             )
             valid = None
@@ -93,24 +81,6 @@ def train(run: RunSpec, report: Callable[..., None], backend: Backend, twin: Mat
     weights.save({name: to_array(backend, p) for name, p in params.items()}, run.final)
 
 
-def _check(run: RunSpec) -> None:
-    stages = run.follow is not None and run.follow.level == "stage"
-    if run.train.compile and (run.faults or run.disturb or stages or run.train.autograd):
-        raise HarnessError(
-            "compile=true: a compiled step is one piece, with no place in it for a planted fault, "
-            "a disturbance, stages that follow another side, or autograd; leave compile out"
-        )
-
-
-def _groups(run: RunSpec) -> dict[str, list[str]]:
-    """The names of what a step starts from: of parameters, of slots and of state."""
-    names = restart_names(run.model, run.train)
-    return {
-        group.rstrip("/"): [name.removeprefix(group) for name in names if name.startswith(group)]
-        for group in CHECKPOINT
-    }
-
-
 def _begin(
     run: RunSpec, arrays: Mapping[str, Array], backend: Backend, twin: Mathematics
 ) -> tuple[Tensors, Tensors, Tensors | None, list[float]]:
@@ -121,7 +91,7 @@ def _begin(
     if run.resume is None:
         params = {name: backend.to_tensor(array) for name, array in arrays.items()}
         return params, twin.zero_slots(params, run.train), None, []
-    found, losses = resumed(run, _groups(run))
+    found, losses = resumed(run, groups(run))
     params, slots, state = (
         {name: backend.to_tensor(array) for name, array in group.items()}
         for group in found.values()
@@ -141,78 +111,10 @@ def _restart(
     nobody.
     """
     found: list[Any] = []
-    for (group, names), tensors in zip(_groups(run).items(), own, strict=True):
+    for (group, names), tensors in zip(groups(run).items(), own, strict=True):
         other = intervention.restart(group, names)
         if other is None:
             found.append(tensors)
         else:
             found.append({name: backend.to_tensor(array) for name, array in other.items()})
-    return found
-
-
-def _see_inputs(
-    step: int,
-    params: Tensors,
-    state: Tensors,
-    x: Any,
-    y: Any,
-    masks: Mapping[str, Array],
-    points: Points,
-) -> tuple[Tensors, Tensors, Any, Any, Tensors]:
-    """What a step is given, shown to `points` (the weights at the first step alone).
-
-    Returns parameters, state, input tokens, target tokens and masks, as the step goes on with them.
-    """
-    x, y = points.see("inputs/x", x), points.see("inputs/y", y)
-    tensors = {site: points.backend.to_tensor(mask) for site, mask in masks.items()}
-    tensors = {site: points.see(f"inputs/mask/{site}", mask) for site, mask in tensors.items()}
-    if step == 1:
-        params = {name: points.see(f"inputs/params/{name}", p) for name, p in params.items()}
-    state = {name: points.see(f"state/in/{name}", s) for name, s in state.items()}
-    return params, state, x, y, tensors
-
-
-@cache
-def compiled(
-    backend: Backend,
-    train_step: Callable[..., Any],
-    model: ModelSpec,
-    train: TrainSpec,
-    watch: bool,
-) -> Callable[..., Any]:
-    """A twin's `train_step` as one compiled function, which returns the trace points as well.
-
-    `watch`: whether points are kept. What is kept is computed for its own sake, which can change
-    what the compiler makes of the rest: a run that traces any step compiles this once.
-
-    Returns a function of the first arguments of `train_step`, up to the step (a float64 scalar).
-    """
-
-    def step(*arguments: Any) -> tuple[Any, ...]:
-        points = Points(backend, watch=watch)
-        return *train_step(*arguments, model, train, points), points.seen
-
-    return backend.compiled(step, train)
-
-
-def _take_step(
-    graph: bool,
-    backend: Backend,
-    twin: Mathematics,
-    arguments: tuple[Any, ...],
-    model: ModelSpec,
-    train: TrainSpec,
-    points: Points,
-) -> Any:
-    """New parameters, slots and state, and the loss: `train_step` of `arguments`.
-
-    `graph`: by the compiled function. It has no place for an intervention, which is Python.
-    """
-    if not graph or points.intervention:
-        return twin.train_step(*arguments, model, train, points)
-    run = compiled(backend, twin.train_step, model, train, points.watch)
-    *tensors, lr, step = arguments
-    lr, step = backend.scalar(lr, train.dtype), backend.scalar(step, "float64")
-    *found, seen = run(*tensors, lr, step)
-    points.seen.update(seen)
     return found

@@ -31,13 +31,20 @@ Train = Callable[[RunSpec, Callable[..., None]], None]
 
 
 class Stepped(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A step is done; `valid` is there at the end of an epoch."""
+    """A step is done; `valid` is there at the end of an epoch.
+
+    Where a side is trained, so is `train`, the mean loss of its steps in nats per token, and
+    `seconds`, what they took; `test` is there at the end of all.
+    """
 
     step: int
     loss: float
     epoch: int | None = None
     lr: float | None = None
     valid: float | None = None
+    train: float | None = None
+    seconds: float | None = None
+    test: float | None = None
 
 
 class Ended(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
