@@ -170,11 +170,12 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `test` is the text that it is tested on (.npy); `checkpoint` the file that keeps where it has
     come to, after every `every` steps and every epoch. One that begins after step 1 goes on there.
+    Without a checkpoint nothing is kept, neither the weights.
     """
 
-    test: str
-    checkpoint: str
-    every: Positive
+    test: str | None = None
+    checkpoint: str | None = None
+    every: Positive = 1
 
 
 class RunSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

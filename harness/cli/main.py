@@ -19,6 +19,7 @@ from harness.cli.files import corpus_command, weights_group
 from harness.cli.options import CONTEXT, TROUBLE, example
 from harness.cli.repro import repro_command
 from harness.cli.run import run_command
+from harness.cli.sweep import sweep_command
 from harness.cli.traces import diff_command, explain_command, show_command, trace_group
 from harness.cli.train import train_command
 from harness.cli.zoom import zoom_command
@@ -93,6 +94,7 @@ COMMANDS = (
     faults_group,
     zoom_command,
     train_command,
+    sweep_command,
     bench_command,
 )
 for command in COMMANDS:

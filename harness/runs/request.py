@@ -92,9 +92,13 @@ def parse_sides(
     settings: Sequence[str],
     pythons: Sequence[str],
     faults: Sequence[str],
+    most: int = 3,
 ) -> list[SideRequest]:
-    """The sides that texts ask for, as `run_sides` takes them. Raises HarnessError."""
-    found = _parse_programs(sides)
+    """The sides that texts ask for, as `run_sides` takes them: at most so many.
+
+    Raises HarnessError.
+    """
+    found = _parse_programs(sides, most)
     own: dict[str, list[str]] = {label: [] for label in found}
     for label, text in _with_labels(settings):
         _require_side(label, found, f"--set {label}:{text}")
@@ -148,7 +152,7 @@ def parse_hand_over(text: str | None) -> tuple[Handed, ...]:
     return tuple(what for what in get_args(Handed) if what in found)
 
 
-def _parse_programs(texts: Sequence[str]) -> dict[str, Side]:
+def _parse_programs(texts: Sequence[str], most: int) -> dict[str, Side]:
     """Each side by its label, of "TWIN", "SCRIPT.py ARGUMENTS", or those after "LABEL="."""
     found: dict[str, Side] = {}
     for text in texts:
@@ -171,8 +175,10 @@ def _parse_programs(texts: Sequence[str]) -> dict[str, Side]:
                 f"--side new={what}"
             )
         found[label] = Side(label, twin, script=words)
-    if not 1 <= len(found) <= 3:
+    if most == 3 < len(found) or not found:
         raise HarnessError(f"{len(found)} sides: a run has one, two to compare, or three to vote")
+    if len(found) > most:
+        raise HarnessError(f"{len(found)} sides: at most {most} at once")
     return found
 
 

@@ -131,3 +131,30 @@ class TrainResult(msgspec.Struct, frozen=True):
     curves: dict[str, Curve]
     gap: Gap | None
     entropy: float | None = None
+
+
+class SweepPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A run of one side at one point, its settings by name.
+
+    `mean` is the loss of all its steps, each before its update, in nats per token; `last` that of
+    the last one.
+    """
+
+    side: str
+    point: dict[str, str]
+    mean: float
+    last: float
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the mean loss of all steps."""
+        return perplexity(self.mean)
+
+
+class SweepResult(msgspec.Struct, frozen=True):
+    """All points of a sweep, in the order of its sides and its grid; the file that keeps them."""
+
+    points: tuple[SweepPoint, ...]
+    settings: tuple[str, ...]
+    steps: int
+    file: str

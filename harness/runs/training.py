@@ -141,8 +141,8 @@ def _train(
     """Run what is left to do; the whole curves."""
     curves, jobs = {}, []
     for run in runs:
-        assert run.training is not None
-        curve = _Curve(run, _kept(Path(run.training.checkpoint), run), session, listener)
+        kept = _kept(session.folder / CHECKPOINT_FILE.format(run.label), run)
+        curve = _Curve(run, kept, session, listener)
         curves[run.label] = curve
         if run.start > run.steps:
             session.watcher.note(f"{run.label}: {len(curve.epochs)} epochs are trained already")

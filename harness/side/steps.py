@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from harness.errors import HarnessError
@@ -13,6 +14,16 @@ from harness.models.table import restart_names
 from harness.side.backend import Backend
 from harness.side.points import Points
 from harness.spec import CHECKPOINT, ModelSpec, RunSpec, TrainSpec
+
+# What of its training no step computes with: runs that differ in these share a compiled function.
+NOT_OF_A_STEP: dict[str, Any] = {
+    "lr": 1.0,  # which a step is handed
+    "flat_epochs": 0,
+    "lr_decay": 1.0,
+    "schedule": "fixed",
+    "shuffle": False,
+    "seed": 1,
+}
 
 Array = NDArray[Any]
 Tensors = dict[str, Any]
@@ -113,7 +124,7 @@ def take_step(
     """
     if not graph or points.intervention:
         return twin.train_step(*arguments, model, train, points)
-    run = compiled(backend, twin.train_step, model, train, points.watch)
+    run = compiled(backend, twin.train_step, model, replace(train, **NOT_OF_A_STEP), points.watch)
     *tensors, lr, step = arguments
     lr, step = backend.scalar(lr, train.dtype), backend.scalar(step, "float64")
     *found, seen = run(*tensors, lr, step)

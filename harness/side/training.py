@@ -47,7 +47,7 @@ def learn(
     check(run)
     batches = corpus.Batches(corpus.load_tokens(run.tokens), run.train, run.eos)
     valid, test = (
-        corpus.evaluation_batches(corpus.load_tokens(path), run.train)
+        corpus.evaluation_batches(corpus.load_tokens(path), run.train) if path else None
         for path in (run.valid, training.test)
     )
     at = _begin(run, training, backend, twin)
@@ -75,12 +75,14 @@ def learn(
                 said["test"] = _evaluated(twin, at.params, test, run)
                 progress = msgspec.structs.replace(progress, test=said["test"])
             at = at._replace(progress=progress)
-            if window.last or number == run.steps or number % training.every == 0 or ended:
+            due = window.last or number == run.steps or number % training.every == 0 or ended
+            if training.checkpoint and due:
                 _keep(at, training.checkpoint, backend)
             report(step=number, epoch=window.epoch, lr=lr, loss=loss, **said)
             if ended:
                 raise HarnessError(f"told to end after step {number}; its checkpoint is kept")
-    weights.save({name: to_array(backend, p) for name, p in at.params.items()}, run.final)
+    if training.checkpoint:
+        weights.save({name: to_array(backend, p) for name, p in at.params.items()}, run.final)
 
 
 def _begin(run: RunSpec, training: Training, backend: Backend, twin: Mathematics) -> _At:
@@ -90,6 +92,7 @@ def _begin(run: RunSpec, training: Training, backend: Backend, twin: Mathematics
         params = {name: backend.to_tensor(array) for name, array in arrays.items()}
         progress = Progress(settings_of(run))
         return _At(params, twin.zero_slots(params, run.train), None, progress)
+    assert training.checkpoint is not None
     progress, kept = load_checkpoint(training.checkpoint)
     found = []
     for group, names in groups(run).items():
