@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from harness.compare import Tolerance as Tolerance
     from harness.compare import compare as compare
     from harness.compare import diff as diff
+    from harness.compare.gradflow import gradflow as gradflow
     from harness.data.weights import convert as convert_weights
     from harness.data.weights import draw as draw_weights
     from harness.data.weights import load as load_weights
@@ -81,6 +82,7 @@ _HOMES = {
     "explain": ("harness.explain", "explain_traces"),
     "explain_traces": ("harness.explain", "explain_traces"),
     "load_weights": ("harness.data.weights", "load"),
+    "gradflow": ("harness.compare.gradflow", "gradflow"),
     "open_trace": ("harness.trace", "open_trace"),
     "record": ("harness.capture", "record"),
     "repro": ("harness.repro", "repro"),

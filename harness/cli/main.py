@@ -16,6 +16,7 @@ from harness.cli.align import align_command
 from harness.cli.bench import bench_command
 from harness.cli.faults import faults_group
 from harness.cli.files import corpus_command, weights_group
+from harness.cli.gradflow import gradflow_command
 from harness.cli.options import CONTEXT, TROUBLE, example
 from harness.cli.repro import repro_command
 from harness.cli.run import run_command
@@ -87,6 +88,7 @@ COMMANDS = (
     explain_command,
     align_command,
     repro_command,
+    gradflow_command,
     show_command,
     trace_group,
     weights_group,
