@@ -165,3 +165,33 @@ def test_three_lines_are_added_to_a_script(script):
 
 def test_one_is_added_to_a_script_that_calls_fit():
     assert len(added_lines("images/cnn_keras.py")) == 1
+
+
+COUPLED = ("torch.optim.AdamW(model", "torch.optim.Adam(model")
+LIMIT = ("clip_grad_norm_(model.parameters(), 1.0)", "clip_grad_norm_(model.parameters(), 0.1)")
+ELEMENTS = (LIMIT[0], "clip_grad_value_(model.parameters(), 0.01)")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "part", "words", "also"),
+    [
+        (COUPLED, "optimizer/", "decays this parameter (weight decay 0.1, added to", "adds 1e-6"),
+        (LIMIT, "update/clipped/", "takes 0.1 for limit 1, and adds 1e-6 to the norm", None),
+        (ELEMENTS, "update/clipped/", "takes 0.01 for limit 1, and clamps each element", None),
+    ],
+)
+def test_how_torch_clips_hides_no_mistake_of_the_update(change, part, words, also, tmp_path):
+    for file in (EXAMPLES / "language").glob("*.py"):
+        text = file.read_text()
+        (tmp_path / file.name).write_text(
+            text.replace(*change) if file.name == "gpt_pt.py" else text
+        )
+    assert change[1] in (tmp_path / "gpt_pt.py").read_text()
+    sides = [f"torch={tmp_path / 'gpt_pt.py'}", f"jax={tmp_path / 'gpt_jax.py'}"]
+    result = harness.run_sides(sides=sides, trace=3, out=tmp_path / "out", hand_over="inputs")
+    assert result.verdict.where.tensor.startswith(part)
+    assert words in cause(result).sentence
+    assert [words in a.causes[0].sentence for a in result.verdict.also for words in (also,)] == (
+        [True] if also else []
+    )

@@ -99,9 +99,7 @@ def test_bad_traces_are_named(tmp_path):
     with pytest.raises(HarnessError, match=r"no gradients.*--role"):
         gradflow(nothing)
     a = written(tmp_path / "a.trace", [STEP])
-    with pytest.raises(
-        HarnessError, match=r"--steps 5:: no such steps: .*a.trace has steps 1"
-    ):
+    with pytest.raises(HarnessError, match=r"--steps 5:: no such steps: .*a.trace has steps 1"):
         gradflow(a, steps=(5, None))
 
 

@@ -412,6 +412,25 @@ def test_what_a_trace_cannot_say_is_left_out_and_the_trace_can_be_read(tmp_path)
     assert stages["log/plain"] is not None
 
 
+@pytest.mark.parametrize("foreach", [True, False])
+def test_clipping_by_value_has_a_stage(foreach, tmp_path):
+    model = nn.Linear(2, 3)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with (
+        harness.record(model, optimizer, out=tmp_path / "a.trace") as rec,
+        rec.step(x=torch.ones(3, 2)) as x,
+    ):
+        model(x).square().sum().backward()
+        nn.utils.clip_grad_value_(model.parameters(), 0.25, foreach=foreach)
+        optimizer.step()
+    stages = harness.open_trace(tmp_path / "a.trace").graph.stages
+    said = str(stages["update/clipped/weight"].value)
+    assert said.startswith("clip_elements(grads/weight")
+    wrong, right = disagreeing(tmp_path / "a.trace")
+    assert wrong == []
+    assert "update/clipped/bias" in right
+
+
 @pytest.mark.parametrize("clip", ["norm", "value", None])
 def test_what_is_described_at_once_is_what_a_copy_would_have_been(clip, tmp_path):
     for level in ("full", "stats", "hash"):

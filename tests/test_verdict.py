@@ -5,6 +5,7 @@ import pytest
 
 from harness.compare import Tolerance, diff
 from harness.explain import Cause, Evidence, Following, Vote, judge
+from harness.explain.following import follow
 from harness.explain.verdict import _with_cause, amplification
 from harness.trace import TraceWriter, open_trace
 
@@ -266,6 +267,38 @@ def test_two_faults_are_both_listed_and_the_first_decides(tmp_path):
     verdict = judge(Evidence(pair(tmp_path, change=change), None, (), wide))
     assert [place.tensor for place in verdict.places] == ["forward/out", "grads/w"]
     assert verdict.where.tensor == "forward/out"
+
+
+@pytest.mark.parametrize(
+    ("faint", "other", "decides"),
+    [
+        (1 + 3e-7, "params/w", "params/w"),  # torch's 1e-6 beside a norm of 3
+        (1 + 1e-4, "params/w", "update/clipped/w"),
+        (1 + 3e-7, None, "update/clipped/w"),
+        (1 + 3e-7, "params/w at step 3", "params/w"),
+    ],
+)
+def test_a_faint_difference_of_clipping_hides_no_visible_one(tmp_path, faint, other, decides):
+    def change(step, tensors):
+        draw = np.random.default_rng(step)
+        for name in ("update/clipped/w", "params/w"):
+            tensors[name] = draw.normal(size=(4, 6))
+
+    def wrong(step, tensors):
+        change(step, tensors)
+        tensors["update/clipped/w"] *= faint
+        if other and step == (3 if "3" in other else 2):
+            tensors["params/w"] *= 1.01
+
+    a = write(tmp_path, "a", "float64", change=wrong)
+    b = write(tmp_path, "b", "float64", change=change)
+    wide = Following("a", diff(a, b, all=True, tolerance=Tolerance.local()))
+    found = follow(Evidence(pair(tmp_path), None, (), (wide,)))
+    assert found.place.tensor == decides
+    parts = {place.tensor for place, _ in found.others}
+    expected = {"update/clipped/w", "params/w"} if other else {"update/clipped/w"}
+    assert parts == expected - {decides}
+    assert all(shown is wide for _, shown in found.others)
 
 
 def test_nan_on_one_side_is_said_before_anything_else(tmp_path):

@@ -23,6 +23,7 @@ MOST_OPS, DEEPEST = 64, 10  # ops of an expression, and how deep they nest, befo
 ALIASES = ("data", "detach")  # what shows a tensor's numbers, and may change them
 COEFFICIENT = "clip_coefficient"  # min(1, limit / (norm + 1e-6)), of which the limit is kept
 UNSCALE = "_amp_foreach_non_finite_check_and_unscale"  # what a gradient scaler calls
+CLAMPS = ("_foreach_clamp_min", "_foreach_clamp_max")  # what clip_grad_value_ calls
 UNKNOWN = Made("unknown", (), {})
 
 
@@ -54,6 +55,7 @@ class Calls(TorchFunctionMode):
         self._names, self._params = names, params
         self._known: Any = WeakIdKeyDictionary()  # tensor: its name, or how it was made
         self._same_numbers: Any = WeakIdKeyDictionary()  # tensor: the one whose numbers it shows
+        self._clamped_from_below: Any = WeakIdKeyDictionary()  # what it was, and the limit
         self._numbers: dict[float, Any] = {}  # taken out of tensors with item()
         self._inputs: dict[str, Any] = {}
         self._roots = 0
@@ -264,6 +266,8 @@ class Calls(TorchFunctionMode):
         """Keep how the tensors of a result were made."""
         if name == "_foreach_mul" and in_place(func):
             self._scaled(args[0], args[1])
+        elif name in CLAMPS and in_place(func):
+            self._clamped(name, *args[:2])
         elif name == UNSCALE:
             self._scaled(args[0], args[2].item())
         elif self._of_nothing(args, kwargs, RULES.get(name) is None):
@@ -366,6 +370,18 @@ class Calls(TorchFunctionMode):
         self.step.see(name, copied(value), made, self._line())
         self._nameless.add(name)
         return name
+
+    def _clamped(self, name: str, tensors: Any, by: Any) -> None:
+        """Tensors that are clamped in place, first from below: clip_grad_value_."""
+        for tensor in tensors:
+            old = self._known.get(tensor, UNKNOWN)
+            self._known[tensor] = UNKNOWN
+            if name == CLAMPS[0]:
+                self._clamped_from_below[tensor] = old, by
+                continue
+            old, low = self._clamped_from_below.pop(tensor, (UNKNOWN, None))
+            if isinstance(by, int | float) and low == -by:
+                self._known[tensor] = Made("clip_elements", (old, 0.0, float(by)), {})
 
     def _scaled(self, tensors: Any, by: Any) -> None:
         """Tensors that are multiplied in place, all by one number: clipping, a gradient scaler."""

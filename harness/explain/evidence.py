@@ -103,7 +103,8 @@ class Finding(NamedTuple):
     """A verdict's label and place, the diff that shows it, and the sentences that prove it.
 
     In a sentence, "{other}" stands for who has what ("pt has another", "pt and tf have different"):
-    which side is off is known later.
+    which side is off is known later. `others` are the first places of other parts of the step, each
+    with the diff that shows it, where following has made each place stand for itself.
     """
 
     label: Label
@@ -111,6 +112,7 @@ class Finding(NamedTuple):
     shown: Following | None
     proof: tuple[str, ...]
     places: tuple[Difference, ...] = ()
+    others: tuple[tuple[Difference, Following], ...] = ()
 
 
 class Vote(msgspec.Struct, frozen=True):

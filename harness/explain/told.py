@@ -78,10 +78,18 @@ def _parting(x: Node, y: Node) -> list[tuple[Node, Node]]:
         return []
     same = x.op == y.op and x.args == y.args and len(x.inputs) == len(y.inputs)
     if not same or not x.inputs:
-        return [(x, y)]
+        numbers = zip(x.inputs, y.inputs, strict=False) if _exchanged(x, y) else ()
+        return [*((p, q) for p, q in numbers if p is not q and p.op == q.op == "const"), (x, y)]
     return [
         pair for one, two in zip(x.inputs, y.inputs, strict=True) for pair in _parting(one, two)
     ]
+
+
+def _exchanged(x: Node, y: Node) -> bool:
+    """Whether one formula of a family has another's place, with numbers of its own."""
+    if (x.op, y.op) in EXCHANGED:
+        return True
+    return x.op in OPS and any(_is(kin.formula, y) for kin in OPS[x.op].kin)
 
 
 def _words(x: Node, y: Node) -> str:

@@ -45,14 +45,22 @@ TO_REPORT = "; to report it: harness repro "
 ELSEWHERE = 8  # other places at which a cause is tried before it is called certain
 
 
+class Also(msgspec.Struct, frozen=True):
+    """Another part of the step that differs by itself, and why; `side` as in a verdict."""
+
+    where: Difference
+    side: str | None
+    causes: tuple[Cause, ...]
+
+
 class Verdict(msgspec.Struct, frozen=True):
     """What a pair of runs was judged to be, where it shows, why, and what to do next.
 
     `where` is the place that decides, `places` all that differ by more than rounding of their own
     (the first step of each tensor), `side` the label of the side that is wrong, where it can be
-    told. `doublings` is how often rounding doubled per step in the free runs. `traces` are those
-    that show the place, where it is one to report, and `follower` which of them was given the
-    other's inputs, if one was.
+    told. `also` are other parts of the step with certain causes of their own. `doublings` is how
+    often rounding doubled per step in the free runs. `traces` are those that show the place, where
+    it is one to report, and `follower` which of them was given the other's inputs, if one was.
     """
 
     label: Label
@@ -66,6 +74,7 @@ class Verdict(msgspec.Struct, frozen=True):
     next: str = ""
     traces: tuple[str, str] | None = None
     follower: Side | None = None
+    also: tuple[Also, ...] = ()
 
     def exit_code(self, strict: bool = False) -> int:
         """0 identical, close, rounding (1 where `strict`); 1 for all else."""
@@ -117,7 +126,21 @@ def judge(evidence: Evidence, referee: Referee | None = None) -> Verdict:
         + (_to_report(label, case, shown) if case else ""),
         traces=(shown.found.a, shown.found.b) if shown and finding.place else None,
         follower=shown.follower if shown else None,
+        also=tuple(_also(finding, free, causes)) if label == "bug" else (),
     )
+
+
+def _also(finding: Finding, free: DiffResult, causes: Sequence[Cause]) -> Iterable[Also]:
+    """Causes of other parts of the step, where they are certain, and others than those found."""
+    told = {cause.claim for cause in causes}
+    for place, shown in finding.others:
+        own = finding._replace(place=place, shown=shown)
+        case = _case(own, free.labels)
+        vote = recomputed(case) if case else None
+        side = vote.against(free.labels) if vote else None
+        found, _ = _causes(case, own, free, side)
+        if found and found[0].sure == "certain" and found[0].claim not in told:
+            yield Also(place, side, tuple(found))
 
 
 def _to_report(label: Label, case: Case, shown: Following | None) -> str:

@@ -40,6 +40,8 @@ def show_verdict(out: Console, verdict: Verdict, found: DiffResult) -> None:
     first = verdict.causes[0].sentence if verdict.causes else "none that was tried explains it"
     if verdict.label != "rounding":
         rows.append(("cause", first + side))
+    for also in verdict.also:
+        rows.append(("also", f"{place(also.where)}: {also.causes[0].sentence}"))
     rows.append(("next", verdict.next))
     out.print(pairs(rows))
     out.print(pairs((f"{i:>5}", line) for i, line in enumerate(verdict.evidence, start=1)))
