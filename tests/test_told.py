@@ -35,3 +35,17 @@ def clip(op, limit, norm=NORM):
 )
 def test_another_limit_is_told_beside_another_way_of_clipping(base, other, words):
     assert told_words(base, other) == (words, True)
+
+
+def test_parts_that_make_the_same_numbers_are_not_told_of():
+    x, gain = ref("forward/x"), ref("params/gain")
+    base = node(
+        "layer_norm", node("add", x, ref("forward/place")), gain, gain, const(1e-5, "epsilon")
+    )
+    rows = node("add", x, ref("forward/row"))
+    other = node("layer_norm", rows, gain, gain, const(1e-3, "epsilon"))
+    named = "takes 0.001 for epsilon 1e-05"
+    words, _ = told_words(base, other)
+    assert words == f"computes forward/row for forward/place, and {named}"
+    parts = {"forward/place", "forward/row"}
+    assert told_words(base, other, lambda p, q: {str(p), str(q)} == parts) == (named, True)

@@ -11,6 +11,7 @@ from harness.explain.evidence import Evidence, Finding, Following, Label, Pair, 
 from harness.explain.precisions import SAME
 
 NARROWER = 2.0**-7  # a relative difference that no format of 8 bits and more explains
+RATE = "update/learning_rate"
 FAINT = 1e-5  # a relative difference that float32 hardly shows
 # What belongs together: a mistake of the forward pass shows in its derivatives, one of a slot in
 # the weights.
@@ -97,6 +98,8 @@ def _hit(label: Label, hits: list[_Hit], evidence: Evidence) -> Finding:
         )
     others = {part_of(hit.place.tensor): (hit.place, hit.shown) for hit in reversed(hits)}
     others.pop(part_of(place.tensor))
+    if place.tensor.startswith(RATE):
+        others.pop(part_of("params/"), None)  # what the rate makes of them
     by_order = tuple(others[part] for part in sorted(others))
     return Finding(label, place, first.shown, tuple(proof), tuple(places), by_order)
 

@@ -114,7 +114,7 @@ class _Search:
             case = self.trial.case
             back = case.tensor.startswith(("backward/", "grads/"))
             less = detached(case.graph, case.other_graph) if back else None
-            words, plain = (less, True) if less else told_words(self.base, told)
+            words, plain = (less, True) if less else told_words(self.base, told, self._same)
             # That a stage is written in other words says nothing of what is other in it.
             if plain or not case.told_by.startswith("code"):
                 yield Edit("setting", f"{words}, as its {case.told_by}", told, TOLD)
@@ -127,6 +127,13 @@ class _Search:
         side, probe, trial = self.side, self.probe, self.trial
         yield from fitted_edits(self.scene, own(probe.part, side), partial(probe.value, side))
         yield from reordered(self.scene, own(trial.case, side), partial(trial.value, side))
+
+    def _same(self, x: Node, y: Node) -> bool:
+        """Whether two parts of a stage make the same numbers of what the side was given."""
+        one, two = (self.trial.value_of(self.side, part) for part in (x, y))
+        if one is None or two is None or one.shape != two.shape:
+            return False
+        return bool(np.allclose(one, two, rtol=1e-9, atol=0, equal_nan=True))
 
     def _pairs(self) -> list[Fit]:
         """Two edits at once: one that brings the side nearer, and any second one on top of it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from harness.explain.say import figure, say
 from harness.models.graph import Graph, Node, below, const, is_ref, node, rebuilt
 from harness.models.ops import OPS
@@ -33,12 +35,17 @@ PUT_IN = {
 }
 
 
-def told_words(base: Node, other: Node) -> tuple[str, bool]:
+def told_words(
+    base: Node, other: Node, same: Callable[[Node, Node], bool] = lambda x, y: False
+) -> tuple[str, bool]:
     """What a program does that computes `other` where `base` is the stage.
 
-    And whether that says it in so many words, and not only that it is another.
+    And whether that says it in so many words, and not only that it is another. Parts that make the
+    `same` numbers are written in another way, and nothing is said of them.
     """
     pairs = _parting(rebuilt(base, _plain), rebuilt(other, _plain))
+    different = [pair for pair in pairs if not same(*pair)]
+    pairs = different or pairs
     found = list(dict.fromkeys(_words(x, y) for x, y in pairs))
     if len(found) > MOST:
         return "computes another stage", False
