@@ -19,6 +19,7 @@ from harness.explain.formats import nothing_but
 from harness.explain.refute import Record, transported
 from harness.explain.say import eps_words
 from harness.explain.search import search
+from harness.explain.told import detached
 from harness.explain.trial import Fit, Trial, origin
 from harness.models.graph import Node, node, rebuilt
 from harness.models.ops.changes import FORMATS
@@ -30,6 +31,7 @@ UNNAMED = -30.0  # the chance from which a number that is none of the run's own 
 ANY_NUMBER = 18.0  # bits of an edit with such a number
 LEAST_CLAIMS = 20
 SHORTER = 6.0  # bits by which an edit must be shorter than another that fits as well
+UNMOVED = "does not update this parameter"
 SMALL = 4  # elements; of so few, what other steps say is evidence as well
 MOST = 5  # causes that are told of one tensor
 TRIED = 12  # fits that are held against other places
@@ -108,6 +110,11 @@ def _weighed(fit: Fit, case: Case, chance: float) -> Cause | None:
 
 def _sentence(fit: Fit, case: Case, label: str, other: str) -> str:
     words = fit.edit.words.replace("what it should", other)
+    if words == UNMOVED:
+        graphs = case.other_graph, case.graph
+        mine, theirs = graphs if fit.side == "a" else graphs[::-1]
+        why = detached(theirs, mine)
+        words = f"{why}, and {words}" if why else words
     if fit.base.op == "other":
         return f"{case.tensor}: {label} {words}, held against {other} ({eps_words(fit.left)})"
     said = f"{label} {words}: recomputed so, {case.tensor} agrees {eps_words(fit.left)}"

@@ -23,6 +23,7 @@ from harness.trace.graph import variants
 T = TypeVar("T")
 MOST_INSIDE = 3  # times that what a stage reads is put into it
 OVERFLOW = 2.0**-12  # of the largest number: sums of such numbers may leave the range on the way
+CLIPPED = "update/clipped/"
 _KIND = re.compile(r"[/.:]")
 _LAYER = re.compile(r"layer\d+")
 
@@ -362,7 +363,11 @@ class Pair:
             # A follower went on with the other side's tensors: those are what its stage was given,
             # the tensor itself included, whose last timestep feeds the next.
             own = siblings is not None and step == at and name.startswith(siblings)
-            return self.read(side if own or side != self.follower else followed[side], step, name)
+            source = side if own or side != self.follower else followed[side]
+            found = self.read(source, step, name)
+            if found is None and name.startswith(CLIPPED):  # nothing came between them there
+                found = self.read(source, step, f"grads/{name.removeprefix(CLIPPED)}")
+            return found
 
         return lookup
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from harness.compare.diff import Difference
@@ -11,7 +11,8 @@ from harness.explain.evidence import Evidence, Finding, Following, Label, Pair, 
 from harness.explain.precisions import SAME
 
 NARROWER = 2.0**-7  # a relative difference that no format of 8 bits and more explains
-RATE = "update/learning_rate"
+RATE, STATISTICS = "update/learning_rate", "buffers/"
+MOST_STATISTICS = 6  # running statistics whose own causes are looked for
 FAINT = 1e-5  # a relative difference that float32 hardly shows
 # What belongs together: a mistake of the forward pass shows in its derivatives, one of a slot in
 # the weights.
@@ -96,12 +97,29 @@ def _hit(label: Label, hits: list[_Hit], evidence: Evidence) -> Finding:
             "in float64 every stage agrees: the programs compute the same, and one of them "
             "computes this in less than float32"
         )
-    others = {part_of(hit.place.tensor): (hit.place, hit.shown) for hit in reversed(hits)}
-    others.pop(part_of(place.tensor))
-    if place.tensor.startswith(RATE):
-        others.pop(part_of("params/"), None)  # what the rate makes of them
-    by_order = tuple(others[part] for part in sorted(others))
-    return Finding(label, place, first.shown, tuple(proof), tuple(places), by_order)
+    others = tuple(_others(hits, place))
+    return Finding(label, place, first.shown, tuple(proof), tuple(places), others)
+
+
+def _others(hits: Sequence[_Hit], place: Difference) -> Iterator[tuple[Difference, Following]]:
+    """The first hit of each other part of the step, and some of the running statistics.
+
+    Those of one layer are no consequence of another's.
+    """
+    known: set[str | int] = {
+        part_of(place.tensor),
+        *([part_of("params/")] * place.tensor.startswith(RATE)),
+    }
+    buffers = 0
+    for hit in hits:
+        tensor = hit.place.tensor
+        part = tensor if tensor.startswith(STATISTICS) else part_of(tensor)
+        if part in known or tensor == place.tensor:
+            continue
+        known.add(part)
+        buffers += tensor.startswith(STATISTICS)
+        if buffers <= MOST_STATISTICS or not tensor.startswith(STATISTICS):
+            yield hit.place, hit.shown
 
 
 def part_of(tensor: str) -> int:
@@ -110,16 +128,18 @@ def part_of(tensor: str) -> int:
 
 
 def _first(hits: Sequence[_Hit]) -> _Hit:
-    """The hit that decides: the first, or one after a faint difference of the gradients' clipping.
+    """The hit that decides: the first that parts what is trained, if there is one.
 
-    Frameworks clip by formulas that differ by a millionth, which is to be told of, and is not what
-    parts the runs where something larger does.
+    Frameworks clip by formulas that differ by a millionth, and keep running statistics by others
+    that no step of a training reads. Both are told of, after what does.
     """
-    first = hits[0]
-    if not first.place.tensor.startswith("update/") or gap_of(first.place).rel_l2 >= FAINT:
-        return first
-    larger = (hit for hit in hits if not gap_of(hit.place).rel_l2 < FAINT)
-    return next(larger, first)
+    parting = (
+        hit
+        for hit in hits
+        if not hit.place.tensor.startswith(STATISTICS)
+        and not (hit.place.tensor.startswith("update/") and gap_of(hit.place).rel_l2 < FAINT)
+    )
+    return next(parting, hits[0])
 
 
 def _ratio(place: Difference, narrow: Sequence[Following]) -> str:

@@ -53,6 +53,9 @@ def of_result(scene: Scene) -> Iterator[Edit]:
             yield from _rows_read(scene, name, old, made)
         words = "adds the value of the step before to it: not zeroed?"
         yield made("accumulated", words, node("add", base, before), 7)
+        if here.startswith("grads/"):  # where clipping has written into it
+            kept = ref(f"update/clipped/{here.removeprefix('grads/')}", back=1)
+            yield made("accumulated", words, node("add", base, kept), 8)
         mean = node("times", node("add", base, before), by=0.5)
         yield made("accumulated", "averages it with the value of the step before", mean, 8)
     else:

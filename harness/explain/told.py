@@ -43,7 +43,7 @@ def told_words(
     And whether that says it in so many words, and not only that it is another. Parts that make the
     `same` numbers are written in another way, and nothing is said of them.
     """
-    pairs = _parting(rebuilt(base, _plain), rebuilt(other, _plain))
+    pairs = _parting(rebuilt(base, _plain), rebuilt(other, _plain), same)
     different = [pair for pair in pairs if not same(*pair)]
     pairs = different or pairs
     found = list(dict.fromkeys(_words(x, y) for x, y in pairs))
@@ -79,16 +79,20 @@ def _plain(x: Node) -> Node | None:
     return node("running_mean", old, given, momentum, axis=axis)
 
 
-def _parting(x: Node, y: Node) -> list[tuple[Node, Node]]:
-    """The smallest parts in which two expressions differ."""
+def _parting(x: Node, y: Node, equal: Callable[[Node, Node], bool]) -> list[tuple[Node, Node]]:
+    """The smallest parts in which two expressions differ; `equal`: of the same numbers."""
     if x is y:
         return []
-    same = x.op == y.op and x.args == y.args and len(x.inputs) == len(y.inputs)
+    same = x.op == y.op and len(x.inputs) == len(y.inputs)
+    if same and x.inputs and x.args != y.args:  # an axis may be counted from either end
+        same = equal(y, node(y.op, *y.inputs, **dict(x.args)))
     if not same or not x.inputs:
         numbers = zip(x.inputs, y.inputs, strict=False) if _exchanged(x, y) else ()
         return [*((p, q) for p, q in numbers if p is not q and p.op == q.op == "const"), (x, y)]
     return [
-        pair for one, two in zip(x.inputs, y.inputs, strict=True) for pair in _parting(one, two)
+        pair
+        for one, two in zip(x.inputs, y.inputs, strict=True)
+        for pair in _parting(one, two, equal)
     ]
 
 

@@ -140,6 +140,7 @@ def _also(finding: Finding, free: DiffResult, causes: Sequence[Cause]) -> Iterab
         side = vote.against(free.labels) if vote else None
         found, _ = _causes(case, own, free, side)
         if found and found[0].sure == "certain" and found[0].claim not in told:
+            told.add(found[0].claim)
             yield Also(place, side, tuple(found))
 
 
