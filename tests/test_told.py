@@ -49,3 +49,11 @@ def test_parts_that_make_the_same_numbers_are_not_told_of():
     assert words == f"computes forward/row for forward/place, and {named}"
     parts = {"forward/place", "forward/row"}
     assert told_words(base, other, lambda p, q: {str(p), str(q)} == parts) == (named, True)
+
+
+def test_what_the_optimizer_is_given_is_the_gradient_where_nothing_came_between():
+    w, rate = ref("params/w", back=1), ref("update/learning_rate")
+    base = node("descend", w, G, rate)
+    given = node("decay_gradient", ref("update/clipped/w"), w, const(0.01, "weight_decay"))
+    words = "decays this parameter (weight decay 0.01, added to its gradient)"
+    assert told_words(base, node("descend", w, given, rate)) == (words, True)

@@ -5,9 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from harness.explain.say import figure, say
-from harness.models.graph import Graph, Node, below, const, is_ref, node, rebuilt
+from harness.models.graph import (
+    Graph,
+    Node,
+    below,
+    const,
+    is_ref,
+    name_of,
+    node,
+    rebuilt,
+    ref,
+    references,
+)
 from harness.models.ops import OPS
 
+CLIPPED = "update/clipped/"
 MOST = 3  # differences that are told of
 LONGEST = 70  # characters of an expression in a sentence
 ARGUMENTS = {
@@ -43,7 +55,10 @@ def told_words(
     And whether that says it in so many words, and not only that it is another. Parts that make the
     `same` numbers are written in another way, and nothing is said of them.
     """
-    pairs = _parting(rebuilt(base, _plain), rebuilt(other, _plain), same)
+    base, other = rebuilt(base, _plain), rebuilt(other, _plain)
+    if not any(name_of(x).startswith(CLIPPED) for x in references(base)):
+        other = rebuilt(other, _unclipped)  # nothing came between them there
+    pairs = _parting(base, other, same)
     different = [pair for pair in pairs if not same(*pair)]
     pairs = different or pairs
     found = list(dict.fromkeys(_words(x, y) for x, y in pairs))
@@ -77,6 +92,13 @@ def _plain(x: Node) -> Node | None:
     if x.op == "running_mean_keras":
         momentum = const(1 - momentum.arg("value"), momentum.arg("name"))
     return node("running_mean", old, given, momentum, axis=axis)
+
+
+def _unclipped(x: Node) -> Node | None:
+    """The gradient in place of what the optimizer was given of it."""
+    if not is_ref(x) or not name_of(x).startswith(CLIPPED):
+        return None
+    return ref(f"grads/{name_of(x).removeprefix(CLIPPED)}", x.arg("time"), x.arg("back"))
 
 
 def _parting(x: Node, y: Node, equal: Callable[[Node, Node], bool]) -> list[tuple[Node, Node]]:
