@@ -66,7 +66,7 @@ def test_clipping_on_one_side_is_found_where_it_first_bites(tmp_path, capsys):
 
 
 def test_one_twin_under_two_names_is_identical_to_itself(tmp_path, capsys):
-    sides = ("--side", "old=pt", "--side", "new=pt", "--python", f"old={sys.executable}")
+    sides = ("--side", "old=np", "--side", "new=np", "--python", f"old={sys.executable}")
     code, found = run_json(tmp_path, capsys, "--trace", 3, *sides, "--sequential")
     assert code == 0
     assert found["diff"]["status"] == "identical"
@@ -75,10 +75,10 @@ def test_one_twin_under_two_names_is_identical_to_itself(tmp_path, capsys):
 
 def test_a_filtered_run_traces_only_what_was_asked_for(tmp_path, capsys):
     filters = ("--every", 2, "--steps", "2:5", "--include", "grads/*", "--exclude", "*/b_?")
-    code, found = run_json(tmp_path, capsys, "--trace", 6, "--side", "pt", *filters)
+    code, found = run_json(tmp_path, capsys, "--trace", 6, "--side", "np", *filters)
     assert code == 0
     assert found["diff"] is None
-    trace = open_trace(found["traces"]["pt"])
+    trace = open_trace(found["traces"]["np"])
     assert trace.steps == (2, 4)
     names = [entry.name for entry in trace.step(2).entries]
     assert "grads/softmax_w" in names
@@ -137,8 +137,8 @@ def only_child(pid):
 
 
 def test_a_killed_side_is_named_and_its_finished_steps_stay(tmp_path):
-    arguments = ["--side", "pt", "--trace", "100000", "--out", str(tmp_path), *SMALL]
-    index = tmp_path / "pt.trace" / "index.jsonl"
+    arguments = ["--side", "np", "--trace", "100000", "--out", str(tmp_path), *SMALL]
+    index = tmp_path / "np.trace" / "index.jsonl"
     command = [sys.executable, "-m", "harness.run", *arguments]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
         try:
@@ -148,12 +148,12 @@ def test_a_killed_side_is_named_and_its_finished_steps_stay(tmp_path):
         finally:
             running.kill()
     assert running.returncode == 2
-    assert "side pt failed after step" in said
+    assert "side np failed after step" in said
     assert "killed by SIGKILL (out of memory, perhaps)" in said
-    trace = open_trace(tmp_path / "pt.trace")
+    trace = open_trace(tmp_path / "np.trace")
     assert len(trace.steps) >= 3
     assert not trace.header.complete
-    assert not harness.check_trace(tmp_path / "pt.trace").faults
+    assert not harness.check_trace(tmp_path / "np.trace").faults
 
 
 def test_a_failing_side_does_not_leave_the_trace_of_an_earlier_run(tmp_path):
@@ -166,11 +166,11 @@ def test_a_failing_side_does_not_leave_the_trace_of_an_earlier_run(tmp_path):
 
 
 def test_a_folder_that_is_no_trace_is_never_deleted(tmp_path):
-    precious = tmp_path / "pt.trace" / "precious.txt"
+    precious = tmp_path / "np.trace" / "precious.txt"
     precious.parent.mkdir()
     precious.write_text("keep me")
     with pytest.raises(HarnessError, match=r"precious\.txt.*no part of a trace"):
-        harness.run_sides(trace=2, sides=["pt"], settings=TINY, out=tmp_path)
+        harness.run_sides(trace=2, sides=["np"], settings=TINY, out=tmp_path)
     assert precious.read_text() == "keep me"
 
 
@@ -185,9 +185,9 @@ def test_weights_without_a_model_say_the_sizes_themselves(tmp_path, capsys):
     weights = tmp_path / "w.npz"
     with pytest.raises(SystemExit):
         main(["weights", "init", str(weights), "--set", "hidden_size=5", "--set", "embed_size=4"])
-    code = main_code("run", "--weights", weights, "--trace", 2, "--side", "pt", "--out", tmp_path)
+    code = main_code("run", "--weights", weights, "--trace", 2, "--side", "np", "--out", tmp_path)
     assert code == 0
-    assert open_trace(tmp_path / "pt.trace").header.spec["model"]["hidden_size"] == 5
+    assert open_trace(tmp_path / "np.trace").header.spec["model"]["hidden_size"] == 5
     code = main_code("run", "--weights", weights, "--model", "zaremba-small", "--out", tmp_path)
     assert code == 2
     assert "expected [256, 200]" in capsys.readouterr().err
@@ -201,7 +201,7 @@ def main_code(*arguments):
 
 def test_a_run_draws_the_same_weights_from_the_same_seed(tmp_path):
     for out in ("one", "two"):
-        harness.run_sides(trace=1, sides=["pt"], settings=(*TINY, "seed=7"), out=tmp_path / out)
+        harness.run_sides(trace=1, sides=["np"], settings=(*TINY, "seed=7"), out=tmp_path / out)
     one, two = (tmp_path / out / "weights.npz" for out in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
 

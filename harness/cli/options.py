@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -12,6 +13,8 @@ from harness.spec import field_names
 
 if TYPE_CHECKING:
     from harness.compare import DiffResult
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 EQUIVALENT, DIVERGENT, TROUBLE = 0, 1, 2
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -118,6 +121,18 @@ COMPILE = click.option(
 DEVICE = click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu")
 THREADS = click.option("--threads", type=int, help="Threads of one side. [default: an equal share]")
 SEQUENTIAL = click.option("--sequential", is_flag=True, help="One side after the other.")
+
+WEIGHTS = click.option(
+    "--weights", metavar="FILE", help="Start from these. [default: drawn from --seed]"
+)
+
+
+def of_twins(command: Command) -> Command:
+    """The options that say what twins compute, and on what."""
+    options = (WEIGHTS, DATA, TOKENS, MODEL, SETTINGS, PYTHONS, DTYPE, LR, SEED, BATCH_SIZE, BPTT)
+    for option in reversed((*options, COMPILE)):
+        command = option(command)
+    return command
 
 
 def parse_count(text: str) -> int | Literal["all"]:

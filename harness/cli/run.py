@@ -33,6 +33,7 @@ from harness.cli.options import (
     STRICT,
     THREADS,
     TOKENS,
+    WEIGHTS,
     example,
     parse_count,
     parse_steps,
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="Steps to run and trace; all: one epoch.",
 )
-@click.option("--weights", metavar="FILE", help="Start from these. [default: drawn from --seed]")
+@WEIGHTS
 @DATA
 @TOKENS
 @MODEL

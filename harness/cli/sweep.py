@@ -7,20 +7,10 @@ from typing import Any
 import click
 
 from harness.cli.options import (
-    BATCH_SIZE,
-    BPTT,
-    COMPILE,
-    DATA,
     DEVICE,
-    DTYPE,
     JSON,
-    LR,
-    MODEL,
-    PYTHONS,
-    SEED,
-    SETTINGS,
-    TOKENS,
     example,
+    of_twins,
     print_json,
     shared_settings,
 )
@@ -43,10 +33,7 @@ from harness.cli.options import (
 @click.option(
     "--random", type=int, metavar="N", help="So many points of the grid, drawn by --seed."
 )
-@click.option("--weights", metavar="FILE", help="Start from these. [default: drawn from --seed]")
-@DATA
-@TOKENS
-@MODEL
+@of_twins
 @click.option(
     "--side",
     "sides",
@@ -54,14 +41,6 @@ from harness.cli.options import (
     metavar="[LABEL=]TWIN",
     help="A twin: pt, tf, np; up to twelve. [default: pt, then tf]",
 )
-@SETTINGS
-@PYTHONS
-@DTYPE
-@LR
-@SEED
-@BATCH_SIZE
-@BPTT
-@COMPILE
 @click.option("--out", default="sweep", show_default=True, metavar="DIR", help="Where to write.")
 @click.option("--workers", type=int, help="Processes at once. [default: one a processor]")
 @click.option("--threads", default=1, show_default=True, help="Threads of each.")

@@ -7,23 +7,13 @@ from typing import Any
 import click
 
 from harness.cli.options import (
-    BATCH_SIZE,
-    BPTT,
-    COMPILE,
-    DATA,
     DEVICE,
-    DTYPE,
     FAULTS,
     JSON,
-    LR,
-    MODEL,
-    PYTHONS,
-    SEED,
     SEQUENTIAL,
-    SETTINGS,
     THREADS,
-    TOKENS,
     example,
+    of_twins,
     print_json,
     shared_settings,
 )
@@ -34,10 +24,7 @@ from harness.cli.options import (
     epilog=example("harness train --model zaremba-small --data ptb/ --compile --plot curves.png"),
 )
 @click.option("--epochs", type=int, metavar="N", help="How many. [default: the source's]")
-@click.option("--weights", metavar="FILE", help="Start from these. [default: drawn from --seed]")
-@DATA
-@TOKENS
-@MODEL
+@of_twins
 @click.option(
     "--side",
     "sides",
@@ -45,15 +32,7 @@ from harness.cli.options import (
     metavar="[LABEL=]TWIN",
     help="A twin: pt, tf, np. The last is the reference. [default: pt, then tf]",
 )
-@SETTINGS
 @FAULTS
-@PYTHONS
-@DTYPE
-@LR
-@SEED
-@BATCH_SIZE
-@BPTT
-@COMPILE
 @click.option("--out", default="training", show_default=True, metavar="DIR", help="Where to write.")
 @click.option("--resume", is_flag=True, help="Go on with what --out has, to the same bits.")
 @click.option(

@@ -20,6 +20,7 @@ import numpy as np
 from harness.compare import DiffResult, diff
 from harness.compare.diff import Difference
 from harness.errors import DEBUG, HarnessError
+from harness.explain.advice import what_next
 from harness.explain.case import Case, Cause, Side
 from harness.explain.causes import explain
 from harness.explain.evidence import (
@@ -39,7 +40,6 @@ from harness.explain.trial import SIDES, Trial
 from harness.models.graph import name_of
 from harness.models.ops import OPS
 from harness.trace.dtypes import epsilon
-from harness.trace.ranks import drifted
 
 TO_REPORT = "; to report it: harness repro "
 ELSEWHERE = 8  # other places at which a cause is tried before it is called certain
@@ -122,7 +122,7 @@ def judge(evidence: Evidence, referee: Referee | None = None) -> Verdict:
         causes=tuple(causes),
         places=finding.places,
         doublings=doublings,
-        next=_next(label, finding, evidence, side)
+        next=what_next(label, finding, evidence, side)
         + (_to_report(label, case, shown) if case else ""),
         traces=(shown.found.a, shown.found.b) if shown and finding.place else None,
         follower=shown.follower if shown else None,
@@ -450,67 +450,6 @@ def _parted(finding: Finding, free: DiffResult) -> str | None:
         f"the free runs leave the tolerance at step {parted.step}, {parted.tensor}: what the place "
         "above makes wrong shows there, or rounding that grew"
     )
-
-
-def _next(label: Label, finding: Finding, evidence: Evidence, side: str | None) -> str:
-    """The one thing to do next."""
-    free, place = evidence.free, finding.place
-    found = finding.shown.found if finding.shown else free
-    if label in ("bug", "precision") and place:
-        trace = found.a if side == free.labels[0] else found.b
-        return (
-            f"read what makes {place.tensor}{f' in {side}' * bool(side)}"
-            f"{_lines(found, place.tensor, free.labels, side)}; its values: harness show "
-            f"{trace} {place.tensor} --step {place.step}"
-        )
-    if label == "rounding":
-        return "nothing to mend; to compare the steps after this one, run with --follow=stage"
-    if label == "structure":
-        return _same_tensors(free)
-    if label == "close" and not (evidence.wide or evidence.narrow):
-        return "--verdict looks closer: faults of a few epsilons are seen only there"
-    start = unlike(free)
-    if label == "undecided" and start:
-        return start.remedy
-    if label == "undecided" and evidence.free64 is None:
-        return (
-            "run both programs once more in float64, traced alike, and give those traces too: "
-            f"harness explain {free.a} {free.b} --referee-a A64 --referee-b B64"
-        )
-    if label == "undecided":
-        return (
-            "what decides is following: one program run again with each step (or stage) started "
-            "from the other's trace; for the twins harness run --follow=stage does that"
-        )
-    return "nothing"
-
-
-def _same_tensors(free: DiffResult) -> str:
-    """What to do about a tensor that one side has not, or has of another shape."""
-    found = next((s for s in free.structure if "constant" not in str(s.tensor)), free.structure[0])
-    alone = free.labels[found.a != "present"]
-    drift = drifted(found.tensor)
-    if drift:
-        return (
-            f"from step {found.step} on rank {drift[1]} of {alone} has {drift[0]} of its own: "
-            "ranks must start alike, and take each step by the same gradients"
-        )
-    if found.kind == "missing step" or not free.distances or free.distances[0][0] >= found.step:
-        return f"trace the same names and shapes on both sides: harness show {free.a}; {free.b}"
-    what = f"only {alone} has" if found.kind == "missing tensor" else f"the {found.kind} differs of"
-    return (
-        f"from step {found.step} on {what} {found.tensor}: there what one side trains changes (a "
-        "layer that is added or removed, a parameter that is frozen): let both do so; until then: "
-        f"harness diff --steps :{found.step - 1} {free.a} {free.b}"
-    )
-
-
-def _lines(found: DiffResult, tensor: str, labels: tuple[str, str], side: str | None) -> str:
-    """The lines of the programs that make a tensor, in brackets; "" where the traces say none."""
-    pairs = zip(labels, found.opened(), strict=True)
-    lines = {label: trace.sources.get(tensor) for label, trace in pairs}
-    said = [f"{label}: {at}" for label, at in lines.items() if at and side in (None, label)]
-    return f" ({', '.join(said)})" if said else ""
 
 
 def _eps(value: float | None) -> str:

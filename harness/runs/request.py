@@ -87,6 +87,25 @@ class Request(NamedTuple):
     judging: Judging
 
 
+def untraced(
+    sides: list[SideRequest],
+    computation: Computation,
+    execution: Execution,
+    folder: str | Path,
+    scripts: str,
+) -> Request:
+    """Twins that are run, and neither traced nor compared tensor by tensor.
+
+    Raises HarnessError for a side that is a script; `scripts` says what of those.
+    """
+    for side in sides:
+        if side.side.script:
+            raise HarnessError(f"--side {side.side.script[0]}: {scripts}")
+    output = Output(Path(folder), Capture(), 1, "modules")
+    judging = Judging(Tolerance.given(None, None), False, None, None, False, None)
+    return Request(sides, computation, execution, output, judging)
+
+
 def parse_sides(
     sides: Sequence[str],
     settings: Sequence[str],

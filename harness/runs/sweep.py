@@ -12,7 +12,6 @@ from typing import Any, Literal, NamedTuple, Protocol
 import msgspec
 from msgspec.structs import replace
 
-from harness.compare import Tolerance
 from harness.data import corpus as corpora
 from harness.errors import HarnessError
 from harness.observer import Observer
@@ -22,15 +21,13 @@ from harness.runs.processes import processors
 from harness.runs.request import (
     Computation,
     Execution,
-    Judging,
-    Output,
-    Request,
     parse_shared_settings,
     parse_sides,
+    untraced,
 )
 from harness.runs.result import SweepPoint, SweepResult
 from harness.runs.session import Session, Side
-from harness.spec import Capture, RunSpec, Training, override, settings_of
+from harness.spec import RunSpec, Training, override, settings_of
 
 MOST_SIDES = 12
 POINTS_FILE, ASKED_FILE = "points.jsonl", "sweep.json"
@@ -91,18 +88,13 @@ def sweep_sides(
         sides, weights, data, tokens, model, settings, pythons, device, observer: as `run_sides`.
     Raises HarnessError for bad input, for a run that fails, and for another sweep in `out`.
     """
-    request = Request(
+    request = untraced(
         parse_sides(sides, settings, pythons, (), most=MOST_SIDES),
         Computation(steps, model, weights, data, tokens, parse_shared_settings(settings)),
         Execution(device, threads, False, ()),
-        Output(Path(out), Capture(), 1, "modules"),
-        Judging(Tolerance.given(None, None), False, None, None, False, None),
+        out,
+        "a script has settings of its own: give twins",
     )
-    script = next((s.side for s in request.sides if s.side.script), None)
-    if script:
-        raise HarnessError(
-            f"--side {script.script[0]}: a script has settings of its own: give twins"
-        )
     if not grid:
         raise HarnessError("--grid: give a setting and its values, such as lr=0.01:1.98:0.01")
     watcher = observer or Observer()

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import msgspec
 from msgspec.structs import replace
 
-from harness.compare import Tolerance
 from harness.data import corpus as corpora
 from harness.data.checkpoint import Epoch, Progress, load_checkpoint
 from harness.errors import HarnessError
@@ -20,16 +19,14 @@ from harness.runs.prepare import DEFAULT_MODEL, Prepared, prepare
 from harness.runs.request import (
     Computation,
     Execution,
-    Judging,
-    Output,
-    Request,
     parse_shared_settings,
     parse_sides,
+    untraced,
 )
 from harness.runs.result import Curve, Gap, TrainResult
 from harness.runs.session import Session
 from harness.side.serving import Stepped
-from harness.spec import Capture, RunSpec, Training, settings_of
+from harness.spec import RunSpec, Training, settings_of
 
 EVERY = 500  # steps between two checkpoints
 CHECKPOINT_FILE, METRICS_FILE = "{}.checkpoint.safetensors", "{}.jsonl"
@@ -71,19 +68,14 @@ def train_sides(
     Raises HarnessError for bad input, for a side that failed (what was finished is kept), and for a
     training in `out` that nobody asked to resume.
     """
-    request = Request(
+    request = untraced(
         parse_sides(sides, settings, pythons, faults),
         Computation("all", model, weights, data, tokens, parse_shared_settings(settings)),
         Execution(device, threads, sequential, ()),
-        Output(Path(out), Capture(), 1, "modules"),
-        Judging(Tolerance.given(None, None), False, None, None, False, None),
+        out,
+        "a script trains by itself: run it, with harness.record around its steps where they are to "
+        "be compared",
     )
-    script = next((s.side for s in request.sides if s.side.script), None)
-    if script:
-        raise HarnessError(
-            f"--side {script.script[0]}: a script trains by itself: run it, with harness.record "
-            "around its steps where they are to be compared"
-        )
     if (epochs is not None and epochs < 1) or every < 1:
         raise HarnessError("epochs, and steps between checkpoints, count from 1")
     watcher = observer or Observer()
