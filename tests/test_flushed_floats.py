@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from some import some
 
 from harness.kernels import floats
 
@@ -44,7 +45,7 @@ END = """
 """
 
 
-@pytest.fixture(params=["numpy", "compiled"])
+@pytest.fixture(params=some(["numpy", "compiled"], fast=["compiled"]))
 def flushing(request, tmp_path):
     """Runs code in a process whose floats flush to zero."""
 

@@ -111,8 +111,9 @@ def test_programs_of_a_mistake_print_the_values_of_the_report(name, repros):
         assert len(text.splitlines()) < 30
 
 
-@pytest.mark.parametrize("name", ["right", pytest.param("sgd", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["right", "sgd"])
+@pytest.mark.parametrize("step", [1, 3])
 def test_every_stage_of_a_script_can_be_written(name, step, repros, tmp_path):
     folder = repros[0]
     trace = harness.open_trace(folder / f"{name}.trace")
