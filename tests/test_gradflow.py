@@ -103,6 +103,29 @@ def test_bad_traces_are_named(tmp_path):
         gradflow(a, steps=(5, None))
 
 
+def test_two_traces_of_one_name_are_told_apart(tmp_path, capsys):
+    a = written(tmp_path / "a.trace", [STEP])
+    b = written(tmp_path / "b.trace", [{**STEP, "grads/layer1/w": [[5, 5], [5, 5]]}])
+    assert [flow.label for flow in gradflow(a, b).flows] == ["a (A)", "a (B)"]
+    with pytest.raises(SystemExit):
+        main(["gradflow", str(a), str(b)])
+    out = capsys.readouterr().out
+    assert "a (A)" in out
+    assert "a (B)" in out
+
+
+def test_nothing_is_said_of_what_is_not_traced(tmp_path, capsys):
+    clean = {"grads/w": [1, 2], "params/w": [1, 1], "backward/x": [1]}
+    every, flows = "every parameter has a gradient", "nothing blocks the signal"
+    for without, said in (("", {every, flows}), ("params/", {flows}), ("backward/", {every})):
+        step = {n: x for n, x in clean.items() if not without or not n.startswith(without)}
+        path = written(tmp_path / f"{without.strip('/')}.trace", [step])
+        with pytest.raises(SystemExit):
+            main(["gradflow", str(path)])
+        out = capsys.readouterr().out
+        assert {words for words in (every, flows) if words in out} == said
+
+
 def test_names_of_ones_own_have_roles(tmp_path):
     path = written(tmp_path / "a.trace", [{"GRAD/w": [1, -3], "weights/w": [1, 1]}])
     (flow,) = gradflow(path, roles=("GRAD/*=grads", "weights/*=params")).flows

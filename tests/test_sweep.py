@@ -76,14 +76,17 @@ def test_several_settings_make_all_pairs_or_some_of_them():
 
 
 def test_a_point_is_the_mean_loss_of_a_training_of_so_many_steps(tmp_path):
-    result = swept(tmp_path / "a", steps=9, settings=(*SMALL, "batch_size=250"))
+    whole = (*SMALL, "batch_size=250")
+    result = swept(tmp_path / "a", steps=15, settings=whole)  # an epoch of such batches
     assert [p.point["lr"] for p in result.points] == ["0.1", "0.2", "0.3", "0.4", "0.5", "0.6"]
     means = [p.mean for p in result.points]
     assert len(set(means)) == 6
     for k in (0, 5):
-        given = dict(settings=(*SMALL, "batch_size=250", f"lr={result.points[k].point['lr']}"))
-        epoch = train_sides(sides=("np",), epochs=1, out=tmp_path / str(k), **given).curves["np"]
-        assert epoch.epochs[0].step > 9
+        settings = (*whole, f"lr={result.points[k].point['lr']}")
+        trained = train_sides(sides=("np",), epochs=1, out=tmp_path / str(k), settings=settings)
+        (epoch,) = trained.curves["np"].epochs
+        assert epoch.step == 15
+        assert epoch.train == pytest.approx(means[k], rel=1e-12)
     single = swept(tmp_path / "b", steps=1)
     assert len({p.mean for p in single.points}) == 1  # each loss is before its update
     assert single.points[0].mean == pytest.approx(np.log(256), rel=0.01)
@@ -234,12 +237,17 @@ def test_a_cluster_gives_the_same_bits_also_where_a_worker_is_killed(tmp_path):
             scheduler=cluster.scheduler_address,
             observer=Watching(kill),
         )
+        # Other weights, on a worker that has those of the first.
+        other = dict(grid=("lr=0.01,0.02",), settings=(*SMALL, "seed=2"))
+        again = swept(tmp_path / "again", scheduler=cluster.scheduler_address, **other)
     finally:
         for worker in workers:
             worker.kill()
             worker.wait()
         cluster.close()
     assert workers[0].wait() == -signal.SIGKILL
+    assert numbers(again) == numbers(swept(tmp_path / "other", **other))
+    assert again.points[0].mean != there.points[0].mean
     assert numbers(there) == numbers(here)
     lines = (tmp_path / "there/points.jsonl").read_text().splitlines()
     assert len(lines) == len({json.dumps(json.loads(line)["point"]) for line in lines}) == 40

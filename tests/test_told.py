@@ -2,8 +2,8 @@
 
 import pytest
 
-from harness.explain.told import told_words
-from harness.models.graph import const, node, ref
+from harness.explain.told import detached, told_words
+from harness.models.graph import Graph, Stage, const, node, ref
 
 G, NORM = ref("grads/w"), ref("update/global_norm")
 
@@ -57,3 +57,23 @@ def test_what_the_optimizer_is_given_is_the_gradient_where_nothing_came_between(
     given = node("decay_gradient", ref("update/clipped/w"), w, const(0.01, "weight_decay"))
     words = "decays this parameter (weight decay 0.01, added to its gradient)"
     assert told_words(base, node("descend", w, given, rate)) == (words, True)
+
+
+def test_an_update_by_clipped_gradients_is_told_where_the_other_clips_nothing():
+    w, rate = ref("params/w", back=1), ref("update/learning_rate")
+    clipped = node("descend", w, ref("update/clipped/w"), rate)
+    words, plain = told_words(node("descend", w, G, rate), clipped)
+    assert (words.startswith("updates by what it has made of the gradient"), plain) == (True, True)
+
+
+def test_what_is_detached_elsewhere_explains_no_weight():
+    x = ref("forward/x")
+    made = {
+        "forward/x": node("product", ref("inputs/x"), ref("params/a")),
+        "forward/y": node("product", node("stop_gradient", x), ref("params/b")),
+    }
+    plain = {**made, "forward/y": node("product", x, ref("params/b"))}
+    mine, theirs = (Graph({n: Stage(n, v) for n, v in g.items()}) for g in (made, plain))
+    assert "detached in forward/y" in detached(theirs, mine)
+    assert "detached in forward/y" in detached(theirs, mine, "params/a")
+    assert detached(theirs, mine, "params/b") is None

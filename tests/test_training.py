@@ -162,6 +162,20 @@ def test_a_training_is_not_overwritten_nor_changed(text, tmp_path):
     with pytest.raises(HarnessError, match=r"trained with train\.lr = 1\.0, and 0\.5 is asked for"):
         trained(text, tmp_path, settings=(*SMALL, "lr=0.5"), resume=True)
     assert bits(tmp_path / "np.npz") == before
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in text.iterdir():
+        (other / file.name).write_text(file.read_text().replace("the cat", "cat the"))
+    with pytest.raises(HarnessError, match="was trained with tokens = "):
+        trained(other, tmp_path, epochs=2, resume=True)
+
+
+def test_nothing_to_compare_is_no_success(text, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--side", "np", "--data", str(text), "--epochs", "1", "--within", "1",
+              "--out", str(tmp_path), *(f"--set={s}" for s in SMALL)])  # fmt: skip
+    assert ended.value.code == 2
+    assert "no two validation perplexities to compare" in capsys.readouterr().err
 
 
 def test_one_that_is_complete_is_not_run_again(text, tmp_path):
@@ -232,8 +246,8 @@ def test_bad_requests_end_in_one_line(tmp_path):
     script.write_text("")
     for given, words in (
         (dict(sides=(str(script),)), "a script trains by itself"),
-        (dict(epochs=0), "count from 1"),
-        (dict(every=0), "count from 1"),
+        (dict(epochs=0), "--epochs 0"),
+        (dict(every=0), "--checkpoint-every 0"),
         (dict(sides=("np", "np")), "two sides named 'np'"),
         (dict(settings=("hidden=8",)), "no setting named 'hidden'"),
     ):

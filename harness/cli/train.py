@@ -8,6 +8,8 @@ import click
 
 from harness.cli.options import (
     DEVICE,
+    DIVERGENT,
+    EQUIVALENT,
     FAULTS,
     JSON,
     SEQUENTIAL,
@@ -17,6 +19,7 @@ from harness.cli.options import (
     print_json,
     shared_settings,
 )
+from harness.errors import HarnessError
 
 
 @click.command(
@@ -95,5 +98,11 @@ def train_command(
     if plot:
         plot_training(result, plot)
         click.echo(f"plot: {plot}", err=True)
-    apart = result.gap.relative if result.gap else 0.0
-    return int(within is not None and not 100 * apart <= within)
+    if within is None:
+        return EQUIVALENT
+    if result.gap is None:
+        raise HarnessError(
+            f"--within {within}: no two validation perplexities to compare: give two sides, and a "
+            "validation text that is long enough for a batch"
+        )
+    return EQUIVALENT if 100 * result.gap.relative <= within else DIVERGENT

@@ -292,7 +292,7 @@ class _Walk:
             status = "structure"
         elif self.divergences:
             status = "diverged"
-        labels = _labels(a.header.label, b.header.label)
+        labels = labels_of(a.header.label, b.header.label)
         return DiffResult(
             status=status,
             a=str(a.path),
@@ -355,7 +355,7 @@ class _Walk:
         return tuple(rows)
 
 
-def _labels(a: str, b: str) -> tuple[str, str]:
+def labels_of(a: str, b: str) -> tuple[str, str]:
     """What the sides are called; two of one name are told apart."""
     return (a, b) if a != b else (f"{a} (A)", f"{b} (B)")
 

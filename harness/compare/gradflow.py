@@ -15,6 +15,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from harness.compare.diff import labels_of
 from harness.errors import HarnessError
 from harness.trace import Alignment, Step, TensorEntry, Trace, open_trace
 
@@ -29,7 +30,8 @@ class Flow(msgspec.Struct, frozen=True):
     `signal` has the same of the gradients with respect to activations, as the backward pass goes.
     `missing` are parameters without any gradient, `zero` those whose gradients are all zero,
     `faint` those below FAINT of the median at every step. `blocked` are pairs of activations: the
-    one that the signal still reaches, and the next, which it never does.
+    one that the signal still reaches, and the next in the pass, which it never does. `complete` is
+    whether the trace has gradients and the weights, so that one without a gradient is known.
     """
 
     label: str
@@ -39,6 +41,7 @@ class Flow(msgspec.Struct, frozen=True):
     zero: tuple[str, ...] = ()
     faint: tuple[str, ...] = ()
     blocked: tuple[tuple[str, str], ...] = ()
+    complete: bool = False
 
     def mark(self, name: str) -> str:
         """What is odd of a parameter, in words; "" where nothing is."""
@@ -109,6 +112,9 @@ def gradflow(
     total = len(chosen) * len(traces)
     ticks = itertools.count(1)
     flows = [_flow(trace, chosen, size, lambda: progress(next(ticks), total)) for trace in traces]
+    if len(flows) == 2:
+        names = labels_of(flows[0].label, flows[1].label)
+        flows = [msgspec.structs.replace(f, label=n) for f, n in zip(flows, names, strict=True)]
     return GradFlow(chosen, "mean |g|" if whole else "RMS", tuple(flows))
 
 
@@ -173,10 +179,11 @@ def _flow(trace: Trace, steps: Sequence[int], size: Size, tick: Callable[[], Non
         raise HarnessError(f"{trace.path}: hashes alone say nothing of sizes: trace at level stats")
     missing = tuple(name for name in parameters if name not in sizes) if sizes else ()
     sizes |= {name: [None] * len(steps) for name in missing}
+    told = bool(parameters) and bool(sizes)
     zero = tuple(n for n, row in sizes.items() if n not in missing and _all_zero(row))
     faint = tuple(n for n in _faint(sizes) if n not in zero)
     blocked = tuple(_blocked(signal))
-    return Flow(trace.header.label, sizes, signal, missing, zero, faint, blocked)
+    return Flow(trace.header.label, sizes, signal, missing, zero, faint, blocked, told)
 
 
 def _all_zero(row: Sequence[float | None]) -> bool:

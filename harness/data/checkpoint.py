@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data import weights
-from harness.data.corpus import perplexity
+from harness.data.corpus import load_tokens, perplexity
 from harness.errors import HarnessError
+from harness.spec import RunSpec, settings_of
+from harness.trace.statistics import digest
 
 PROGRESS = "progress"  # the array that holds it, as JSON
 
@@ -46,7 +48,8 @@ class Epoch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Progress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How far a training has come: after `step`, whose epoch has `total` nats in `seconds` so far.
 
-    `settings` are those of model and training; `test` the loss on the test text, once it is done.
+    `settings` are those of model and training, with digests of the texts (`identity_of`); `test` is
+    the loss on the test text, once it is done.
     """
 
     settings: dict[str, Any]
@@ -55,6 +58,13 @@ class Progress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seconds: float = 0.0
     epochs: tuple[Epoch, ...] = ()
     test: float | None = None
+
+
+def identity_of(run: RunSpec) -> dict[str, Any]:
+    """What a run computes, and on what: its settings, and digests of its texts."""
+    texts = {"tokens": run.tokens, "valid": run.valid}
+    digests = {name: digest(load_tokens(path)) for name, path in texts.items() if path}
+    return {**settings_of(run), **digests}
 
 
 def save_checkpoint(

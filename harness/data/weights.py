@@ -155,8 +155,8 @@ def read_arrays(path: str | Path, beside: str | None = None) -> Weights:
     if _suffix(path) == ".npz":
         arrays = dict(_each_npy(path, _npy_array))
     else:
-        arrays = dict(_each_tensor(path, _tensor))
-        written = _open_safetensors(path).metadata() or {}
+        written: dict[str, str] = {}
+        arrays = dict(_each_tensor(path, _tensor, written))
         if CHECKSUM in written and written[CHECKSUM] != _checksum(arrays):
             raise WeightsError(f"{path}: does not match its own checksum: damaged, or changed")
     for name, array in arrays.items():
@@ -204,11 +204,18 @@ def _each_npy(
         raise WeightsError(f"{path}: {name or 'it'} cannot be read: {said(error)}") from None
 
 
-def _each_tensor(path: Path, read: Callable[[Any, str], R]) -> Iterator[tuple[str, R]]:
-    """Name and what `read` makes of every tensor of a .safetensors file."""
+def _each_tensor(
+    path: Path, read: Callable[[Any, str], R], metadata: dict[str, str] | None = None
+) -> Iterator[tuple[str, R]]:
+    """Name and what `read` makes of every tensor of a .safetensors file.
+
+    Its metadata are added to `metadata`, from the same opening: a file may be replaced meanwhile.
+    """
     name = ""
     try:
         with _open_safetensors(path) as file:
+            if metadata is not None:
+                metadata.update(file.metadata() or {})
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 _check_array_name(path, name)
                 yield name, read(file, name)

@@ -113,7 +113,7 @@ def _sentence(fit: Fit, case: Case, label: str, other: str) -> str:
     if words == UNMOVED:
         graphs = case.other_graph, case.graph
         mine, theirs = graphs if fit.side == "a" else graphs[::-1]
-        why = detached(theirs, mine)
+        why = detached(theirs, mine, case.tensor)
         words = f"{why}, and {words}" if why else words
     if fit.base.op == "other":
         return f"{case.tensor}: {label} {words}, held against {other} ({eps_words(fit.left)})"

@@ -15,7 +15,7 @@ from harness.compare import Comparison, DiffResult, Tolerance, compare
 from harness.compare.diff import Difference
 from harness.explain.case import Case, Side
 from harness.models.evaluate import MissingError, Values
-from harness.models.graph import Graph, Node, is_ref, name_of, rebuilt
+from harness.models.graph import Graph, Node, is_ref, name_of, rebuilt, references
 from harness.trace import Header, Step, TensorEntry, Trace
 from harness.trace.dtypes import common, epsilon, is_float
 from harness.trace.graph import variants
@@ -163,7 +163,17 @@ class Pair:
         self.traces: dict[Side, Trace] = {"a": first, "b": second}
         self.aligned = found.alignment is not None
         self.labels, self.follower = labels, follower
+        self._clipping: dict[Side, bool] = {}
         self._steps: dict[tuple[Side, int], tuple[Step | None, dict[str, TensorEntry]]] = {}
+
+    def _clips(self, side: Side) -> bool:
+        """Whether a side makes something of its gradients before the update, or does not say."""
+        graph = self.traces[side].graph
+        if side not in self._clipping:
+            stages = graph.stages.values() if graph else ()
+            read = (name_of(x) for stage in stages for x in references(stage.value))
+            self._clipping[side] = graph is None or any(n.startswith(CLIPPED) for n in read)
+        return self._clipping[side]
 
     def read(self, side: Side, step: int, name: str) -> NDArray[Any] | None:
         """A tensor; None where it is not traced, or not kept."""
@@ -365,7 +375,7 @@ class Pair:
             own = siblings is not None and step == at and name.startswith(siblings)
             source = side if own or side != self.follower else followed[side]
             found = self.read(source, step, name)
-            if found is None and name.startswith(CLIPPED):  # nothing came between them there
+            if found is None and name.startswith(CLIPPED) and not self._clips(source):
                 found = self.read(source, step, f"grads/{name.removeprefix(CLIPPED)}")
             return found
 

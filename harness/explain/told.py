@@ -57,7 +57,10 @@ def told_words(
     """
     base, other = rebuilt(base, _plain), rebuilt(other, _plain)
     if not any(name_of(x).startswith(CLIPPED) for x in references(base)):
-        other = rebuilt(other, _unclipped)  # nothing came between them there
+        plain = rebuilt(other, _unclipped)
+        if plain is base:
+            return "updates by what it has made of the gradient (clipped), not by that itself", True
+        other = plain
     pairs = _parting(base, other, same)
     different = [pair for pair in pairs if not same(*pair)]
     pairs = different or pairs
@@ -67,14 +70,19 @@ def told_words(
     return ", and ".join(found), not any(words.startswith("computes ") for words in found)
 
 
-def detached(graph: Graph | None, other: Graph | None) -> str | None:
-    """What a program detaches that the reference does not, in words; None for nothing."""
+def detached(graph: Graph | None, other: Graph | None, below_it: str = "") -> str | None:
+    """What a program detaches that the reference does not, in words; None for nothing.
+
+    With `below_it`, a tensor, what is detached must be made of that: else it says nothing of it.
+    """
     for name, stage in other.stages.items() if other and graph else ():
         known = graph.value(name) if graph else None
         if known is None or not name.startswith("forward/"):
             continue
         own = [x for x in below(stage.value) if x.op == "stop_gradient"]
         theirs = [x for x in below(known) if x.op == "stop_gradient"]
+        if other and below_it and not any(_made_of(other, x, below_it) for x in own):
+            continue
         if len(own) > len(theirs):
             return f"lets no gradient pass through {_short(own[0].inputs[0])}, detached in {name}"
     return None
@@ -92,6 +100,21 @@ def _plain(x: Node) -> Node | None:
     if x.op == "running_mean_keras":
         momentum = const(1 - momentum.arg("value"), momentum.arg("name"))
     return node("running_mean", old, given, momentum, axis=axis)
+
+
+def _made_of(graph: Graph, root: Node, tensor: str) -> bool:
+    """Whether an expression reads a tensor, itself or by what it reads of the step."""
+    waiting, seen = [root], set()
+    while waiting:
+        for x in references(waiting.pop()):
+            name = name_of(x)
+            if name == tensor:
+                return True
+            stage = None if name in seen else graph.value(name)
+            seen.add(name)
+            if stage is not None and name.startswith("forward/"):
+                waiting.append(stage)
+    return False
 
 
 def _unclipped(x: Node) -> Node | None:

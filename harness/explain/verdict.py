@@ -430,12 +430,14 @@ def _sentence(label: Label, finding: Finding, labels: tuple[str, str], side: str
     if label == "undecided" and start:
         return f"{a} and {b} do not start from the same {start.words}"
     at = f"step {place.step}, {place.tensor}" if place else ""
+    # What is told of beside it may come before it in the step.
+    first = "" if finding.others and finding.places[0].tensor != at.partition(", ")[2] else "first "
     return {
         "identical": f"{a} and {b} agree bit for bit",
         "close": f"{a} and {b} agree within the tolerance at every tensor of every step",
         "rounding": f"{a} and {b} compute the same; what parts them is rounding that grew",
         "precision": f"{side or 'one side'} computes {at} in less precision",
-        "bug": f"{a} and {b} compute different things, first at {at}",
+        "bug": f"{a} and {b} compute different things, {first}at {at}",
         "structure": f"{a} and {b} do not hold the same tensors",
         "undecided": f"the evidence on {a} and {b} does not decide",
     }[label]

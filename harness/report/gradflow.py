@@ -29,11 +29,16 @@ def show_gradflow(result: GradFlow) -> None:
     for flow in result.flows:
         for reached, lost in flow.blocked:
             out.print(
-                f"{flow.label}: the signal is blocked: it reaches {reached}, and the gradient with "
-                f"respect to {lost} is zero"
+                f"{flow.label}: the signal is blocked: the gradient with respect to {lost} is "
+                f"zero, and that of {reached}, before it in the backward pass, is not"
             )
-        if not flow.blocked and not flow.missing and not flow.zero:
-            out.print(f"{flow.label}: every parameter has a gradient; nothing blocks the signal")
+        said = []
+        if flow.complete and not flow.missing and not flow.zero:
+            said.append("every parameter has a gradient")
+        if flow.signal and not flow.blocked:
+            said.append("nothing blocks the signal")
+        if said:
+            out.print(f"{flow.label}: {'; '.join(said)}")
 
 
 def _table(

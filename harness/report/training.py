@@ -83,11 +83,18 @@ def training_figure(result: TrainResult) -> Any:
 
 
 def _draw_apart(axes: Any, result: TrainResult, label: str, reference: str) -> None:
-    pairs = list(zip(result.curves[label].epochs, result.curves[reference].epochs, strict=False))
-    apart = [100 * ((a.valid_perplexity or 0) / (b.valid_perplexity or 1) - 1) for a, b in pairs]
-    axes.plot([a.epoch for a, _ in pairs], apart, "o-", ms=3, color="black")
+    pairs = zip(result.curves[label].epochs, result.curves[reference].epochs, strict=False)
+    apart = [
+        (a.epoch, 100 * (x / y - 1))
+        for a, b in pairs
+        if (x := a.valid_perplexity) is not None and (y := b.valid_perplexity) is not None
+    ]
+    axes.plot(
+        [epoch for epoch, _ in apart], [percent for _, percent in apart], "o-", ms=3, label=label
+    )
     axes.axhline(0, color="gray", linewidth=0.8)
-    axes.set_ylabel(f"{label} over {reference}\n(valid, %)")
+    axes.set_ylabel(f"over {reference}\n(valid, %)")
+    axes.legend()
     axes.grid(alpha=0.3)
 
 

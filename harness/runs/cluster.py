@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import xxhash
 from msgspec.structs import replace
 
 from harness.errors import HarnessError
@@ -92,7 +93,9 @@ def _run(side: Side, run: bytes, files: Files) -> list[float]:
         session = _session(side)
         own: dict[str, Any] = {}
         for name, content in files.items():
-            path = session.folder / f"{name}{'.npz' if name == 'weights' else '.npy'}"
+            # A worker may serve one sweep after another, of other weights and texts.
+            known = xxhash.xxh3_128_hexdigest(content)
+            path = session.folder / f"{known}{'.npz' if name == 'weights' else '.npy'}"
             if not path.exists():
                 path.write_bytes(content)
             own[name] = str(path)

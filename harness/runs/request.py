@@ -194,10 +194,9 @@ def _parse_programs(texts: Sequence[str], most: int) -> dict[str, Side]:
                 f"--side new={what}"
             )
         found[label] = Side(label, twin, script=words)
-    if most == 3 < len(found) or not found:
-        raise HarnessError(f"{len(found)} sides: a run has one, two to compare, or three to vote")
-    if len(found) > most:
-        raise HarnessError(f"{len(found)} sides: at most {most} at once")
+    if not 1 <= len(found) <= most:
+        run = "a run has one, two to compare, or three to vote"
+        raise HarnessError(f"{len(found)} sides: {run if most == 3 else f'at most {most} at once'}")
     return found
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
+import xxhash
 from msgspec.structs import replace
 
-from harness.data import corpus as corpora
+from harness.data.checkpoint import identity_of
 from harness.errors import HarnessError
 from harness.observer import Observer
 from harness.runs.grid import Point, parse_axis, points
@@ -27,7 +28,7 @@ from harness.runs.request import (
 )
 from harness.runs.result import SweepPoint, SweepResult
 from harness.runs.session import Session, Side
-from harness.spec import RunSpec, Training, override, settings_of
+from harness.spec import RunSpec, Training, override
 
 MOST_SIDES = 12
 POINTS_FILE, ASKED_FILE = "points.jsonl", "sweep.json"
@@ -154,7 +155,8 @@ class _Kept:
         point = SweepPoint(task.side.label, dict(task.point), mean, losses[-1] * nats)
         with self._lock, open(self.file, "a") as file:
             if task.key in self.found:
-                raise HarnessError(f"{task.side.label} {dict(task.point)} has come twice")
+                at = f"{task.side.label} at {words(dict(task.point))}"
+                raise HarnessError(f"{self.file}: has {at} already, and it came once more")
             file.write(json.dumps(msgspec.to_builtins(point)) + "\n")
             self.found[task.key] = point
             self._done += 1
@@ -163,13 +165,9 @@ class _Kept:
 
 def _check_asked(path: Path, runs: Sequence[RunSpec], kept: Path) -> None:
     """Keep what the sides compute beside the points; refuse another sweep's points."""
-    from harness.trace.statistics import digest
-
-    tokens = digest(corpora.load_tokens(runs[0].tokens))
-    weights = digest_of_file(runs[0].weights)
+    weights = xxhash.xxh3_128_hexdigest(Path(runs[0].weights).read_bytes())
     asked: dict[str, Any] = {
-        run.label: {"steps": run.steps, "tokens": tokens, "weights": weights, **settings_of(run)}
-        for run in runs
+        run.label: {"steps": run.steps, "weights": weights, **identity_of(run)} for run in runs
     }
     if kept.exists() and path.exists():
         before = json.loads(path.read_text())
@@ -184,13 +182,6 @@ def _check_asked(path: Path, runs: Sequence[RunSpec], kept: Path) -> None:
                 )
         asked = {**before, **asked}
     path.write_text(json.dumps(asked, indent=2) + "\n")
-
-
-def digest_of_file(path: str | Path) -> str:
-    """XXH3-128 of a file."""
-    import xxhash
-
-    return xxhash.xxh3_128_hexdigest(Path(path).read_bytes())
 
 
 def _read(path: Path) -> Iterator[SweepPoint]:

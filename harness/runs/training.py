@@ -11,7 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from harness.data import corpus as corpora
-from harness.data.checkpoint import Epoch, Progress, load_checkpoint
+from harness.data.checkpoint import Epoch, Progress, identity_of, load_checkpoint
 from harness.errors import HarnessError
 from harness.models.presets import EPOCHS, USUAL_EPOCHS
 from harness.observer import Observer
@@ -26,7 +26,7 @@ from harness.runs.request import (
 from harness.runs.result import Curve, Gap, TrainResult
 from harness.runs.session import Session
 from harness.side.serving import Stepped
-from harness.spec import RunSpec, Training, settings_of
+from harness.spec import RunSpec, Training
 
 EVERY = 500  # steps between two checkpoints
 CHECKPOINT_FILE, METRICS_FILE = "{}.checkpoint.safetensors", "{}.jsonl"
@@ -76,8 +76,9 @@ def train_sides(
         "a script trains by itself: run it, with harness.record around its steps where they are to "
         "be compared",
     )
-    if (epochs is not None and epochs < 1) or every < 1:
-        raise HarnessError("epochs, and steps between checkpoints, count from 1")
+    for option, number in (("--epochs", epochs), ("--checkpoint-every", every)):
+        if number is not None and number < 1:
+            raise HarnessError(f"{option} {number}: give a number from 1 up")
     watcher = observer or Observer()
     count = epochs or EPOCHS.get(model or DEFAULT_MODEL, USUAL_EPOCHS)
     if not resume:
@@ -99,8 +100,10 @@ def _refuse_to_overwrite(folder: Path, labels: Sequence[str]) -> None:
             )
 
 
-def _run(run: Any, prepared: Prepared, folder: Path, epochs: int, every: int) -> RunSpec:
-    """What a side is to do: all epochs, from the beginning or from its checkpoint."""
+def _run(
+    run: Any, prepared: Prepared, folder: Path, epochs: int, every: int
+) -> tuple[RunSpec, Progress]:
+    """What a side is to do, all epochs, and what of it is done: nothing, or its checkpoint's."""
     assert isinstance(run, RunSpec)
     assert prepared.corpus is not None
     text = folder / "test.npy"
@@ -108,12 +111,13 @@ def _run(run: Any, prepared: Prepared, folder: Path, epochs: int, every: int) ->
     path = folder / CHECKPOINT_FILE.format(run.label)
     steps = corpora.Batches(prepared.corpus.train, run.train, run.eos).steps_per_epoch * epochs
     training = Training(str(text), str(path), every)
-    return replace(run, steps=steps, training=training, start=_kept(path, run).step + 1)
+    kept = _kept(path, run)
+    return replace(run, steps=steps, training=training, start=kept.step + 1), kept
 
 
 def _kept(path: Path, run: RunSpec) -> Progress:
     """What a side has done already. Raises HarnessError where it was done with other settings."""
-    settings = settings_of(run)
+    settings = identity_of(run)
     if not path.exists():
         return Progress(settings)
     progress, _ = load_checkpoint(path)
@@ -128,12 +132,14 @@ def _kept(path: Path, run: RunSpec) -> Progress:
 
 
 def _train(
-    session: Session, runs: Sequence[RunSpec], sequential: bool, listener: Listener
+    session: Session,
+    runs: Sequence[tuple[RunSpec, Progress]],
+    sequential: bool,
+    listener: Listener,
 ) -> dict[str, Curve]:
     """Run what is left to do; the whole curves."""
     curves, jobs = {}, []
-    for run in runs:
-        kept = _kept(session.folder / CHECKPOINT_FILE.format(run.label), run)
+    for run, kept in runs:
         curve = _Curve(run, kept, session, listener)
         curves[run.label] = curve
         if run.start > run.steps:

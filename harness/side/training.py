@@ -13,12 +13,18 @@ import msgspec
 import numpy as np
 
 from harness.data import corpus, randomness, weights
-from harness.data.checkpoint import Epoch, Progress, load_checkpoint, save_checkpoint
+from harness.data.checkpoint import (
+    Epoch,
+    Progress,
+    identity_of,
+    load_checkpoint,
+    save_checkpoint,
+)
 from harness.errors import HarnessError
 from harness.side.backend import Backend
 from harness.side.points import Points, to_array
 from harness.side.steps import Mathematics, Tensors, check, groups, see_inputs, take_step
-from harness.spec import RunSpec, Training, settings_of
+from harness.spec import RunSpec, Training
 
 
 class _At(NamedTuple):
@@ -80,7 +86,8 @@ def learn(
                 _keep(at, training.checkpoint, backend)
             report(step=number, epoch=window.epoch, lr=lr, loss=loss, **said)
             if ended:
-                raise HarnessError(f"told to end after step {number}; its checkpoint is kept")
+                kept = f"; {training.checkpoint} goes on there" if training.checkpoint else ""
+                raise HarnessError(f"told to end after step {number}{kept}")
     if training.checkpoint:
         weights.save({name: to_array(backend, p) for name, p in at.params.items()}, run.final)
 
@@ -90,7 +97,7 @@ def _begin(run: RunSpec, training: Training, backend: Backend, twin: Mathematics
     if run.start == 1:
         arrays = weights.load(run.weights, run.model, dtype=run.train.dtype)
         params = {name: backend.to_tensor(array) for name, array in arrays.items()}
-        progress = Progress(settings_of(run))
+        progress = Progress(identity_of(run))
         return _At(params, twin.zero_slots(params, run.train), None, progress)
     assert training.checkpoint is not None
     progress, kept = load_checkpoint(training.checkpoint)

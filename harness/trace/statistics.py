@@ -210,22 +210,15 @@ def proof(kernels: ModuleType, dtype: np.dtype[Any]) -> str | None:
     for at in ((0, 3 * RUN), (3 * RUN, array.size)):
         made.add(*at)
     plain.add(0, array.size)
-    return _first_wrong(made.figures, made.sketch, plain.figures, plain.sketch)
-
-
-def _first_wrong(
-    made: Figures, sums: NDArray[np.float64], right: Figures, right_sums: NDArray[np.float64]
-) -> str | None:
-    """The name of a figure that is wrong; of sums the order is free."""
-    places = (0, 1, 4, 5, 6)
-    for place in places:
-        if made[place] != right[place]:
-            return FIGURES[place]
-    squares = right[3]
-    for place in (2, 3):
-        if not abs(made[place] - right[place]) <= 1e-12 * squares:
-            return FIGURES[place]
-    return None if np.all(np.abs(sums - right_sums) <= 1e-12 * squares**0.5) else "sketch"
+    found, right = (dict(zip(FIGURES, one.figures, strict=True)) for one in (made, plain))
+    for name in ("low", "high", "nan", "inf", "zero"):
+        if found[name] != right[name]:
+            return name
+    for name in ("total", "squares"):  # sums, whose order is free
+        if not abs(found[name] - right[name]) <= 1e-12 * right["squares"]:
+            return name
+    room = 1e-12 * right["squares"] ** 0.5
+    return None if np.all(np.abs(made.sketch - plain.sketch) <= room) else "sketch"
 
 
 def proof_many(kernels: ModuleType, dtype: np.dtype[Any]) -> str | None:
@@ -241,9 +234,13 @@ def proof_many(kernels: ModuleType, dtype: np.dtype[Any]) -> str | None:
     alone.add(0, array.size)
     ends, seeds = np.array([array.size, 2 * array.size]), np.array([start, start])
     both, sketches = kernels.describe_many(np.tile(array, 2), ends, seeds, True)
+    room = 1e-12 * alone.figures[3] ** 0.5
     for one, sums in zip(both, sketches, strict=True):
-        wrong = wrong or _first_wrong(one, sums, alone.figures, alone.sketch)
-    return wrong
+        if not np.allclose(one, alone.figures, rtol=1e-12, atol=0):
+            return "figures"
+        if not np.allclose(sums, alone.sketch, rtol=0, atol=room):
+            return "sketch"
+    return None
 
 
 def sum_of_squares(x: NDArray[np.float64]) -> float:
