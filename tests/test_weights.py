@@ -419,3 +419,20 @@ def test_weights_are_cast_to_the_dtype_that_is_asked_for(tmp_path, dtype, expect
     found = weights.load(put(tmp_path / "w.npz", arrays), dtype=dtype)
     assert_equal(found, {name: array.astype(expected) for name, array in arrays.items()})
     assert all(array.flags.writeable for array in found.values())
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_as_it_was(tmp_path, monkeypatch):
+    path, other = tmp_path / "w.safetensors", tmp_path / "other.safetensors"
+    weights.save({"a": np.ones(3), "b": np.ones(4)}, path)
+    weights.save({"a": np.zeros(3), "b": np.zeros(4)}, other)
+    real = weights._tensor
+
+    def replaced(file, name):
+        if other.exists():
+            other.replace(path)
+        return real(file, name)
+
+    monkeypatch.setattr(weights, "_tensor", replaced)
+    found = weights.read_arrays(path)
+    assert not other.exists()
+    assert all(array.all() for array in found.values())
